@@ -1,0 +1,397 @@
+//! What controller and agent say to each other.
+//!
+//! The agent dials out and listens on nothing. It enrols once with a join token
+//! (`POST /v1/agent/enroll`) and then sends one long poll after the other
+//! (`POST /v1/agent/sync`). Bodies from an agent are [`SignedEnvelope`]s by the node's key, tasks are
+//! [`SignedEnvelope`]s by the controller's task key; `berth_ledger::envelope` makes and checks them.
+//! JSON, `snake_case`, unknown fields refused on both sides: the contract is versioned as a whole.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{AgentInstanceId, NodeId, TaskId, TenantId, VmId};
+
+/// The version of this contract.
+pub const PROTOCOL_VERSION: u32 = 1;
+/// Payload type of a [`Task`].
+pub const TASK_PAYLOAD_TYPE: &str = "application/vnd.berth.task+json;v=1";
+/// Payload type of an [`EnrollRequest`].
+pub const ENROLL_PAYLOAD_TYPE: &str = "application/vnd.berth.enroll+json;v=1";
+/// Payload type of a [`SyncRequest`].
+pub const SYNC_PAYLOAD_TYPE: &str = "application/vnd.berth.sync+json;v=1";
+/// Longest that a sync may be held open by the controller, in seconds.
+pub const LONG_POLL_SECONDS: u64 = 25;
+/// Most console bytes that one result carries.
+pub const MAX_CONSOLE_BYTES: u64 = 256 * 1024;
+/// What a join token begins with; base64url of a [`JoinToken`] follows.
+pub const JOIN_TOKEN_PREFIX: &str = "berth-join.";
+/// Skew of clocks that an agent tolerates in a task's times, in seconds.
+pub const CLOCK_SKEW_SECONDS: i64 = 60;
+
+/// A DSSE envelope (<https://github.com/secure-systems-lab/dsse>, version 1.0.2) with Ed25519.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SignedEnvelope {
+    /// What the payload is.
+    #[serde(rename = "payloadType")]
+    pub payload_type: String,
+    /// Standard base64 of the payload's bytes.
+    pub payload: String,
+    /// Exactly one signature.
+    pub signatures: Vec<EnvelopeSignature>,
+}
+
+/// One signature of a [`SignedEnvelope`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EnvelopeSignature {
+    /// Standard base64 of the signer's 32-byte public key.
+    pub keyid: String,
+    /// Standard base64 of the 64-byte signature.
+    pub sig: String,
+}
+
+/// What an operator hands to a new host. Single use.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JoinToken {
+    /// Where the controller answers, such as `http://127.0.0.1:9221`.
+    pub controller_url: String,
+    /// 128 random bits, base64url without padding.
+    pub secret: String,
+    /// Seconds since the epoch after which it is worthless.
+    pub expires_at: i64,
+    /// The only node name that may enrol with it, if one was set.
+    pub node_name: Option<String>,
+}
+
+/// A host asks to become a node. Signed by the key that it names.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EnrollRequest {
+    /// [`PROTOCOL_VERSION`] of the agent.
+    pub protocol_version: u32,
+    /// [`JoinToken::secret`].
+    pub secret: String,
+    /// The name that the host wants; usually its host name.
+    pub node_name: String,
+    /// Standard base64 of the node's 32-byte public key; the envelope is signed with it.
+    pub node_public_key: String,
+    /// `/etc/machine-id`.
+    pub machine_id: String,
+    /// `/proc/sys/kernel/random/boot_id`.
+    pub boot_id: String,
+    /// Version of the agent's package.
+    pub agent_version: String,
+    /// What the host has.
+    pub capacity: Capacity,
+}
+
+/// The controller's answer to an [`EnrollRequest`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EnrollReply {
+    /// The node's id from here on.
+    pub node_id: NodeId,
+    /// The epoch that tasks for this node carry.
+    pub node_epoch: u64,
+    /// Standard base64 of each public key that may sign tasks.
+    pub task_public_keys: Vec<String>,
+    /// Standard base64 of the ledger's public key.
+    pub ledger_public_key: String,
+}
+
+/// What a host can give to VMs.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Capacity {
+    /// Logical CPUs.
+    pub vcpus: u32,
+    /// Memory for VMs, in MiB, after the host's own headroom.
+    pub memory_mib: u64,
+    /// Free space for VM disks, in MiB.
+    pub disk_mib: u64,
+    /// Whether `/dev/kvm` is usable.
+    pub kvm: bool,
+}
+
+/// One long poll: what the agent saw and did since the last one.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SyncRequest {
+    /// [`PROTOCOL_VERSION`] of the agent.
+    pub protocol_version: u32,
+    /// Who speaks. The envelope's key must be this node's.
+    pub node_id: NodeId,
+    /// The epoch from enrolment.
+    pub node_epoch: u64,
+    /// This run of the agent.
+    pub agent_instance_id: AgentInstanceId,
+    /// `/proc/sys/kernel/random/boot_id`: another value means that every earlier VMM is dead.
+    pub boot_id: String,
+    /// Counts up by one in each run of the agent; the controller refuses a repeat.
+    pub seq: u64,
+    /// Version of the agent's package.
+    pub agent_version: String,
+    /// The host's clock, seconds since the epoch.
+    pub clock: i64,
+    /// How long the controller may hold the call when it has nothing to say, in seconds.
+    pub wait_seconds: u64,
+    /// Results that the controller has not acknowledged yet.
+    pub results: Vec<TaskResult>,
+    /// All VMs that this host knows.
+    pub vms: Vec<ObservedVm>,
+    /// All images that this host can start.
+    pub images: Vec<ObservedImage>,
+    /// What the host can give.
+    pub capacity: Capacity,
+}
+
+/// The controller's answer to a [`SyncRequest`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SyncReply {
+    /// Tasks that the node has not answered yet, oldest first. The same task comes again until its
+    /// result arrives.
+    pub tasks: Vec<SignedEnvelope>,
+    /// Results that are stored and need not be sent again.
+    pub acknowledged: Vec<TaskId>,
+    /// The controller's clock, seconds since the epoch.
+    pub controller_time: i64,
+}
+
+/// A signed order to one node.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Task {
+    /// Identity; the same id is never done twice.
+    pub task_id: TaskId,
+    /// The node that may do it.
+    pub node_id: NodeId,
+    /// The node's epoch.
+    pub node_epoch: u64,
+    /// The VM that it is about.
+    pub vm_id: VmId,
+    /// The VM's owner. An agent that knows the VM under another owner refuses.
+    pub tenant_id: TenantId,
+    /// Must be above the last generation that the agent persisted for this VM.
+    pub generation: u64,
+    /// Seconds since the epoch before which it is not valid.
+    pub not_before: i64,
+    /// Seconds since the epoch from which on it is not valid.
+    pub expires_at: i64,
+    /// Index of the ledger entry that authorised it.
+    pub ledger_index: u64,
+    /// What to do.
+    pub action: TaskAction,
+}
+
+/// The closed catalogue of what a controller can ask of an agent.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "type", deny_unknown_fields)]
+pub enum TaskAction {
+    /// Ensure that the VM exists with its disk, and runs.
+    #[serde(rename = "vm.create")]
+    VmCreate {
+        /// What to build.
+        spec: VmSpec,
+    },
+    /// Ensure that the VM's process is gone; its disk stays.
+    #[serde(rename = "vm.stop")]
+    VmStop {
+        /// How.
+        mode: StopMode,
+        /// Seconds to wait for the guest before it is ended.
+        timeout_s: u32,
+    },
+    /// Ensure that an existing VM runs.
+    #[serde(rename = "vm.start")]
+    VmStart {},
+    /// Ensure that nothing of the VM is left but a tombstone.
+    #[serde(rename = "vm.delete")]
+    VmDelete {},
+    /// Read the newest console output. Changes nothing, so its generation may repeat.
+    #[serde(rename = "vm.console_read")]
+    VmConsoleRead {
+        /// How many bytes at the most, up to [`MAX_CONSOLE_BYTES`].
+        tail_bytes: u64,
+    },
+}
+
+/// How a VM is stopped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StopMode {
+    /// Press the power button first.
+    Graceful,
+    /// End the process.
+    Hard,
+}
+
+/// What a VM is made of.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmSpec {
+    /// The tenant's name for it; also the guest's host name.
+    pub name: String,
+    /// Number of vCPUs.
+    pub vcpus: u32,
+    /// Memory in MiB.
+    pub memory_mib: u64,
+    /// Root disk in MiB; at least the image's own size.
+    pub disk_mib: u64,
+    /// Name of the image.
+    pub image: String,
+}
+
+/// What became of a task.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaskResult {
+    /// Which task.
+    pub task_id: TaskId,
+    /// How it ended.
+    pub outcome: TaskOutcome,
+    /// When the agent began, seconds since the epoch.
+    pub started_at: i64,
+    /// When the agent ended it, seconds since the epoch.
+    pub ended_at: i64,
+}
+
+/// How a task ended.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "snake_case", deny_unknown_fields)]
+pub enum TaskOutcome {
+    /// The state that it asks for holds.
+    Done {
+        /// Facts for the record: unit name, pid, invocation id and the like.
+        evidence: BTreeMap<String, String>,
+    },
+    /// Console bytes, standard base64.
+    Console {
+        /// Position of the first byte in the whole output since the VM was made.
+        offset: u64,
+        /// The bytes.
+        data: String,
+    },
+    /// The agent would not: signature, node, epoch, generation, owner, time or policy.
+    Refused {
+        /// Why, as a code.
+        code: RefusalCode,
+        /// Why, in words.
+        message: String,
+    },
+    /// The agent tried and could not; nothing is left behind.
+    Failed {
+        /// Why, as a code.
+        code: FailureCode,
+        /// Why, in words.
+        message: String,
+    },
+}
+
+/// Why an agent refuses a task.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RefusalCode {
+    /// No trusted key signed it, or it was changed.
+    BadSignature,
+    /// It is not a task of this contract's version.
+    Unsupported,
+    /// It is for another node.
+    WrongNode,
+    /// It is from before the node's current epoch.
+    OldEpoch,
+    /// The agent has seen this or a later generation of the VM.
+    OldGeneration,
+    /// The VM belongs to somebody else.
+    WrongOwner,
+    /// It is expired, or not valid yet.
+    ClockSkew,
+    /// The host's own policy file forbids it.
+    Policy,
+}
+
+/// Why a task failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureCode {
+    /// The host has no image of that name.
+    ImageUnknown,
+    /// The image's files are damaged: truncated, or not what they should be.
+    ImageInvalid,
+    /// Too little disk space or memory on the host.
+    NoRoom,
+    /// The VM is not on this host.
+    VmUnknown,
+    /// systemd did not start or stop the unit.
+    UnitFailed,
+    /// The VMM refused its configuration or ended before the guest ran.
+    VmmRefused,
+    /// A fault of the agent's own.
+    Internal,
+}
+
+/// One VM as the host sees it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ObservedVm {
+    /// Which VM.
+    pub vm_id: VmId,
+    /// Whose.
+    pub tenant_id: TenantId,
+    /// The last generation that the agent persisted.
+    pub generation: u64,
+    /// What it does.
+    pub state: ObservedState,
+    /// How often the guest reset itself since the VM was created.
+    pub resets: u64,
+}
+
+/// What a VM does on its host.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case", deny_unknown_fields)]
+pub enum ObservedState {
+    /// A task is working on it.
+    Changing,
+    /// Its process runs.
+    Running {
+        /// Host process id of the VMM.
+        pid: u32,
+    },
+    /// No process; disk kept.
+    Stopped {
+        /// Why it ended.
+        reason: StoppedReason,
+    },
+    /// It ended without anybody's wish.
+    Failed {
+        /// What is known: signal, exit status, the VMM's last word.
+        message: String,
+    },
+}
+
+/// Why a VM is stopped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StoppedReason {
+    /// The guest powered itself off.
+    GuestShutdown,
+    /// A task asked for it.
+    Requested,
+    /// The host restarted under it.
+    HostReboot,
+}
+
+/// One image as the host sees it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ObservedImage {
+    /// Its name.
+    pub name: String,
+    /// SHA-256 over the image's manifest, lower-case hex.
+    pub digest: String,
+    /// Size of its root disk, in MiB, rounded up.
+    pub disk_mib: u64,
+}
