@@ -1,0 +1,9 @@
+//! virtio 1.x: the device trait, the PCI transport and the devices.
+
+pub mod block;
+pub mod device;
+pub mod entropy;
+pub mod executor;
+pub mod interrupt;
+pub mod queue;
+pub mod transport;
