@@ -94,6 +94,8 @@ macro_rules! typed_id { ($($(#[$doc:meta])* $name:ident = $prefix:literal),* $(,
 typed_id! {
     /// One run of an agent process, new at every start.
     AgentInstanceId = "agent",
+    /// One controller installation; tokens are made out to it.
+    ControllerId = "ctl",
     /// One line of the ledger, known before its index is.
     EventId = "ev",
     /// A host that runs VMs.
