@@ -1,1 +1,11 @@
-//! Placeholder until the first commit of this crate's owner.
+//! Everything that needs more than one crate: the metal lab, its scenarios, and the measurements.
+//!
+//! The task runner calls this library; nothing else does. It links none of the programs: they are
+//! met as a user meets them, as packages, units, sockets and command lines.
+#![forbid(unsafe_code)]
+
+pub mod command;
+pub mod lab;
+pub mod launch;
+pub mod progress;
+pub mod workspace;

@@ -1,0 +1,264 @@
+//! Runs one guest under a given `berth-vmm` from the command line, without an agent.
+//!
+//! For lab nodes and for hands: opens the files, sends the start message, prints every event as one
+//! JSON line on standard error, and ends with the VMM's own exit status. With `--follow-resets` it
+//! starts the VMM again when the guest asked for a reset, as the agent does.
+#![forbid(unsafe_code)]
+
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::io::{Seek as _, SeekFrom, Write as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{ExitCode, ExitStatus};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use berth_api::vmm::{CONTRACT_VERSION, Console, Disk, Exit, FdIndex, Request, Start};
+use berth_tests::launch::{Descriptors, Heard, LaunchedVmm};
+
+const USAGE: &str = "usage: vmm-run --vmm PATH --kernel FILE [--initrd FILE] [--disk FILE[:ro]]... \
+                     [--cmdline TEXT] [--vcpus N] [--memory-mib M] [--entropy] \
+                     [--console FILE|-|none] [--follow-resets] [--timeout SECONDS]";
+/// How long a VMM that was told to stop may take before it is killed.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+/// Exit status for a wrong command line.
+const EXIT_USAGE: u8 = 64;
+/// Exit status for a failure of this program.
+const EXIT_FAILURE: u8 = 70;
+/// What a shell adds to a signal's number.
+const SIGNAL_BASE: i32 = 128;
+
+/// What the command line says.
+struct Arguments {
+    vmm: PathBuf,
+    kernel: PathBuf,
+    initrd: Option<PathBuf>,
+    disks: Vec<(PathBuf, bool)>,
+    cmdline: String,
+    vcpus: u32,
+    memory_mib: u64,
+    entropy: bool,
+    console: Option<PathBuf>,
+    follow_resets: bool,
+    deadline: Option<Instant>,
+}
+
+impl Arguments {
+    fn parse(mut words: impl Iterator<Item = OsString>) -> Result<Self> {
+        let (mut vmm, mut kernel) = (None, None);
+        let mut found = Self {
+            vmm: PathBuf::new(),
+            kernel: PathBuf::new(),
+            initrd: None,
+            disks: Vec::new(),
+            cmdline: String::new(),
+            vcpus: 1,
+            memory_mib: 256,
+            entropy: false,
+            console: Some(PathBuf::from("-")),
+            follow_resets: false,
+            deadline: None,
+        };
+        while let Some(word) = words.next() {
+            let option = word.to_string_lossy().into_owned();
+            let mut value = || {
+                words
+                    .next()
+                    .with_context(|| format!("{option} needs a value"))
+            };
+            match option.as_str() {
+                "--vmm" => vmm = Some(PathBuf::from(value()?)),
+                "--kernel" => kernel = Some(PathBuf::from(value()?)),
+                "--initrd" => found.initrd = Some(PathBuf::from(value()?)),
+                "--disk" => found.disks.push(disk(text(value()?)?)),
+                "--cmdline" => found.cmdline = text(value()?)?,
+                "--vcpus" => found.vcpus = number(&option, value()?)?,
+                "--memory-mib" => found.memory_mib = number(&option, value()?)?,
+                "--entropy" => found.entropy = true,
+                "--console" => {
+                    found.console =
+                        Some(PathBuf::from(value()?)).filter(|path| *path != Path::new("none"));
+                }
+                "--follow-resets" => found.follow_resets = true,
+                "--timeout" => {
+                    let limit = Duration::from_secs(number(&option, value()?)?);
+                    found.deadline = Some(Instant::now() + limit);
+                }
+                _ => bail!("unknown option `{option}`"),
+            }
+        }
+        found.vmm = vmm.context("--vmm is missing")?;
+        found.kernel = kernel.context("--kernel is missing")?;
+        Ok(found)
+    }
+
+    fn machine(&self) -> Result<(Start, Descriptors)> {
+        let mut descriptors = Descriptors::new();
+        let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm");
+        let kvm = descriptors.add(kvm.context("opening /dev/kvm")?);
+        let kernel = descriptors.add(open(&self.kernel)?);
+        let initrd = match &self.initrd {
+            Some(path) => Some(descriptors.add(open(path)?)),
+            None => None,
+        };
+        let mut disks = Vec::new();
+        for (position, (path, read_only)) in self.disks.iter().enumerate() {
+            disks.push(add_disk(&mut descriptors, position, path, *read_only)?);
+        }
+        let console = match &self.console {
+            Some(path) => Some(Console::Stream {
+                fd: add_console(&mut descriptors, path)?,
+            }),
+            None => None,
+        };
+        let start = Start {
+            version: CONTRACT_VERSION,
+            vm_id: "vmm-run".to_owned(),
+            vcpus: self.vcpus,
+            memory_mib: self.memory_mib,
+            kvm,
+            kernel,
+            initrd,
+            cmdline: self.cmdline.clone(),
+            disks,
+            console,
+            entropy: self.entropy,
+        };
+        Ok((start, descriptors))
+    }
+}
+
+fn text(value: OsString) -> Result<String> {
+    value.into_string().ok().context("a value is not UTF-8")
+}
+
+fn number<T: std::str::FromStr>(option: &str, value: OsString) -> Result<T> {
+    let value = text(value)?;
+    value
+        .parse()
+        .ok()
+        .with_context(|| format!("{option}: `{value}` is not a number that fits"))
+}
+
+fn disk(value: String) -> (PathBuf, bool) {
+    match value.strip_suffix(":ro") {
+        Some(path) => (PathBuf::from(path), true),
+        None => (PathBuf::from(value), false),
+    }
+}
+
+fn open(path: &Path) -> Result<File> {
+    File::open(path).with_context(|| format!("opening {}", path.display()))
+}
+
+fn add_disk(
+    descriptors: &mut Descriptors,
+    position: usize,
+    path: &Path,
+    read_only: bool,
+) -> Result<Disk> {
+    let file = OpenOptions::new().read(true).write(!read_only).open(path);
+    let mut file = file.with_context(|| format!("opening {}", path.display()))?;
+    // Seeking tells the size of block devices as well, which their metadata does not.
+    let expected_bytes = file
+        .seek(SeekFrom::End(0))
+        .context("finding the size of a disk")?;
+    let fd = descriptors.add(file);
+    Ok(Disk {
+        fd,
+        read_only,
+        serial: format!("disk{position}"),
+        expected_bytes,
+    })
+}
+
+fn add_console(descriptors: &mut Descriptors, path: &Path) -> Result<FdIndex> {
+    if path == Path::new("-") {
+        let copy = std::io::stdout().as_fd().try_clone_to_owned();
+        return Ok(descriptors.add(copy.context("copying the standard output")?));
+    }
+    // Appending, so that the output from before a reset stays.
+    let file = OpenOptions::new().create(true).append(true).open(path);
+    Ok(descriptors.add(file.with_context(|| format!("opening {}", path.display()))?))
+}
+
+/// Runs the VMM once, until its process has ended.
+fn run_once(arguments: &Arguments) -> Result<ExitStatus> {
+    let (start, descriptors) = arguments.machine()?;
+    let vmm = LaunchedVmm::launch(&arguments.vmm, &start, &descriptors);
+    let mut vmm = vmm.with_context(|| format!("starting {}", arguments.vmm.display()))?;
+    drop(descriptors);
+    loop {
+        match vmm.next_event(time_left(arguments.deadline))? {
+            Heard::Event(event) => {
+                let mut line = serde_json::to_vec(&event)?;
+                line.push(b'\n');
+                std::io::stderr().write_all(&line)?;
+            }
+            Heard::Closed => break,
+            Heard::Nothing if time_left(arguments.deadline).is_zero() => return stop(vmm),
+            Heard::Nothing => {}
+        }
+    }
+    match vmm.wait(STOP_GRACE)? {
+        Some(status) => Ok(status),
+        None => Ok(vmm.kill()?),
+    }
+}
+
+fn stop(mut vmm: LaunchedVmm) -> Result<ExitStatus> {
+    writeln!(
+        std::io::stderr(),
+        "vmm-run: the time is over, stopping the guest"
+    )?;
+    // A VMM that cannot be asked is killed below.
+    let asked = vmm.send(&Request::Stop);
+    let ended = if asked.is_ok() {
+        vmm.wait(STOP_GRACE)?
+    } else {
+        None
+    };
+    match ended {
+        Some(status) => Ok(status),
+        None => Ok(vmm.kill()?),
+    }
+}
+
+/// An hour without a deadline: only a bound for one wait.
+fn time_left(deadline: Option<Instant>) -> Duration {
+    let hour = Duration::from_secs(3600);
+    deadline.map_or(hour, |deadline| {
+        deadline.saturating_duration_since(Instant::now())
+    })
+}
+
+fn run(arguments: &Arguments) -> Result<u8> {
+    loop {
+        let status = run_once(arguments)?;
+        let code = status
+            .code()
+            .or_else(|| status.signal().map(|number| SIGNAL_BASE + number));
+        let code = code.context("the VMM ended in no known way")?;
+        if arguments.follow_resets && Exit::from_code(code) == Some(Exit::Reset) {
+            continue;
+        }
+        return Ok(u8::try_from(code)?);
+    }
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse(std::env::args_os().skip(1)) {
+        Ok(arguments) => run(&arguments).map_err(|error| (EXIT_FAILURE, format!("{error:#}"))),
+        Err(error) => Err((EXIT_USAGE, format!("{error:#}\n{USAGE}"))),
+    };
+    match outcome {
+        Ok(code) => ExitCode::from(code),
+        Err((code, message)) => {
+            // Nobody is left to tell if standard error is gone.
+            let _told = writeln!(std::io::stderr(), "vmm-run: {message}");
+            ExitCode::from(code)
+        }
+    }
+}
