@@ -1,0 +1,1 @@
+//! Reads packages back and says what is wrong with them.
