@@ -1,0 +1,132 @@
+//! The small read-only commands: `image list`, `usage`, `operation show`, `me`.
+
+use berth_api::rest::{Image, Me, Operation, Usage};
+use clap::Subcommand;
+
+use crate::client::Path;
+use crate::failure::Failure;
+use crate::session::Session;
+use crate::table::{Cell, Table, Tone, optional};
+
+/// What can be done with images.
+#[derive(Subcommand, Debug)]
+pub(crate) enum ImageCommand {
+    /// List what VMs can be made from
+    List,
+}
+
+/// What can be done with operations.
+#[derive(Subcommand, Debug)]
+pub(crate) enum OperationCommand {
+    /// Show where a long action stands
+    Show {
+        /// Its id, `op_…`
+        operation: String,
+    },
+}
+
+/// `image …`
+pub(crate) fn image(session: &mut Session, command: &ImageCommand) -> Result<(), Failure> {
+    match command {
+        ImageCommand::List => {
+            let items = session.client.list(&Path::of(&["v1", "images"]), None)?;
+            session.show_list(&items, image_table)
+        }
+    }
+}
+
+/// `usage`, of the caller's tenant or of another one.
+pub(crate) fn usage(session: &mut Session, tenant: Option<&str>) -> Result<(), Failure> {
+    let path = match tenant {
+        Some(tenant) => Path::of(&["v1", "tenants", tenant, "usage"]),
+        None => Path::of(&["v1", "usage"]),
+    };
+    let items = session.client.list(&path, None)?;
+    session.show_list(&items, usage_table)
+}
+
+/// `operation …`
+pub(crate) fn operation(session: &mut Session, command: &OperationCommand) -> Result<(), Failure> {
+    match command {
+        OperationCommand::Show { operation } => {
+            let reply = session
+                .client
+                .get(Path::of(&["v1", "operations", operation]))?;
+            session.show(&reply, operation_table)
+        }
+    }
+}
+
+/// `me`
+pub(crate) fn me(session: &mut Session) -> Result<(), Failure> {
+    let reply = session.client.get(Path::of(&["v1", "me"]))?;
+    session.show(&reply, me_table)
+}
+
+/// Images.
+#[must_use]
+pub(crate) fn image_table(images: &[Image]) -> Table {
+    let mut table = Table::new(&["IMAGE", "MIN DISK GB"]);
+    for image in images {
+        table.row([(&image.name).into(), image.min_disk_gb.into()]);
+    }
+    table
+}
+
+/// A tenant's ceilings and what is charged.
+#[must_use]
+pub(crate) fn usage_table(usages: &[Usage]) -> Table {
+    let mut table = Table::new(&["RESOURCE", "LIMIT", "USED", "REMAINING"]);
+    for usage in usages {
+        let remaining = match usage.remaining {
+            0 => Cell::toned("0", Tone::Caution),
+            some => some.into(),
+        };
+        table.row([
+            (&usage.resource).into(),
+            usage.limit.into(),
+            usage.used.into(),
+            remaining,
+        ]);
+    }
+    table
+}
+
+/// One operation.
+#[must_use]
+pub(crate) fn operation_table(operation: &Operation) -> Table {
+    let tone = match operation.state.as_str() {
+        "done" => Tone::Good,
+        "failed" => Tone::Bad,
+        _ => Tone::Caution,
+    };
+    let error = operation
+        .error
+        .as_ref()
+        .map(|error| format!("{} ({})", error.message, error.code));
+    Table::of_object([
+        ("operation", operation.id.into()),
+        ("VM", operation.vm_id.into()),
+        ("kind", (&operation.kind).into()),
+        ("state", Cell::toned(&operation.state, tone)),
+        ("phase", (&operation.phase).into()),
+        ("error", optional(error)),
+        ("created", (&operation.created_at).into()),
+    ])
+}
+
+/// Who the caller is.
+#[must_use]
+pub(crate) fn me_table(me: &Me) -> Table {
+    Table::of_object([
+        (
+            "tenant",
+            me.tenant_id
+                .as_ref()
+                .map_or_else(|| "- (operator)".into(), Cell::from),
+        ),
+        ("token id", me.token_id.into()),
+        ("scope", me.scope.join(" ").into()),
+        ("expires", (&me.expires_at).into()),
+    ])
+}

@@ -1,0 +1,166 @@
+//! `berthctl tenant`: the namespaces and their ceilings.
+
+use berth_api::rest::{CreateTenant, Tenant};
+use clap::{Args, Subcommand};
+use serde_json::{Map, Value, json};
+
+use crate::client::Path;
+use crate::failure::Failure;
+use crate::session::Session;
+use crate::table::Table;
+
+/// What can be done with tenants.
+#[derive(Subcommand, Debug)]
+pub(crate) enum TenantCommand {
+    /// Make a tenant; its id is never changed and never used again
+    Create {
+        /// 1 to 63 lower-case letters, digits and inner hyphens
+        tenant_id: String,
+        /// Name for people [default: the id]
+        #[arg(long)]
+        display_name: Option<String>,
+        /// VMs that may exist at once
+        #[arg(long, value_name = "N")]
+        max_vms: u32,
+        /// Storage of all disks together, in GB
+        #[arg(long, value_name = "GB")]
+        storage_quota_gb: u32,
+        /// Requests per minute
+        #[arg(long, value_name = "N")]
+        api_rate_limit_rpm: u32,
+    },
+    /// List all tenants
+    List {
+        /// At most this many
+        #[arg(long, value_name = "N")]
+        limit: Option<u32>,
+    },
+    /// Show one tenant
+    Show {
+        /// Its id
+        tenant_id: String,
+    },
+    /// Change a tenant's name or ceilings; lowering one below its use stops nothing
+    Update {
+        /// Its id
+        tenant_id: String,
+        #[command(flatten)]
+        changes: TenantChanges,
+    },
+    /// Delete a tenant that owns nothing any more
+    Delete {
+        /// Its id
+        tenant_id: String,
+    },
+}
+
+/// What can be changed; at least one must be given.
+#[derive(Args, Debug)]
+#[group(required = true, multiple = true)]
+pub(crate) struct TenantChanges {
+    /// Name for people
+    #[arg(long)]
+    display_name: Option<String>,
+    /// VMs that may exist at once
+    #[arg(long, value_name = "N")]
+    max_vms: Option<u32>,
+    /// Storage of all disks together, in GB
+    #[arg(long, value_name = "GB")]
+    storage_quota_gb: Option<u32>,
+    /// Requests per minute
+    #[arg(long, value_name = "N")]
+    api_rate_limit_rpm: Option<u32>,
+}
+
+impl TenantChanges {
+    fn to_json(&self) -> Value {
+        let members = [
+            (
+                "display_name",
+                self.display_name.as_ref().map(|name| json!(name)),
+            ),
+            ("max_vms", self.max_vms.map(Value::from)),
+            ("storage_quota_gb", self.storage_quota_gb.map(Value::from)),
+            (
+                "api_rate_limit_rpm",
+                self.api_rate_limit_rpm.map(Value::from),
+            ),
+        ];
+        let given: Map<String, Value> = members
+            .into_iter()
+            .filter_map(|(name, value)| Some((name.to_owned(), value?)))
+            .collect();
+        Value::Object(given)
+    }
+}
+
+/// Run one of them.
+pub(crate) fn run(session: &mut Session, command: TenantCommand) -> Result<(), Failure> {
+    let path = |id: &str| Path::of(&["v1", "tenants", id]);
+    let reply = match command {
+        TenantCommand::Create {
+            tenant_id,
+            display_name,
+            max_vms,
+            storage_quota_gb,
+            api_rate_limit_rpm,
+        } => {
+            let body = json!(CreateTenant {
+                display_name: display_name.unwrap_or_else(|| tenant_id.clone()),
+                tenant_id,
+                max_vms,
+                storage_quota_gb,
+                api_rate_limit_rpm,
+            });
+            session
+                .client
+                .post(Path::of(&["v1", "tenants"]), Some(&body))?
+        }
+        TenantCommand::List { limit } => {
+            let items = session.client.list(&Path::of(&["v1", "tenants"]), limit)?;
+            return session.show_list(&items, list_table);
+        }
+        TenantCommand::Show { tenant_id } => session.client.get(path(&tenant_id))?,
+        TenantCommand::Update { tenant_id, changes } => {
+            session.client.patch(path(&tenant_id), &changes.to_json())?
+        }
+        TenantCommand::Delete { tenant_id } => {
+            session.client.delete(path(&tenant_id))?;
+            let gone = json!({ "tenant_id": tenant_id, "deleted": true });
+            return session.screen.say(&gone, &format!("deleted {tenant_id}"));
+        }
+    };
+    session.show(&reply, object_table)
+}
+
+/// Many tenants.
+#[must_use]
+pub(crate) fn list_table(tenants: &[Tenant]) -> Table {
+    let mut table = Table::new(&["TENANT", "NAME", "MAX VMS", "STORAGE GB", "RPM", "CREATED"]);
+    for tenant in tenants {
+        table.row([
+            (&tenant.tenant_id).into(),
+            (&tenant.display_name).into(),
+            tenant.max_vms.into(),
+            tenant.storage_quota_gb.into(),
+            tenant.api_rate_limit_rpm.into(),
+            (&tenant.created_at).into(),
+        ]);
+    }
+    table
+}
+
+/// One tenant.
+#[must_use]
+pub(crate) fn object_table(tenant: &Tenant) -> Table {
+    Table::of_object([
+        ("tenant", (&tenant.tenant_id).into()),
+        ("display name", (&tenant.display_name).into()),
+        ("max VMs", tenant.max_vms.into()),
+        ("storage quota GB", tenant.storage_quota_gb.into()),
+        ("API requests per minute", tenant.api_rate_limit_rpm.into()),
+        ("created", (&tenant.created_at).into()),
+        ("revision", tenant.revision.into()),
+        ("ledger entry", tenant.audit_index.into()),
+    ])
+}

@@ -1,0 +1,335 @@
+//! `berthctl vm`: a tenant's guests.
+
+use std::collections::BTreeMap;
+
+use berth_api::ids::{OperationId, VmId};
+use berth_api::rest::{CreateVm, Operation, Vm, VmState};
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use crate::client::{Path, Reply};
+use crate::command::catalogue::operation_table;
+use crate::console;
+use crate::duration::parse_seconds;
+use crate::failure::Failure;
+use crate::session::Session;
+use crate::table::{Cell, Table, Tone, optional};
+use crate::wait::{Goal, WaitArguments, state_parser, state_text, wait_for};
+
+/// What can be done with VMs.
+#[derive(Subcommand, Debug)]
+pub(crate) enum VmCommand {
+    /// Create a VM and start it
+    Create {
+        #[command(flatten)]
+        shape: Box<VmShape>,
+        #[command(flatten)]
+        wait: WaitArguments,
+    },
+    /// List VMs: the tenant's own, or all for an operator
+    List {
+        /// Only this tenant's (operators)
+        #[arg(long)]
+        tenant: Option<String>,
+        /// At most this many
+        #[arg(long, value_name = "N")]
+        limit: Option<u32>,
+    },
+    /// Show one VM
+    Show {
+        /// Its name or id
+        vm: String,
+    },
+    /// Start a stopped or failed VM
+    Start {
+        /// Its name or id
+        vm: String,
+        #[command(flatten)]
+        wait: WaitArguments,
+    },
+    /// Stop a VM; its disk is kept
+    Stop {
+        /// Its name or id
+        vm: String,
+        /// Do not ask the guest, switch it off
+        #[arg(long)]
+        hard: bool,
+        #[command(flatten)]
+        wait: WaitArguments,
+    },
+    /// Print what the guest wrote to its console
+    Console {
+        /// Its name or id
+        vm: String,
+        /// Go on printing what comes
+        #[arg(long, short)]
+        follow: bool,
+        /// Only the last lines
+        #[arg(long, value_name = "LINES")]
+        tail: Option<usize>,
+    },
+    /// Delete a VM and its disk
+    Delete {
+        /// Its name or id
+        vm: String,
+        #[command(flatten)]
+        wait: WaitArguments,
+    },
+    /// Wait until a VM is in a state
+    Wait {
+        /// Its name or id
+        vm: String,
+        /// Which state
+        #[arg(long, default_value = "running", value_parser = state_parser())]
+        state: VmState,
+        /// How long to wait, such as 90s or 5m
+        #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = parse_seconds)]
+        timeout: u64,
+    },
+}
+
+/// What a new VM is like.
+#[derive(Args, Debug)]
+pub(crate) struct VmShape {
+    /// 1 to 63 lower-case letters, digits and inner hyphens [default: made up]
+    name: Option<String>,
+    /// An image's name, as in `image list`
+    #[arg(long)]
+    image: String,
+    /// Number of vCPUs [default: 1]
+    #[arg(long, value_name = "N")]
+    vcpus: Option<u32>,
+    /// Memory in MiB [default: 512]
+    #[arg(long, value_name = "MIB")]
+    memory_mb: Option<u64>,
+    /// Root disk in GB [default: the image's own size]
+    #[arg(long, value_name = "GB")]
+    disk_gb: Option<u32>,
+    /// A label; may be repeated
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = parse_label)]
+    labels: Vec<(String, String)>,
+    /// The tenant; must be the token's own
+    #[arg(long)]
+    tenant: Option<String>,
+}
+
+impl From<VmShape> for CreateVm {
+    fn from(shape: VmShape) -> Self {
+        Self {
+            name: shape.name,
+            vcpus: shape.vcpus,
+            memory_mb: shape.memory_mb,
+            disk_gb: shape.disk_gb,
+            image: shape.image,
+            tenant_id: shape.tenant,
+            labels: shape.labels.into_iter().collect(),
+        }
+    }
+}
+
+fn parse_label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("write it as KEY=VALUE".to_owned()),
+    }
+}
+
+fn path(vm: &str) -> Path {
+    Path::of(&["v1", "vms", vm])
+}
+
+/// Run one of them.
+pub(crate) fn run(session: &mut Session, command: VmCommand) -> Result<(), Failure> {
+    match command {
+        VmCommand::Create { shape, wait } => {
+            let body = json!(CreateVm::from(*shape));
+            let reply = session.client.post(Path::of(&["v1", "vms"]), Some(&body))?;
+            let vm: Vm = reply.read()?;
+            let goal = goal(vm.id, vm.operation, wait.goal(VmState::Running), &wait);
+            show_vm_after(session, &reply, goal)
+        }
+        VmCommand::List { tenant, limit } => {
+            let path = Path::of(&["v1", "vms"]).with("tenant_id", tenant);
+            let items = session.client.list(&path, limit)?;
+            session.show_list(&items, list_table)
+        }
+        VmCommand::Show { vm } => {
+            let reply = session.client.get(path(&vm))?;
+            session.show(&reply, object_table)
+        }
+        VmCommand::Start { vm, wait } => {
+            let reply = act(session, &vm, "start", None)?;
+            show_operation_after(session, &reply, VmState::Running, &wait)
+        }
+        VmCommand::Stop { vm, hard, wait } => {
+            let body = hard.then(|| json!({ "mode": "hard" }));
+            let reply = act(session, &vm, "stop", body.as_ref())?;
+            show_operation_after(session, &reply, VmState::Stopped, &wait)
+        }
+        VmCommand::Console { vm, follow, tail } => console::print(session, &vm, follow, tail),
+        VmCommand::Delete { vm, wait } => {
+            let reply = session.client.delete(path(&vm))?;
+            show_operation_after(session, &reply, VmState::Deleted, &wait)
+        }
+        VmCommand::Wait { vm, state, timeout } => {
+            let reply = session.client.get(path(&vm))?;
+            let vm: Vm = reply.read()?;
+            let goal = Goal {
+                vm: vm.id,
+                operation: vm.operation,
+                state,
+                seconds: timeout,
+            };
+            show_vm_after(session, &reply, Some(goal))
+        }
+    }
+}
+
+fn act(
+    session: &Session,
+    vm: &str,
+    verb: &str,
+    body: Option<&serde_json::Value>,
+) -> Result<Reply, Failure> {
+    let path = Path::of(&["v1", "vms", vm, verb]);
+    session.client.post(path, body)
+}
+
+fn goal(
+    vm: VmId,
+    operation: Option<OperationId>,
+    state: Option<VmState>,
+    wait: &WaitArguments,
+) -> Option<Goal> {
+    state.map(|state| Goal {
+        vm,
+        operation,
+        state,
+        seconds: wait.timeout,
+    })
+}
+
+/// Show the VM as it came, or as it is once the goal is reached.
+fn show_vm_after(session: &mut Session, reply: &Reply, goal: Option<Goal>) -> Result<(), Failure> {
+    let Some(goal) = goal else {
+        return session.show(reply, object_table);
+    };
+    match wait_for(session, &goal)? {
+        Some(reply) => session.show(&reply, object_table),
+        None => {
+            let gone = json!({ "id": goal.vm, "state": "deleted" });
+            session.screen.say(&gone, &format!("deleted {}", goal.vm))
+        }
+    }
+}
+
+/// Show the operation as it came, or the VM once the operation's goal is reached.
+fn show_operation_after(
+    session: &mut Session,
+    reply: &Reply,
+    leads_to: VmState,
+    wait: &WaitArguments,
+) -> Result<(), Failure> {
+    let Some(state) = wait.goal(leads_to) else {
+        return session.show(reply, operation_table);
+    };
+    let operation: Operation = reply.read()?;
+    let goal = goal(operation.vm_id, Some(operation.id), Some(state), wait);
+    show_vm_after(session, reply, goal)
+}
+
+/// Many VMs.
+#[must_use]
+pub(crate) fn list_table(vms: &[Vm]) -> Table {
+    let mut table = Table::new(&[
+        "VM ID",
+        "NAME",
+        "TENANT",
+        "STATE",
+        "VCPUS",
+        "MEMORY MB",
+        "DISK GB",
+        "IMAGE",
+        "NODE",
+        "CREATED",
+    ]);
+    for vm in vms {
+        table.row([
+            vm.id.into(),
+            (&vm.name).into(),
+            (&vm.tenant_id).into(),
+            state_cell(vm.state),
+            vm.vcpus.into(),
+            vm.memory_mb.into(),
+            vm.disk_gb.into(),
+            (&vm.image).into(),
+            optional(vm.node_id),
+            (&vm.created_at).into(),
+        ]);
+    }
+    table
+}
+
+/// One VM.
+#[must_use]
+pub(crate) fn object_table(vm: &Vm) -> Table {
+    let reason = vm
+        .state_reason
+        .as_ref()
+        .map(|reason| format!("{} ({})", reason.message, reason.code));
+    Table::of_object([
+        ("VM", vm.id.into()),
+        ("name", (&vm.name).into()),
+        ("tenant", (&vm.tenant_id).into()),
+        ("state", state_cell(vm.state)),
+        ("reason", optional(reason)),
+        ("since", (&vm.state_since).into()),
+        ("wanted", state_text(vm.desired_state).into()),
+        ("vCPUs", vm.vcpus.into()),
+        ("memory MB", vm.memory_mb.into()),
+        ("disk GB", vm.disk_gb.into()),
+        ("image", (&vm.image).into()),
+        ("node", optional(vm.node_id)),
+        ("labels", labels(&vm.labels)),
+        ("created", (&vm.created_at).into()),
+        ("operation", optional(vm.operation)),
+    ])
+}
+
+fn labels(labels: &BTreeMap<String, String>) -> Cell {
+    let texts: Vec<String> = labels
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
+    optional((!texts.is_empty()).then(|| texts.join(" ")))
+}
+
+fn state_cell(state: VmState) -> Cell {
+    let tone = match state {
+        VmState::Running => Tone::Good,
+        VmState::Failed | VmState::Unreachable => Tone::Bad,
+        VmState::Pending
+        | VmState::Scheduling
+        | VmState::Provisioning
+        | VmState::Starting
+        | VmState::Stopping
+        | VmState::Deleting => Tone::Caution,
+        VmState::Stopped | VmState::Deleted => return state_text(state).into(),
+    };
+    Cell::toned(state_text(state), tone)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_label_needs_a_key_and_may_have_any_value() {
+        let pair = |key: &str, value: &str| Ok((key.to_owned(), value.to_owned()));
+        assert_eq!(parse_label("a=b"), pair("a", "b"));
+        assert_eq!(parse_label("a=b=c"), pair("a", "b=c"));
+        assert_eq!(parse_label("a="), pair("a", ""));
+        parse_label("a").unwrap_err();
+        parse_label("=b").unwrap_err();
+    }
+}

@@ -1,0 +1,255 @@
+//! Which controller to talk to and with which token: pure choice, thin reading.
+//!
+//! The token is never printed, logged or put into an error; only where it came from is.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use berth_api::rest::DEFAULT_URL;
+use clap::Args;
+
+use crate::failure::Failure;
+
+const ADMIN_TOKEN: &str = "/var/lib/berth/controller/admin.token";
+
+/// What every command takes.
+#[derive(Args, Clone)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct ConnectionArguments {
+    /// The controller's address [default: http://127.0.0.1:9221]
+    #[arg(long, global = true, env = "BERTH_URL", hide_env_values = true)]
+    pub(crate) url: Option<String>,
+    /// The bearer token [default: ~/.config/berth/token, then the controller's admin.token]
+    ///
+    /// Other users of this machine can read a command line: prefer BERTH_TOKEN or a file.
+    #[arg(long, global = true, env = "BERTH_TOKEN", hide_env_values = true)]
+    pub(crate) token: Option<String>,
+}
+
+impl std::fmt::Debug for ConnectionArguments {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ConnectionArguments")
+            .field("url", &self.url)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A bearer token. `Debug` does not show it.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Token(String);
+
+impl Token {
+    fn parse(text: &str, origin: &str) -> Result<Self, Failure> {
+        let text = text.trim();
+        if text.is_empty() || !text.chars().all(|c| c.is_ascii_graphic()) {
+            return Err(Failure::MalformedToken {
+                origin: origin.to_owned(),
+            });
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    /// For the `Authorization` header and nothing else.
+    #[must_use]
+    pub(crate) fn secret(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Token(…)")
+    }
+}
+
+/// Where to talk to, with what, and what the caller should know about it.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    /// Scheme, host and port, without a slash at the end.
+    pub(crate) url: String,
+    /// The token, if one was found.
+    pub(crate) token: Option<Token>,
+    /// Where a token was looked for.
+    pub(crate) tried: String,
+    /// Remarks for standard error.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// Resolve the arguments, which include the environment, against this user's files.
+pub(crate) fn resolve(arguments: &ConnectionArguments) -> Result<Connection, Failure> {
+    let config = std::env::var_os("XDG_CONFIG_HOME")
+        .map(PathBuf::from)
+        .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".config")));
+    let mut files: Vec<PathBuf> = config
+        .map(|folder| folder.join("berth/token"))
+        .into_iter()
+        .collect();
+    files.push(PathBuf::from(ADMIN_TOKEN));
+    resolve_with(arguments, &files)
+}
+
+fn resolve_with(arguments: &ConnectionArguments, files: &[PathBuf]) -> Result<Connection, Failure> {
+    let url = checked_url(arguments.url.as_deref().unwrap_or(DEFAULT_URL))?;
+    let mut warnings = Vec::new();
+    let token = match &arguments.token {
+        Some(text) => Some(Token::parse(text, "--token or BERTH_TOKEN")?),
+        None => token_from_files(files, &mut warnings)?,
+    };
+    if token.is_some() && !is_loopback(&url) {
+        warnings.push(format!(
+            "warning: {url} is not this machine and the connection is not encrypted; the token can \
+             be read on the way. Use an SSH tunnel."
+        ));
+    }
+    let places: Vec<String> = files
+        .iter()
+        .map(|file| file.display().to_string())
+        .collect();
+    Ok(Connection {
+        url,
+        token,
+        tried: format!("--token, BERTH_TOKEN, {}", places.join(", ")),
+        warnings,
+    })
+}
+
+/// The first of the files that can be read.
+fn token_from_files(
+    files: &[PathBuf],
+    warnings: &mut Vec<String>,
+) -> Result<Option<Token>, Failure> {
+    for file in files {
+        let Ok(text) = std::fs::read_to_string(file) else {
+            continue;
+        };
+        let open = std::fs::metadata(file).is_ok_and(|meta| meta.permissions().mode() & 0o077 != 0);
+        if open {
+            warnings.push(format!(
+                "warning: other users can read the token in {0}; run `chmod 600 {0}`",
+                file.display()
+            ));
+        }
+        return Token::parse(&text, &file.display().to_string()).map(Some);
+    }
+    Ok(None)
+}
+
+fn checked_url(text: &str) -> Result<String, Failure> {
+    let usage = |sentence: String, remedy: &str| {
+        Err(Failure::Usage {
+            sentence,
+            remedy: remedy.to_owned(),
+        })
+    };
+    if text.starts_with("https://") {
+        return usage(
+            format!("{text} asks for TLS, which this version does not speak"),
+            "Use http:// to a loopback address, through an SSH tunnel if it is far.",
+        );
+    }
+    let authority = text
+        .strip_prefix("http://")
+        .map(|rest| rest.strip_suffix('/').unwrap_or(rest));
+    match authority {
+        Some(host) if !host.is_empty() && !host.contains(['/', '?', '#', '@', ' ']) => {
+            Ok(format!("http://{host}"))
+        }
+        _ => usage(
+            format!("`{text}` is not a controller's URL"),
+            "Write it as http://HOST:PORT.",
+        ),
+    }
+}
+
+fn is_loopback(url: &str) -> bool {
+    let authority = url.strip_prefix("http://").unwrap_or(url);
+    let host = match authority.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or(rest),
+        None => authority.split(':').next().unwrap_or(authority),
+    };
+    host == "localhost"
+        || host
+            .parse()
+            .is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arguments(url: Option<&str>, token: Option<&str>) -> ConnectionArguments {
+        ConnectionArguments {
+            url: url.map(str::to_owned),
+            token: token.map(str::to_owned),
+        }
+    }
+
+    fn token_file(folder: &Path, name: &str, mode: u32) -> PathBuf {
+        let path = folder.join(name);
+        std::fs::write(&path, format!("{name}-token\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        path
+    }
+
+    #[test]
+    fn the_first_readable_token_wins() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = [
+            folder.path().join("absent"),
+            token_file(folder.path(), "own", 0o600),
+            token_file(folder.path(), "admin", 0o600),
+        ];
+        let found = resolve_with(&arguments(None, None), &files).unwrap();
+        assert_eq!(found.token, Some(Token("own-token".to_owned())));
+        assert_eq!(found.url, DEFAULT_URL);
+        assert!(found.warnings.is_empty());
+        let given = resolve_with(&arguments(None, Some("given")), &files).unwrap();
+        assert_eq!(given.token, Some(Token("given".to_owned())));
+    }
+
+    #[test]
+    fn a_token_file_that_others_can_read_is_used_with_a_warning() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = [token_file(folder.path(), "own", 0o644)];
+        let found = resolve_with(&arguments(None, None), &files).unwrap();
+        assert!(found.token.is_some());
+        assert!(found.warnings[0].contains("chmod 600"), "{found:?}");
+    }
+
+    #[test]
+    fn a_far_controller_in_clear_text_is_warned_about() {
+        for (url, warns) in [
+            ("http://127.0.0.1:1", false),
+            ("http://localhost:1/", false),
+            ("http://[::1]:1", false),
+            ("http://192.0.2.1:1", true),
+            ("http://127.0.0.1.example:1", true),
+        ] {
+            let found = resolve_with(&arguments(Some(url), Some("t")), &[]).unwrap();
+            assert_eq!(!found.warnings.is_empty(), warns, "{url}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_plain_http_address_is_a_usage_error() {
+        for url in [
+            "",
+            "127.0.0.1:1",
+            "https://a",
+            "http://",
+            "http://a/v1",
+            "http://u@a",
+        ] {
+            let refused = resolve_with(&arguments(Some(url), None), &[]);
+            assert!(matches!(refused, Err(Failure::Usage { .. })), "{url}");
+        }
+    }
+
+    #[test]
+    fn neither_a_bad_token_nor_a_good_one_is_ever_shown() {
+        let refused = resolve_with(&arguments(None, Some("sec ret\nX")), &[]).unwrap_err();
+        assert!(!refused.to_text().contains("ret"), "{refused:?}");
+        let found = resolve_with(&arguments(None, Some("secret")), &[]).unwrap();
+        assert!(!format!("{found:?}").contains("secret"));
+    }
+}

@@ -1,0 +1,5 @@
+//! Reading the controller's ledger: which entries are wanted, and whether they are genuine.
+
+pub(crate) mod filter;
+pub(crate) mod pages;
+pub(crate) mod verify;

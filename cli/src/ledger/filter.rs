@@ -1,0 +1,197 @@
+//! Which entries a reader wants: pure.
+//!
+//! The controller can select by tenant, event type and VM; everything is checked here again, so an
+//! answer never shows more than was asked for.
+
+use std::str::FromStr;
+
+use berth_api::rest::{AuditBody, AuditEntry};
+
+/// What a filter looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Key {
+    /// Whose namespace.
+    TenantId,
+    /// Which VM.
+    VmId,
+    /// Which node.
+    NodeId,
+    /// Which kind of event.
+    EventType,
+    /// `accepted`, `denied`, `failed` or `completed`.
+    Outcome,
+    /// Under which token.
+    TokenId,
+}
+
+const KEYS: [(&str, Key); 6] = [
+    ("tenant-id", Key::TenantId),
+    ("vm-id", Key::VmId),
+    ("node-id", Key::NodeId),
+    ("event-type", Key::EventType),
+    ("outcome", Key::Outcome),
+    ("token-id", Key::TokenId),
+];
+
+/// One `key=value`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Filter {
+    /// What it looks at.
+    pub(crate) key: Key,
+    /// What must stand there.
+    pub(crate) value: String,
+}
+
+impl FromStr for Filter {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let known = KEYS.map(|(name, _)| name).join(", ");
+        let (name, value) = text
+            .split_once('=')
+            .ok_or_else(|| format!("write it as KEY=VALUE with one of {known}"))?;
+        let key = KEYS.iter().find(|(key_name, _)| *key_name == name);
+        match key {
+            None => Err(format!("`{name}` is none of {known}")),
+            Some(_) if value.is_empty() => Err(format!("`{name}` needs a value")),
+            Some((_, key)) => Ok(Self {
+                key: *key,
+                value: value.to_owned(),
+            }),
+        }
+    }
+}
+
+/// Filters that must all hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Filters(pub(crate) Vec<Filter>);
+
+impl Filters {
+    /// The first value for a key, for the controller to select by.
+    #[must_use]
+    pub(crate) fn value_of(&self, key: Key) -> Option<&str> {
+        self.0
+            .iter()
+            .find(|filter| filter.key == key)
+            .map(|filter| filter.value.as_str())
+    }
+
+    /// Whether the controller selects by all of them, so that a page holds no misses.
+    #[must_use]
+    pub(crate) fn are_served(&self) -> bool {
+        self.0
+            .iter()
+            .all(|filter| matches!(filter.key, Key::TenantId | Key::EventType | Key::VmId))
+    }
+
+    /// Whether an entry is wanted. One whose body is not readable is wanted by nobody who filters.
+    #[must_use]
+    pub(crate) fn admit(&self, entry: &ReadEntry) -> bool {
+        self.0.iter().all(|filter| {
+            entry
+                .body
+                .as_ref()
+                .and_then(|body| member(body, filter.key))
+                .is_some_and(|value| value == filter.value)
+        })
+    }
+}
+
+fn member(body: &AuditBody, key: Key) -> Option<String> {
+    match key {
+        Key::TenantId => body.tenant_id.as_ref().map(ToString::to_string),
+        Key::VmId => body.vm_id.map(|id| id.to_string()),
+        Key::NodeId => body.node_id.map(|id| id.to_string()),
+        Key::EventType => Some(body.event_type.clone()),
+        Key::Outcome => Some(body.outcome.clone()),
+        Key::TokenId => body.actor.token_id.map(|id| id.to_string()),
+    }
+}
+
+/// An entry with what its body says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ReadEntry {
+    /// As served.
+    pub(crate) entry: AuditEntry,
+    /// Nothing if a newer controller wrote it in a way that is not known here.
+    pub(crate) body: Option<AuditBody>,
+}
+
+impl From<AuditEntry> for ReadEntry {
+    fn from(entry: AuditEntry) -> Self {
+        Self {
+            body: serde_json::from_str(&entry.body).ok(),
+            entry,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn entry() -> ReadEntry {
+        let body = json!({
+            "event_id": "ev_01jd0000000000000000000000",
+            "time": "2026-01-02T03:04:05.678Z",
+            "event_type": "TENANT_CREATED",
+            "tenant_id": "acme-corp",
+            "actor": {
+                "kind": "operator",
+                "token_id": "tok_01jd0000000000000000000000",
+                "subject_key": null
+            },
+            "request": null,
+            "vm_id": null,
+            "node_id": null,
+            "outcome": "completed",
+            "code": null
+        });
+        AuditEntry {
+            index: 0,
+            body: body.to_string(),
+            prev_hash: String::new(),
+            hash: String::new(),
+            signature: String::new(),
+        }
+        .into()
+    }
+
+    fn admits(filters: &[&str]) -> bool {
+        let filters = filters.iter().map(|text| text.parse().unwrap()).collect();
+        Filters(filters).admit(&entry())
+    }
+
+    #[test]
+    fn all_filters_must_hold() {
+        assert!(admits(&[]));
+        assert!(admits(&[
+            "tenant-id=acme-corp",
+            "event-type=TENANT_CREATED"
+        ]));
+        assert!(admits(&["outcome=completed"]));
+        assert!(admits(&["token-id=tok_01jd0000000000000000000000"]));
+        assert!(!admits(&["tenant-id=acme-corp", "event-type=VM_DELETED"]));
+        assert!(!admits(&["tenant-id=acme"]));
+        assert!(!admits(&["vm-id=vm_01jd0000000000000000000000"]));
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_the_known_ones() {
+        let refused = "tenant=acme-corp".parse::<Filter>().unwrap_err();
+        for (name, _) in KEYS {
+            assert!(refused.contains(name), "{refused}");
+        }
+        "tenant-id".parse::<Filter>().unwrap_err();
+        "tenant-id=".parse::<Filter>().unwrap_err();
+    }
+
+    #[test]
+    fn an_unreadable_body_is_listed_but_matches_no_filter() {
+        let mut entry = entry();
+        entry.body = None;
+        assert!(Filters::default().admit(&entry));
+        assert!(!Filters(vec!["outcome=completed".parse().unwrap()]).admit(&entry));
+    }
+}

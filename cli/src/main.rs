@@ -1,2 +1,0 @@
-//! Placeholder until the first commit of this crate's owner.
-fn main() {}
