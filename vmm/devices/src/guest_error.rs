@@ -23,6 +23,8 @@ pub enum GuestError {
     VirtioRegister,
     /// A write to a queue register outside the time between `FEATURES_OK` and `DRIVER_OK`.
     VirtioQueueLocked,
+    /// A queue size that is no power of two or above the device's.
+    VirtioQueueSize,
     /// A queue index that the device does not have.
     VirtioQueueIndex,
     /// A device status that may not follow the present one.
@@ -47,7 +49,7 @@ pub enum GuestError {
 
 impl GuestError {
     /// Every kind, in the order of the counters.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::BusMiss,
         Self::BusAccess,
         Self::PciConfigAccess,
@@ -55,6 +57,7 @@ impl GuestError {
         Self::MsixAccess,
         Self::VirtioRegister,
         Self::VirtioQueueLocked,
+        Self::VirtioQueueSize,
         Self::VirtioQueueIndex,
         Self::VirtioStatus,
         Self::VirtioFeatures,
@@ -78,6 +81,7 @@ impl GuestError {
             Self::MsixAccess => "msix_access",
             Self::VirtioRegister => "virtio_register",
             Self::VirtioQueueLocked => "virtio_queue_locked",
+            Self::VirtioQueueSize => "virtio_queue_size",
             Self::VirtioQueueIndex => "virtio_queue_index",
             Self::VirtioStatus => "virtio_status",
             Self::VirtioFeatures => "virtio_features",

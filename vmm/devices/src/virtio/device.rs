@@ -34,9 +34,9 @@ pub trait VirtioDevice: Send {
     /// Takes the accepted features, before the first `serve`.
     fn activate(&mut self, features: u64);
 
-    /// Takes chains from queue `index`, at most `budget` of them, and completes each. Publishes
-    /// through `queue` and never interrupts: the caller does, once per call. Must not block for
-    /// longer than the back end's own requests take.
+    /// Takes chains from queue `index` until [`VirtQueue::pop`] gives no more, and completes each.
+    /// Never interrupts: the caller does, once per call. Must not block for longer than the back
+    /// end's own requests take.
     ///
     /// # Errors
     /// If the driver broke the ring.
@@ -45,7 +45,6 @@ pub trait VirtioDevice: Send {
         index: u16,
         queue: &mut VirtQueue,
         memory: &Memory,
-        budget: u16,
     ) -> Result<(), QueueBroken>;
 
     /// Forgets the driver. On return nothing that the device started may touch guest memory.

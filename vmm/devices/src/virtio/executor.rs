@@ -1,12 +1,19 @@
 //! Who runs active devices: the seam between the transport, on a vCPU thread, and the I/O thread.
+//!
+//! Owns the loop around a device's `serve`: budget, notification suppression and the one interrupt
+//! per batch. Threads and event descriptors are the machine's.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex};
 
 use super::device::{Served, VirtioDevice};
 use super::interrupt::VirtioInterrupt;
-use super::queue::VirtQueue;
+use super::queue::{QueueBroken, VirtQueue};
+use crate::guest_error::GuestError;
 use crate::memory::Memory;
 use crate::pci::DeviceSlot;
+use crate::sync::lock;
 
 /// Chains that one call to [`ActiveDevice::serve`] takes at most, so that no guest action keeps
 /// the I/O thread from other devices.
@@ -21,11 +28,46 @@ pub struct ActiveDevice {
 }
 
 impl ActiveDevice {
+    /// An active device; `queues` has one place per queue, `None` where the driver enabled none.
+    #[must_use]
+    pub fn new(
+        device: Box<dyn VirtioDevice>,
+        queues: Vec<Option<VirtQueue>>,
+        memory: Arc<Memory>,
+        interrupt: Arc<VirtioInterrupt>,
+    ) -> Self {
+        Self {
+            device,
+            queues,
+            memory,
+            interrupt,
+        }
+    }
+
     /// Serves queue `queue_index` for up to [`SERVE_BUDGET`] chains, publishes the used ring and
     /// interrupts the driver at most once. Queues that are not enabled are [`Served::Idle`].
     pub fn serve(&mut self, queue_index: u16) -> Served {
-        let _ = (&mut self.device, &self.memory, &self.interrupt, queue_index);
-        Served::Idle
+        if self.interrupt.needs_reset() {
+            return Served::NeedsReset;
+        }
+        let Some(Some(queue)) = self.queues.get_mut(usize::from(queue_index)) else {
+            return Served::Idle;
+        };
+        queue.grant(SERVE_BUDGET);
+        let served = serve_queue(self.device.as_mut(), queue_index, queue, &self.memory);
+        // What was completed before a break is the driver's all the same.
+        let wants_interrupt = queue.needs_interrupt(&self.memory);
+        if wants_interrupt == Ok(true) {
+            self.interrupt.queue_used(queue_index);
+        }
+        match served.and_then(|served| wants_interrupt.map(|_| served)) {
+            Ok(served) => served,
+            Err(QueueBroken) => {
+                queue.count(GuestError::VirtioQueueBroken);
+                self.interrupt.ask_for_reset();
+                Served::NeedsReset
+            }
+        }
     }
 
     /// Number of queues of the device, enabled or not.
@@ -33,12 +75,43 @@ impl ActiveDevice {
     pub fn queue_count(&self) -> u16 {
         u16::try_from(self.queues.len()).unwrap_or(u16::MAX)
     }
+
+    /// Ends the active time and gives the device back, at rest.
+    pub(super) fn into_device(mut self) -> Box<dyn VirtioDevice> {
+        self.device.reset();
+        self.device
+    }
 }
 
-impl std::fmt::Debug for ActiveDevice {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+/// Serves until the ring is empty and the driver knows that it has to notify again, or until the
+/// budget is used up.
+fn serve_queue(
+    device: &mut dyn VirtioDevice,
+    index: u16,
+    queue: &mut VirtQueue,
+    memory: &Memory,
+) -> Result<Served, QueueBroken> {
+    loop {
+        queue.disable_notification(memory)?;
+        device.serve(index, queue, memory)?;
+        if queue.charge(0) == 0 {
+            return Ok(Served::More);
+        }
+        if !queue.enable_notification(memory)? {
+            return Ok(Served::Idle);
+        }
+        // A driver that moves the index to and fro makes rounds without chains: they cost, too.
+        if queue.charge(1) == 0 {
+            return Ok(Served::More);
+        }
+    }
+}
+
+impl fmt::Debug for ActiveDevice {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
             .debug_struct("ActiveDevice")
+            .field("queues", &self.queues)
             .finish_non_exhaustive()
     }
 }
@@ -51,9 +124,9 @@ pub struct ActivateError {
     pub device: Option<Box<ActiveDevice>>,
 }
 
-/// Runs active devices. The machine implements it with its I/O thread, tests with
-/// `InlineExecutor`. All calls come from vCPU threads with the device's transport locked, so
-/// the executor must never call back into a transport.
+/// Runs active devices. The machine implements it with its I/O thread; [`InlineExecutor`] is for
+/// tests and fuzzers. All calls come from vCPU threads with the device's transport locked, so the
+/// executor must never call back into a transport.
 pub trait QueueExecutor: Send + Sync {
     /// Takes over `device`. Returns after the executor owns it: a notification that follows must
     /// find it. The executor serves every queue once on arrival, as a driver may fill a queue
@@ -70,4 +143,41 @@ pub trait QueueExecutor: Send + Sync {
     /// The driver notified `queue_index` by a write that reached the transport (with ioeventfds
     /// that is only the `PCI_CFG` window). Need not wait for the queue to be served.
     fn notify(&self, slot: DeviceSlot, queue_index: u16);
+}
+
+/// Serves on the thread that notifies. For tests and fuzzers: a real machine would stall a vCPU.
+#[derive(Debug, Default)]
+pub struct InlineExecutor {
+    devices: Mutex<BTreeMap<DeviceSlot, ActiveDevice>>,
+}
+
+/// Rounds that one notification is served for. A ring whose used part overlaps its available part
+/// never runs empty.
+const INLINE_ROUNDS: usize = 64;
+
+impl QueueExecutor for InlineExecutor {
+    fn activate(&self, slot: DeviceSlot, device: ActiveDevice) -> Result<(), ActivateError> {
+        let queues = device.queue_count();
+        lock(&self.devices).insert(slot, device);
+        for queue_index in 0..queues {
+            self.notify(slot, queue_index);
+        }
+        Ok(())
+    }
+
+    fn deactivate(&self, slot: DeviceSlot) -> Option<ActiveDevice> {
+        lock(&self.devices).remove(&slot)
+    }
+
+    fn notify(&self, slot: DeviceSlot, queue_index: u16) {
+        let mut devices = lock(&self.devices);
+        let Some(device) = devices.get_mut(&slot) else {
+            return;
+        };
+        for _ in 0..INLINE_ROUNDS {
+            if device.serve(queue_index) != Served::More {
+                return;
+            }
+        }
+    }
 }

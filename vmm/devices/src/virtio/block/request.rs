@@ -1,0 +1,155 @@
+//! From a descriptor chain to a checked block request (virtio 1.2, 5.2.6).
+//!
+//! Pure but for reading the header: owns every check of what a driver asks for, so that the device
+//! only moves bytes. A request is a header to read, data in one direction, and a status byte as
+//! the last byte that the device may write; how these are cut into descriptors does not matter.
+
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::super::queue::{Buffers, Chain};
+use crate::guest_error::GuestError;
+use crate::memory::Memory;
+
+/// Bytes of a sector: the unit of positions and of the disk's length.
+pub const SECTOR_BYTES: u64 = 512;
+/// Bytes that a driver reads as the serial number.
+pub const SERIAL_BYTES: u32 = 20;
+/// Most data of one request: 64 MiB. A longer one would keep the thread from other devices.
+pub const MAX_DATA_BYTES: u64 = 64 << 20;
+
+const HEADER_BYTES: u32 = 16;
+
+/// What the disk is, as far as a request is concerned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DiskShape {
+    /// Number of whole sectors.
+    pub sectors: u64,
+    /// Whether writes are refused.
+    pub read_only: bool,
+}
+
+/// What to do.
+#[derive(PartialEq, Eq, Debug)]
+pub enum Operation {
+    /// Fill `data` from `offset`.
+    Read {
+        /// Byte position on the disk.
+        offset: u64,
+        /// Where the bytes go.
+        data: Buffers,
+    },
+    /// Write `data` to `offset`.
+    Write {
+        /// Byte position on the disk.
+        offset: u64,
+        /// Where the bytes come from.
+        data: Buffers,
+    },
+    /// Make completed writes durable.
+    Flush,
+    /// Write [`SERIAL_BYTES`] bytes of the serial number.
+    Identify {
+        /// Where the bytes go; exactly as long.
+        data: Buffers,
+    },
+}
+
+/// What a driver is told about a request that is not carried out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refusal {
+    /// `VIRTIO_BLK_S_IOERR` for what the guest did wrong.
+    Failed(GuestError),
+    /// `VIRTIO_BLK_S_IOERR` because the host's disk said no.
+    HostFailed,
+    /// `VIRTIO_BLK_S_UNSUPP`.
+    Unsupported,
+}
+
+/// One request with the place of its answer.
+#[derive(PartialEq, Eq, Debug)]
+pub struct Request {
+    /// Guest physical address of the status byte.
+    pub status: u64,
+    /// What to do, or why not.
+    pub operation: Result<Operation, Refusal>,
+}
+
+/// Reads and checks the request in `chain`. `None` if there is no byte for a status: nothing can
+/// be answered.
+#[must_use]
+pub fn parse(chain: &mut Chain, memory: &Memory, disk: DiskShape) -> Option<Request> {
+    let mut writable = std::mem::take(&mut chain.writable);
+    let status = writable.take_last_byte()?;
+    let readable = std::mem::take(&mut chain.readable);
+    Some(Request {
+        status,
+        operation: operation(readable, writable, memory, disk),
+    })
+}
+
+fn operation(
+    mut readable: Buffers,
+    writable: Buffers,
+    memory: &Memory,
+    disk: DiskShape,
+) -> Result<Operation, Refusal> {
+    const MALFORMED: Refusal = Refusal::Failed(GuestError::VirtioRequest);
+    let header = readable.take_front(HEADER_BYTES).ok_or(MALFORMED)?;
+    let (kind, sector) = read_header(&header, memory).ok_or(MALFORMED)?;
+    match kind {
+        VIRTIO_BLK_T_IN => {
+            let offset = checked_offset(sector, &writable, disk)?;
+            Ok(Operation::Read {
+                offset,
+                data: writable,
+            })
+        }
+        VIRTIO_BLK_T_OUT if disk.read_only => Err(Refusal::Failed(GuestError::BlockRefused)),
+        VIRTIO_BLK_T_OUT => {
+            let offset = checked_offset(sector, &readable, disk)?;
+            Ok(Operation::Write {
+                offset,
+                data: readable,
+            })
+        }
+        VIRTIO_BLK_T_FLUSH => Ok(Operation::Flush),
+        VIRTIO_BLK_T_GET_ID => {
+            let mut data = writable;
+            let data = data.take_front(SERIAL_BYTES).ok_or(MALFORMED)?;
+            Ok(Operation::Identify { data })
+        }
+        _ => Err(Refusal::Unsupported),
+    }
+}
+
+/// Type and sector; the header is copied once and may be cut into several descriptors.
+fn read_header(header: &Buffers, memory: &Memory) -> Option<(u32, u64)> {
+    let mut bytes = [0; HEADER_BYTES as usize];
+    let mut rest = bytes.as_mut_slice();
+    for segment in header.segments() {
+        let (now, later) = rest.split_at_mut_checked(usize::try_from(segment.bytes).ok()?)?;
+        memory.read_slice(now, GuestAddress(segment.address)).ok()?;
+        rest = later;
+    }
+    let (kind, sector) = (bytes.first_chunk()?, bytes.last_chunk()?);
+    Some((u32::from_le_bytes(*kind), u64::from_le_bytes(*sector)))
+}
+
+/// The byte position of a transfer of `data` that starts at `sector`, if it is whole sectors and
+/// lies on the disk.
+fn checked_offset(sector: u64, data: &Buffers, disk: DiskShape) -> Result<u64, Refusal> {
+    let bytes = data.bytes();
+    if bytes == 0 || !bytes.is_multiple_of(SECTOR_BYTES) || bytes > MAX_DATA_BYTES {
+        return Err(Refusal::Failed(GuestError::VirtioRequest));
+    }
+    let end = sector.checked_add(bytes / SECTOR_BYTES);
+    if end.is_none_or(|end| end > disk.sectors) {
+        return Err(Refusal::Failed(GuestError::BlockRange));
+    }
+    sector
+        .checked_mul(SECTOR_BYTES)
+        .ok_or(Refusal::Failed(GuestError::BlockRange))
+}
