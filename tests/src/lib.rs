@@ -8,4 +8,5 @@ pub mod command;
 pub mod lab;
 pub mod launch;
 pub mod progress;
+pub mod tiny_guest;
 pub mod workspace;

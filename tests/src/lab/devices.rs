@@ -1,0 +1,77 @@
+//! What a scenario may plug into a node, as a typed list, and the QEMU arguments that do it.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// A device of a node, beyond root disk and network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Device {
+    /// A read-only virtio-blk disk; the node sees `/dev/vda` and so on, in order.
+    SharedDisk {
+        /// A raw image that other nodes may use at the same time.
+        image: PathBuf,
+    },
+    /// A writable NVMe drive on a root port of its own: a slot in an IOMMU group of its own.
+    NvmeSlot {
+        /// A raw image; its size is the drive's.
+        image: PathBuf,
+        /// What the drive calls itself.
+        serial: String,
+    },
+}
+
+impl Device {
+    /// QEMU arguments for this device; `number` is unique among the node's devices.
+    #[must_use]
+    pub fn arguments(&self, number: usize) -> Vec<OsString> {
+        let drive = format!("dev{number}");
+        match self {
+            Self::SharedDisk { image } => vec![
+                "-drive".into(),
+                drive_argument(&drive, image, "readonly=on"),
+                "-device".into(),
+                format!("virtio-blk-pci,drive={drive}").into(),
+            ],
+            Self::NvmeSlot { image, serial } => vec![
+                "-device".into(),
+                format!("pcie-root-port,id=port{number},slot={number},chassis={number}").into(),
+                "-drive".into(),
+                drive_argument(&drive, image, "cache=none"),
+                "-device".into(),
+                format!("nvme,serial={serial},bus=port{number},drive={drive}").into(),
+            ],
+        }
+    }
+}
+
+/// A `-drive` value for a raw image without a front end.
+#[must_use]
+pub fn drive_argument(id: &str, image: &std::path::Path, options: &str) -> OsString {
+    let mut value = OsString::from(format!("if=none,id={id},format=raw,{options},file="));
+    // A comma in a path is doubled in QEMU's option syntax.
+    value.push(image.to_string_lossy().replace(',', ",,"));
+    value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_has_a_root_port_of_its_own() {
+        let slot = Device::NvmeSlot {
+            image: "/x/a,b.raw".into(),
+            serial: "s1".into(),
+        };
+        let words: Vec<_> = slot
+            .arguments(3)
+            .into_iter()
+            .map(|word| word.into_string().unwrap())
+            .collect();
+        assert!(words.contains(&"nvme,serial=s1,bus=port3,drive=dev3".to_owned()));
+        assert!(
+            words.iter().any(|word| word.ends_with("file=/x/a,,b.raw")),
+            "{words:?}"
+        );
+    }
+}

@@ -1,0 +1,16 @@
+//! The metal lab: a Debian host with KVM, an IOMMU and devices, emulated on any machine.
+//!
+//! [`image`] makes disks and keeps them by content, [`node`] boots one host and talks to it over
+//! ssh, [`devices`] is what a scenario may plug in, [`scenario`] lists what can be shown. The node is
+//! installed from our own packages and nothing else. All of it lies under `build/lab/`.
+
+pub mod api;
+pub mod apt;
+pub mod cache;
+pub mod devices;
+pub mod image;
+pub mod initrd;
+pub mod node;
+pub mod scenario;
+pub mod scenarios;
+pub mod ssh;

@@ -1,0 +1,311 @@
+//! One emulated host: a QEMU process with SVM, an IOMMU, our node image and a way in.
+//!
+//! TCG emulates the processor, so no hardware virtualisation is needed here and KVM works inside.
+//! The process ends with its [`Node`], however that ends: by `Drop`, or by the kernel's
+//! parent-death signal. [`Node::keep`] is the one way to leave it running.
+
+use std::fs::File;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::cache;
+use super::devices::{Device, drive_argument};
+use super::image::{ChannelKeys, NodeImage, lab_dir};
+use super::ssh::{self, Channel, Lifetime, wait_for};
+use crate::command;
+
+/// How long a node may take until its ssh server answers. The usual time is 10 to 20 s; a busy
+/// machine may need several times that.
+const BOOT_LIMIT: Duration = Duration::from_secs(180);
+
+/// What a node is made of.
+#[derive(Debug, Clone)]
+pub struct NodeSpec {
+    /// Its memory.
+    pub memory_mib: u32,
+    /// Its processors.
+    pub cpus: u32,
+    /// What is plugged in.
+    pub devices: Vec<Device>,
+    /// Whether it ends with us.
+    pub lifetime: Lifetime,
+}
+
+impl Default for NodeSpec {
+    fn default() -> Self {
+        Self {
+            memory_mib: 3072,
+            cpus: 2,
+            devices: Vec::new(),
+            lifetime: Lifetime::Ours,
+        }
+    }
+}
+
+/// A running node.
+#[derive(Debug)]
+pub struct Node {
+    folder: PathBuf,
+    port: u16,
+    qemu: Child,
+    channel: Option<Channel>,
+}
+
+impl Node {
+    /// Boots a node and waits until it answers. `name` is the folder of its logs below
+    /// `build/lab/runs/`, which is emptied first.
+    ///
+    /// # Errors
+    /// If QEMU ends, or ssh does not answer in time; the message quotes the node's console.
+    pub fn boot(name: &str, image: &NodeImage, spec: &NodeSpec) -> Result<Self> {
+        let folder = run_folder(name);
+        cache::remove_tree(&folder)?;
+        std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+        let keys = ChannelKeys::ensure()?;
+        let port = ssh::free_port()?;
+        let log = File::create(folder.join("qemu.log")).context("creating qemu.log")?;
+        let mut command = qemu(image, spec, port, &folder);
+        std::fs::write(folder.join("qemu.cmd"), command::shown(&command))
+            .context("writing qemu.cmd")?;
+        command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        let qemu = command.spawn().context("starting qemu-system-x86_64")?;
+        let mut node = Self {
+            folder,
+            port,
+            qemu,
+            channel: None,
+        };
+        node.wait_until_it_answers()?;
+        node.channel = Some(Channel::open(port, &keys, &node.folder, spec.lifetime)?);
+        Ok(node)
+    }
+
+    /// Where this node's logs are.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The way in.
+    ///
+    /// # Errors
+    /// If the node never answered.
+    pub fn channel(&self) -> Result<&Channel> {
+        self.channel.as_ref().context("the node has no channel")
+    }
+
+    /// Runs a shell script on the node and returns whatever came of it.
+    ///
+    /// # Errors
+    /// If the node does not answer.
+    pub fn run(&self, script: &str) -> Result<Output> {
+        self.channel()?.run(script)
+    }
+
+    /// Runs a shell script that has to succeed, and returns its standard output.
+    ///
+    /// # Errors
+    /// If the script's exit status is not 0; the message has its whole output.
+    pub fn check(&self, script: &str) -> Result<String> {
+        let output = self.run(script)?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        ensure!(
+            output.status.success(),
+            "on the node, `{script}` ended with {}:\n{}{}",
+            ended(&output),
+            text,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(text.into_owned())
+    }
+
+    /// Runs a shell script again and again until it succeeds; returns its standard output then.
+    ///
+    /// # Errors
+    /// If it never does within `limit`; the message has the last output.
+    pub fn wait_until(&self, what: &str, limit: Duration, script: &str) -> Result<String> {
+        let mut last = None;
+        let done = wait_for(limit, || {
+            let output = self.run(script)?;
+            let good = output.status.success();
+            last = Some(output);
+            Ok(good)
+        })?;
+        let output = last.context("a condition was never asked")?;
+        ensure!(
+            done,
+            "{what}: not within {} s; `{script}` last said:\n{}{}",
+            limit.as_secs(),
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Copies a file to the node.
+    ///
+    /// # Errors
+    /// If it cannot be read here or written there.
+    pub fn copy_in(&self, source: &Path, target: &str, mode: &str) -> Result<()> {
+        let mut file =
+            File::open(source).with_context(|| format!("opening {}", source.display()))?;
+        self.channel()?.write(&mut file, target, mode)
+    }
+
+    /// Copies a file from the node.
+    ///
+    /// # Errors
+    /// If it cannot be read there or written here.
+    pub fn copy_out(&self, source: &str, target: &Path) -> Result<()> {
+        let output = self.run(&format!("cat '{source}'"))?;
+        ensure!(
+            output.status.success(),
+            "reading {source} on the node: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+        std::fs::write(target, output.stdout)
+            .with_context(|| format!("writing {}", target.display()))
+    }
+
+    /// Mounts the first shared disk read-only at `/srv/guest`.
+    ///
+    /// # Errors
+    /// If the node has none.
+    pub fn mount_guest_image(&self) -> Result<()> {
+        self.check(
+            "modprobe virtio_blk && udevadm settle --timeout=30 && mkdir -p /srv/guest && \
+             mount -o ro /dev/vda /srv/guest",
+        )?;
+        Ok(())
+    }
+
+    /// Collects journal, kernel log and unit states next to the serial log. Best effort: it runs
+    /// when something has failed already.
+    pub fn collect(&self) {
+        let wanted = [
+            ("journal.txt", "journalctl --no-pager -b -o short-monotonic"),
+            ("dmesg.txt", "dmesg"),
+            (
+                "units.txt",
+                "systemctl --no-pager --all; systemctl --no-pager --failed",
+            ),
+            (
+                "state.txt",
+                "ls -laR /var/lib/berth /run/berth /etc/berth; ps auxf; free -m; df -h",
+            ),
+        ];
+        for (name, script) in wanted {
+            let text = match self.run(script) {
+                Ok(output) => output.stdout,
+                Err(error) => format!("could not be read: {error:#}\n").into_bytes(),
+            };
+            if std::fs::write(self.folder.join(name), text).is_err() {
+                // The failure that is being reported matters more than its evidence.
+            }
+        }
+    }
+
+    /// Leaves the node running and returns the pids to end later: QEMU's and the channel's.
+    #[must_use]
+    pub fn keep(self) -> Vec<u32> {
+        let mut pids = vec![self.qemu.id()];
+        pids.extend(self.channel.as_ref().map(Channel::pid));
+        // Both destructors would end the processes, which is what must not happen here.
+        std::mem::forget(self);
+        pids
+    }
+
+    fn wait_until_it_answers(&mut self) -> Result<()> {
+        let port = self.port;
+        let answered = wait_for(BOOT_LIMIT, || {
+            if let Some(status) = self.qemu.try_wait().context("waiting for QEMU")? {
+                bail!(
+                    "QEMU ended with {status}:\n{}",
+                    command::tail(&self.folder.join("qemu.log"), 10)
+                );
+            }
+            Ok(ssh::answers(port))
+        })?;
+        ensure!(
+            answered,
+            "the node did not answer within {} s; its console says:\n{}",
+            BOOT_LIMIT.as_secs(),
+            command::tail(&self.folder.join("serial.log"), 20)
+        );
+        Ok(())
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.channel = None;
+        ssh::end(&mut self.qemu);
+    }
+}
+
+/// The folder of a run's logs.
+#[must_use]
+pub fn run_folder(name: &str) -> PathBuf {
+    lab_dir().join("runs").join(name)
+}
+
+fn qemu(image: &NodeImage, spec: &NodeSpec, port: u16, folder: &Path) -> Command {
+    let mut command = spec.lifetime.command("qemu-system-x86_64");
+    command.args(["-name", "berth-lab", "-machine", "q35,kernel-irqchip=off"]);
+    command.args(["-accel", "tcg,thread=multi", "-cpu", "max"]);
+    command.args([
+        "-smp",
+        &spec.cpus.to_string(),
+        "-m",
+        &spec.memory_mib.to_string(),
+    ]);
+    command.args(["-device", "intel-iommu,intremap=on,aw-bits=48"]);
+    command.args([
+        "-nodefaults",
+        "-no-user-config",
+        "-no-reboot",
+        "-display",
+        "none",
+    ]);
+    command
+        .arg("-serial")
+        .arg(format!("file:{}", folder.join("serial.log").display()));
+    command
+        .arg("-kernel")
+        .arg(&image.kernel)
+        .args(["-append", KERNEL_ARGUMENTS]);
+    // The image is shared: what a node writes goes to a file of its own that QEMU has unlinked.
+    command.env("TMPDIR", folder);
+    command.arg("-drive").arg(drive_argument(
+        "root",
+        &image.disk,
+        "snapshot=on,cache=unsafe",
+    ));
+    command.args(["-device", "nvme,serial=root,drive=root"]);
+    let network = format!("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:22");
+    command.args(["-netdev", &network, "-device", "virtio-net-pci,netdev=net"]);
+    command.args(["-device", "virtio-rng-pci"]);
+    for (number, device) in (1..).zip(&spec.devices) {
+        command.args(device.arguments(number));
+    }
+    command
+}
+
+/// NVMe and ext4 are built into the kernel, so that the node needs no initrd.
+const KERNEL_ARGUMENTS: &str = "root=/dev/nvme0n1 rootfstype=ext4 rw console=ttyS0 quiet \
+    net.ifnames=0 intel_iommu=on systemd.show_status=no";
+
+fn ended(output: &Output) -> String {
+    match (output.status.code(), output.status.signal()) {
+        (Some(code), _) => format!("exit status {code}"),
+        (None, Some(signal)) => format!("signal {signal}"),
+        (None, None) => "no status".to_owned(),
+    }
+}

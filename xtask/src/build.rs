@@ -1,0 +1,98 @@
+//! Builds the programs with cargo, and says where they are.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use berth_tests::{command, workspace};
+
+/// Runs cargo with its output in `build/logs/<log>.log`.
+///
+/// # Errors
+/// If cargo does not exit with 0.
+pub(crate) fn cargo(arguments: &[&str], log: &str) -> Result<()> {
+    logged(cargo_command().args(arguments), log)
+}
+
+/// Runs a command with its output in `build/logs/<log>.log`.
+///
+/// # Errors
+/// If it does not exit with 0; the message quotes the end of the log.
+pub(crate) fn logged(command: &mut Command, log: &str) -> Result<()> {
+    let folder = workspace::build_dir().join("logs");
+    command::run_logged(command, &folder.join(format!("{log}.log")))
+}
+
+/// cargo, in the workspace, without what the `cargo xtask` around us has put into the environment.
+pub(crate) fn cargo_command() -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(workspace::root());
+    for (name, _) in std::env::vars_os() {
+        // What cargo sets for the package that it runs would make build scripts run again.
+        let own = name.to_str().is_some_and(|name| {
+            name.starts_with("CARGO_PKG_")
+                || name == "CARGO_MANIFEST_DIR"
+                || name == "CARGO_MANIFEST_PATH"
+        });
+        if own {
+            cargo.env_remove(name);
+        }
+    }
+    cargo
+}
+
+/// Builds every program that goes into a package, in release mode.
+///
+/// # Errors
+/// If cargo fails.
+pub(crate) fn release_programs() -> Result<()> {
+    cargo(
+        &[
+            "build",
+            "--release",
+            "--locked",
+            "--bins",
+            "-p",
+            "berth-controller",
+            "-p",
+            "berth-agent",
+            "-p",
+            "berth-vmm",
+            "-p",
+            "berth-cli",
+        ],
+        "build-release",
+    )
+}
+
+/// Builds the programs that scenarios bring along, in release mode, and returns their folder.
+///
+/// # Errors
+/// If cargo fails.
+pub(crate) fn lab_programs() -> Result<PathBuf> {
+    cargo(
+        &[
+            "build",
+            "--release",
+            "--locked",
+            "--bins",
+            "-p",
+            "berth-tests",
+        ],
+        "build-lab-programs",
+    )?;
+    Ok(workspace::target_dir().join("release"))
+}
+
+/// A program that [`release_programs`] has built.
+///
+/// # Errors
+/// If it is not there.
+pub(crate) fn release_program(name: &str) -> Result<PathBuf> {
+    let path = workspace::target_dir().join("release").join(name);
+    let found = path
+        .metadata()
+        .with_context(|| format!("looking for {}", path.display()))?;
+    ensure!(found.is_file(), "{} is not a program", path.display());
+    Ok(path)
+}

@@ -1,0 +1,119 @@
+//! `cargo xtask lab`: the metal lab's front.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, bail};
+use berth_tests::command::tail;
+use berth_tests::lab::image;
+use berth_tests::lab::node::{Node, NodeSpec, run_folder};
+use berth_tests::lab::scenario::{self, Context};
+use berth_tests::progress::{Progress, say, short};
+
+use crate::setup::{self, Need};
+use crate::{build, package};
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// A scenario's name, or `shell` for a prompt on a node with our packages
+    scenario: Option<String>,
+    /// List the scenarios and what each shows
+    #[arg(long)]
+    list: bool,
+}
+
+/// Runs the task.
+///
+/// # Errors
+/// If the scenario fails; the message says where its logs are.
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    match (&arguments.scenario, arguments.list) {
+        (Some(name), false) if name == "shell" => shell(),
+        (Some(name), false) => {
+            let Some(found) = scenario::by_name(name) else {
+                bail!("there is no scenario {name}; `cargo xtask lab --list` shows them");
+            };
+            let mut progress = Progress::new(&format!("lab {name}"));
+            let context = prepare(&mut progress)?;
+            progress.phase(found.name);
+            run_one(found, &context)?;
+            say(&format!("{name}: passed in {}", short(progress.finish())));
+            Ok(ExitCode::SUCCESS)
+        }
+        (None, false) | (_, true) => {
+            for scenario in scenario::ALL {
+                say(&format!("{:<14} {}", scenario.name, scenario.shows));
+            }
+            say(&format!(
+                "{:<14} a prompt on a node with our packages installed",
+                "shell"
+            ));
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// Builds programs, packages and images: all that scenarios need.
+///
+/// # Errors
+/// If one of the builds fails.
+pub(crate) fn prepare(progress: &mut Progress) -> Result<Context> {
+    setup::ensure(&[Need::Compile, Need::Package, Need::Lab])?;
+    progress.phase("build the programs");
+    build::release_programs()?;
+    let programs = build::lab_programs()?;
+    progress.phase("pack");
+    let packages = package::debs()?;
+    progress.phase("Debian trees for host and guest");
+    image::node_tree()?;
+    image::guest_tree()?;
+    progress.phase("images of host and guest");
+    let guest = image::guest_image()?;
+    let node = image::node_image(&packages)?;
+    Ok(Context {
+        node,
+        guest,
+        programs,
+        say,
+    })
+}
+
+/// Runs one scenario and, when it fails, says where the evidence is.
+///
+/// # Errors
+/// The scenario's.
+pub(crate) fn run_one(scenario: &scenario::Scenario, context: &Context) -> Result<()> {
+    (scenario.run)(context).with_context(|| {
+        format!(
+            "scenario {} failed; logs are in {}",
+            scenario.name,
+            run_folder(scenario.name).display()
+        )
+    })
+}
+
+fn shell() -> Result<ExitCode> {
+    let mut progress = Progress::new("lab shell");
+    let context = prepare(&mut progress)?;
+    progress.phase("boot a node");
+    let devices = vec![berth_tests::lab::devices::Device::SharedDisk {
+        image: context.guest.artefacts.clone(),
+    }];
+    let node = Node::boot(
+        "shell",
+        &context.node,
+        &NodeSpec {
+            devices,
+            ..NodeSpec::default()
+        },
+    )?;
+    node.mount_guest_image()?;
+    progress.finish();
+    say("The guest image for tenants is in /srv/guest. The node ends when you leave.");
+    let log: PathBuf = node.folder().join("serial.log");
+    let status = node.channel()?.shell().status().context("starting ssh")?;
+    if status.code() == Some(255) {
+        bail!("the node went away; its console says:\n{}", tail(&log, 10));
+    }
+    Ok(ExitCode::SUCCESS)
+}
