@@ -1,1 +1,22 @@
-//! Placeholder until the first commit of this crate's owner.
+//! One guest machine: its spec, its memory map, how it boots, its devices' wiring and its vCPUs.
+//!
+//! Built once from a [`spec::MachineSpec`] and run until its guest ends. It may not parse arguments,
+//! talk to a control socket or open a path, and it has no `unsafe`.
+#![forbid(unsafe_code)]
+
+pub mod acpi;
+pub mod boot;
+pub mod console;
+pub mod device_set;
+pub mod ending;
+pub mod layout;
+pub mod machine;
+pub mod memory;
+pub mod queue_executor;
+pub mod refusal;
+pub mod spec;
+pub mod vcpu;
+
+pub use machine::{Machine, MachineEvent, RunningMachine};
+pub use refusal::{BuildMachineError, Refusal};
+pub use spec::MachineSpec;

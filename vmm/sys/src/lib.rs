@@ -1,1 +1,26 @@
-//! Placeholder until the first commit of this crate's owner.
+//! The one VMM crate that may write `unsafe`.
+//!
+//! It owns the facts that the compiler cannot see: that guest memory stays mapped as long as KVM
+//! may reach it ([`vm`], [`vcpu`]), that a signal handler touches nothing but a live `kvm_run`
+//! page ([`vcpu_kick`]), and what a raw descriptor is ([`kvm_device`]). It decides nothing: policy,
+//! configuration and the meaning of guest data are its callers' business.
+#![allow(
+    unsafe_code,
+    reason = "this crate exists to hold the unsafe code of the VMM, each block with its proof"
+)]
+
+pub mod event;
+pub mod exit_now;
+pub mod kvm_device;
+pub mod stop_signal;
+pub mod vcpu;
+pub mod vcpu_kick;
+pub mod vm;
+
+pub use event::Event;
+pub use exit_now::exit_now;
+pub use kvm_device::kvm_from_descriptor;
+pub use stop_signal::watch_stop_signal;
+pub use vcpu::{GuestExit, Vcpu};
+pub use vcpu_kick::{VcpuThread, install_kick_handler};
+pub use vm::{CreateVmError, Vm};

@@ -1,0 +1,239 @@
+//! The devices of one machine, made from its spec and wired to KVM.
+//!
+//! Owns which device sits where: PCI slots, ports, pins and the two buses. It emulates nothing.
+
+use std::io;
+use std::sync::Arc;
+
+use berth_vmm_devices::bus::{Bus, BusDevice, BusRange};
+use berth_vmm_devices::guest_error::GuestErrors;
+use berth_vmm_devices::interrupt::{IrqLine, MsiMessage, MsiSender};
+use berth_vmm_devices::ioapic::{IOAPIC_BYTES, IoApic};
+use berth_vmm_devices::memory::Memory;
+use berth_vmm_devices::pci::root::{BarWindows, ECAM_BYTES, PciRoot};
+use berth_vmm_devices::pci::{DeviceSlot, PciFunction};
+use berth_vmm_devices::power::{OnPowerRequest, PowerPort, PowerRegister, PowerRequest};
+use berth_vmm_devices::power_button::{PowerButton, STATUS_BYTES};
+use berth_vmm_devices::serial::{SERIAL_BYTES, Serial};
+use berth_vmm_devices::virtio::block::backend::FileBackend;
+use berth_vmm_devices::virtio::block::{Block, BlockOptions};
+use berth_vmm_devices::virtio::device::VirtioDevice;
+use berth_vmm_devices::virtio::entropy::Entropy;
+use berth_vmm_devices::virtio::transport::{VirtioPci, VirtioPciParts};
+use berth_vmm_sys::Vm;
+
+use crate::console::{self, DroppedBytes};
+use crate::ending::Ending;
+use crate::layout;
+use crate::queue_executor::IoLoop;
+use crate::refusal::{BuildMachineError, host};
+use crate::spec::{ConsoleSpec, DiskSpec};
+
+/// What the devices of a machine are made of.
+#[derive(Debug)]
+pub struct DeviceInput {
+    /// The disks in PCI order.
+    pub disks: Vec<DiskSpec>,
+    /// The serial port's output.
+    pub console: Option<ConsoleSpec>,
+    /// Whether there is an entropy device.
+    pub entropy: bool,
+}
+
+/// The devices, reachable through the buses.
+#[derive(Debug)]
+pub struct DeviceSet {
+    /// Port I/O.
+    pub ports: Bus,
+    /// Memory-mapped I/O.
+    pub mmio: Bus,
+    /// The power button, for whoever may press it.
+    pub power_button: Arc<PowerButton>,
+    /// Counts of what the guest did wrong.
+    pub guest_errors: Arc<GuestErrors>,
+    /// Console bytes that nobody kept.
+    pub console_dropped: DroppedBytes,
+}
+
+/// Interrupts of emulated devices: a message to KVM, no routing table.
+struct KvmMsi(Arc<Vm>);
+
+impl MsiSender for KvmMsi {
+    fn send(&self, message: MsiMessage) {
+        // A message that KVM refuses has a malformed address, which only the guest could write:
+        // it loses its own interrupt.
+        self.0
+            .signal_msi(message.address, message.data)
+            .unwrap_or(());
+    }
+}
+
+/// Everything that builds devices, so that each function names only what is its own.
+struct Builder<'a> {
+    vm: &'a Arc<Vm>,
+    io: &'a mut IoLoop,
+    memory: Arc<Memory>,
+    msi: Arc<dyn MsiSender>,
+    errors: Arc<GuestErrors>,
+    ports: Vec<BusRange>,
+    mmio: Vec<BusRange>,
+}
+
+/// Builds all devices.
+///
+/// # Errors
+/// If a file cannot be prepared or KVM refuses a notification address.
+pub fn build(
+    vm: &Arc<Vm>,
+    io: &mut IoLoop,
+    ending: &Arc<Ending>,
+    input: DeviceInput,
+) -> Result<DeviceSet, BuildMachineError> {
+    let errors = Arc::new(GuestErrors::default());
+    let mut builder = Builder {
+        vm,
+        io,
+        memory: Arc::new(vm.memory().clone()),
+        msi: Arc::new(KvmMsi(Arc::clone(vm))),
+        errors: Arc::clone(&errors),
+        ports: Vec::new(),
+        mmio: Vec::new(),
+    };
+    let ioapic = builder.ioapic();
+    let power_button = builder.power(&ioapic, ending);
+    let console_dropped = DroppedBytes::default();
+    if let Some(console) = input.console {
+        let output =
+            console::open(console, console_dropped.clone()).map_err(host("open the console"))?;
+        let line: Arc<dyn IrqLine> = Arc::new(ioapic.line(layout::COM1_PIN));
+        builder.port(
+            layout::COM1_PORT,
+            SERIAL_BYTES,
+            Arc::new(Serial::new(line, output)),
+        );
+    }
+    builder.pci(input.disks, input.entropy)?;
+    Ok(DeviceSet {
+        ports: Bus::new(builder.ports, Arc::clone(&errors))?,
+        mmio: Bus::new(builder.mmio, Arc::clone(&errors))?,
+        power_button,
+        guest_errors: errors,
+        console_dropped,
+    })
+}
+
+impl Builder<'_> {
+    fn port(&mut self, port: u16, bytes: u64, device: Arc<dyn BusDevice>) {
+        self.ports.push(BusRange {
+            base: u64::from(port),
+            bytes,
+            device,
+        });
+    }
+
+    fn ioapic(&mut self) -> Arc<IoApic> {
+        let ioapic = Arc::new(IoApic::new(Arc::clone(&self.msi)));
+        let base = layout::IOAPIC.start;
+        self.mmio.push(BusRange {
+            base,
+            bytes: IOAPIC_BYTES,
+            device: ioapic.clone(),
+        });
+        ioapic
+    }
+
+    fn power(&mut self, ioapic: &Arc<IoApic>, ending: &Arc<Ending>) -> Arc<PowerButton> {
+        let ending = Arc::clone(ending);
+        let on_request: OnPowerRequest = Arc::new(move |request| {
+            ending.set(match request {
+                PowerRequest::PowerOff => berth_api::vmm::Exit::PowerOff,
+                PowerRequest::Reset => berth_api::vmm::Exit::Reset,
+            });
+        });
+        let registers = [
+            (layout::SLEEP_CONTROL_PORT, PowerRegister::SleepControl),
+            (layout::SLEEP_STATUS_PORT, PowerRegister::SleepStatus),
+            (layout::RESET_PORT, PowerRegister::Reset),
+            (
+                layout::KEYBOARD_COMMAND_PORT,
+                PowerRegister::KeyboardCommand,
+            ),
+        ];
+        for (port, register) in registers {
+            let device =
+                PowerPort::new(register, Arc::clone(&on_request), Arc::clone(&self.errors));
+            self.port(port, PowerRegister::BYTES, Arc::new(device));
+        }
+        let line: Arc<dyn IrqLine> = Arc::new(ioapic.line(layout::EVENT_PIN));
+        let button = Arc::new(PowerButton::new(line));
+        self.port(layout::EVENT_STATUS_PORT, STATUS_BYTES, button.clone());
+        button
+    }
+
+    /// The PCI bus: disks from slot 1 on, then the entropy device.
+    fn pci(&mut self, disks: Vec<DiskSpec>, entropy: bool) -> Result<(), BuildMachineError> {
+        let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+        for disk in disks {
+            let options = BlockOptions {
+                read_only: disk.read_only,
+                serial: disk.serial,
+            };
+            let backend = FileBackend::new(disk.file, disk.bytes);
+            devices.push(Box::new(Block::new(Box::new(backend), options)));
+        }
+        if entropy {
+            devices.push(Box::new(Entropy::new()));
+        }
+        let functions: Vec<_> = (1..)
+            .filter_map(DeviceSlot::new)
+            .zip(devices)
+            .map(|(slot, device)| (slot, Arc::new(self.virtio(slot, device))))
+            .collect();
+        let on_bus = functions
+            .iter()
+            .map(|(slot, function)| (*slot, Arc::clone(function) as Arc<dyn PciFunction>))
+            .collect();
+        let window = layout::PCI_WINDOW.start..layout::PCI_WINDOW.end;
+        // Emulated functions are small: both kinds of BAR share the window below 4 GiB.
+        let half = window.start + (window.end - window.start) / 2;
+        let windows = BarWindows {
+            low: window.start..half,
+            high: half..window.end,
+        };
+        let root = PciRoot::new(on_bus, &windows, Arc::clone(&self.errors))?;
+        self.mmio.extend(root.bar_ranges().iter().cloned());
+        let base = layout::ECAM.start;
+        self.mmio.push(BusRange {
+            base,
+            bytes: ECAM_BYTES,
+            device: Arc::new(root),
+        });
+        for (slot, function) in &functions {
+            self.notifications(*slot, function)
+                .map_err(host("register a notification"))?;
+        }
+        Ok(())
+    }
+
+    fn virtio(&self, slot: DeviceSlot, device: Box<dyn VirtioDevice>) -> VirtioPci {
+        VirtioPci::new(VirtioPciParts {
+            device,
+            slot,
+            memory: Arc::clone(&self.memory),
+            msi: Arc::clone(&self.msi),
+            executor: self.io.executor(),
+            errors: Arc::clone(&self.errors),
+        })
+    }
+
+    /// Lets KVM wake the I/O loop without an exit to the vCPU's thread.
+    fn notifications(&mut self, slot: DeviceSlot, function: &VirtioPci) -> io::Result<()> {
+        for queue in 0..function.queue_count() {
+            if let Some(address) = function.notify_address(queue) {
+                let event = self.io.queue_event(slot, queue)?;
+                self.vm.signal_on_mmio_write(address, event)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,258 @@
+//! One machine from its spec to its end.
+//!
+//! Owns the order of building and the threads. The process above it decodes requests and decides
+//! when to stop; the machine only knows that it ended.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use berth_api::vmm::{Event, Exit};
+use berth_vmm_devices::guest_error::GuestErrors;
+use berth_vmm_devices::power_button::PowerButton;
+use berth_vmm_sys::{Vcpu, Vm, kvm_from_descriptor};
+use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
+use kvm_ioctls::Kvm;
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::acpi::{self, AcpiInput};
+use crate::boot::{self, BootInput, EntryState};
+use crate::console::DroppedBytes;
+use crate::device_set::{self, DeviceInput, DeviceSet};
+use crate::ending::{Ended, Ending};
+use crate::layout::{self, RamLayout};
+use crate::memory;
+use crate::queue_executor::IoLoop;
+use crate::refusal::{BuildMachineError, Refusal, host};
+use crate::spec::MachineSpec;
+use crate::vcpu::{self, VcpuShared};
+
+/// Stack of a vCPU thread: exits are served without recursion and without large buffers.
+const VCPU_STACK_BYTES: usize = 128 * 1024;
+/// The token of the descriptor that says that the machine ended.
+const TOKEN_ENDED: u32 = u32::MAX;
+
+/// A machine that is built and does not run yet.
+#[derive(Debug)]
+pub struct Machine {
+    vcpus: Vec<Vcpu>,
+    shared: VcpuShared,
+    io: IoLoop,
+    power_button: Arc<PowerButton>,
+    guest_errors: Arc<GuestErrors>,
+    console_dropped: DroppedBytes,
+}
+
+/// A machine whose vCPUs run.
+#[derive(Debug)]
+pub struct RunningMachine {
+    shared: Arc<VcpuShared>,
+    io: IoLoop,
+    power_button: Arc<PowerButton>,
+    guest_errors: Arc<GuestErrors>,
+    console_dropped: DroppedBytes,
+}
+
+/// What [`RunningMachine::wait`] waits for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum MachineEvent {
+    /// A watched descriptor is readable.
+    Readable(u32),
+    /// The machine ended; its vCPUs never enter the guest again.
+    Ended(Ended),
+}
+
+impl Machine {
+    /// Builds the machine: memory, kernel, devices, vCPUs.
+    ///
+    /// # Errors
+    /// [`BuildMachineError::Refused`] if the spec's kernel or sizes cannot be used on this host.
+    pub fn build(spec: MachineSpec) -> Result<Self, BuildMachineError> {
+        let kvm = kvm_from_descriptor(spec.kvm);
+        check_host(&kvm, spec.vcpus)?;
+        let ram = RamLayout::new(spec.memory_bytes);
+        let vm = Vm::create(&kvm, memory::map(ram)?)?;
+        prepare_interrupts(&vm)?;
+        let entry = fill_memory(
+            &vm,
+            &spec_input(&spec.kernel, &spec.initrd, &spec.cmdline, ram),
+        )?;
+        let acpi = AcpiInput {
+            vcpus: spec.vcpus,
+            serial: spec.console.is_some(),
+        };
+        write_acpi(&vm, acpi)?;
+        let ending = Arc::new(Ending::new().map_err(host("make an event"))?);
+        let mut io = IoLoop::new().map_err(host("make the event loop"))?;
+        io.watch(ending.descriptor().as_fd(), TOKEN_ENDED)
+            .map_err(host("watch an event"))?;
+        let input = DeviceInput {
+            disks: spec.disks,
+            console: spec.console,
+            entropy: spec.entropy,
+        };
+        let devices = device_set::build(&vm, &mut io, &ending, input)?;
+        let vcpus = vcpu::create(&kvm, &vm, spec.vcpus, entry)?;
+        let DeviceSet {
+            ports,
+            mmio,
+            power_button,
+            guest_errors,
+            console_dropped,
+        } = devices;
+        let shared = VcpuShared {
+            ports,
+            mmio,
+            exits: vcpu::ExitCounters::default(),
+            ending,
+        };
+        Ok(Self {
+            vcpus,
+            shared,
+            io,
+            power_button,
+            guest_errors,
+            console_dropped,
+        })
+    }
+
+    /// Starts the vCPUs' threads.
+    ///
+    /// # Errors
+    /// If a thread cannot be started.
+    pub fn start(self) -> Result<RunningMachine, BuildMachineError> {
+        let shared = Arc::new(self.shared);
+        // The first vCPU starts the others: begin with it.
+        for (index, vcpu) in (0u8..).zip(self.vcpus) {
+            let shared = Arc::clone(&shared);
+            std::thread::Builder::new()
+                .name(format!("vcpu{index}"))
+                .stack_size(VCPU_STACK_BYTES)
+                .spawn(move || vcpu::run(vcpu, index, &shared))
+                .map_err(host("start a vCPU's thread"))?;
+        }
+        Ok(RunningMachine {
+            shared,
+            io: self.io,
+            power_button: self.power_button,
+            guest_errors: self.guest_errors,
+            console_dropped: self.console_dropped,
+        })
+    }
+}
+
+impl RunningMachine {
+    /// Watches a descriptor of the process; `token` comes back from [`RunningMachine::wait`].
+    ///
+    /// # Errors
+    /// If it cannot be watched.
+    pub fn watch(&mut self, descriptor: BorrowedFd<'_>, token: u32) -> io::Result<()> {
+        self.io.watch(descriptor, token)
+    }
+
+    /// Stops watching a descriptor.
+    ///
+    /// # Errors
+    /// If it is not watched.
+    pub fn forget(&mut self, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+        self.io.forget(descriptor)
+    }
+
+    /// Serves the devices' queues until something else happens.
+    ///
+    /// # Errors
+    /// If the kernel cannot wait.
+    pub fn wait(&mut self) -> io::Result<MachineEvent> {
+        let token = self.io.wait()?;
+        Ok(match (token, self.shared.ending.get()) {
+            (_, Some(ended)) => MachineEvent::Ended(ended.clone()),
+            (token, None) => MachineEvent::Readable(token),
+        })
+    }
+
+    /// Presses the ACPI power button.
+    pub fn press_power_button(&self) {
+        self.power_button.press();
+    }
+
+    /// Ends the machine without asking the guest; [`RunningMachine::wait`] reports it.
+    pub fn stop(&self) {
+        self.shared.ending.set(Exit::Stopped);
+    }
+
+    /// Counters since the start.
+    #[must_use]
+    pub fn statistics(&self) -> Event {
+        Event::Statistics {
+            exits: self.shared.exits.by_name(),
+            guest_errors: self.guest_errors.total(),
+            console_dropped_bytes: self.console_dropped.count(),
+        }
+    }
+}
+
+fn check_host(kvm: &Kvm, vcpus: u8) -> Result<(), BuildMachineError> {
+    let version = kvm.get_api_version();
+    if version != i32::try_from(kvm_bindings::KVM_API_VERSION).unwrap_or(-1) {
+        return Err(Refusal::new(
+            "kvm",
+            format!("the kernel speaks version {version} of the KVM interface"),
+            "use a host whose kernel is Linux 2.6.22 or newer",
+        )
+        .into());
+    }
+    let most = kvm.get_max_vcpus();
+    if usize::from(vcpus) > most {
+        return Err(Refusal::new(
+            "vcpus",
+            format!("this host's KVM allows {most}"),
+            "ask for fewer vCPUs",
+        )
+        .into());
+    }
+    Ok(())
+}
+
+/// Local APICs in KVM, the I/O APIC here.
+fn prepare_interrupts(vm: &Vm) -> Result<(), BuildMachineError> {
+    let pins = u64::from(berth_vmm_devices::ioapic::IOAPIC_PINS);
+    let split = kvm_enable_cap {
+        cap: KVM_CAP_SPLIT_IRQCHIP,
+        args: [pins, 0, 0, 0],
+        ..Default::default()
+    };
+    vm.enable_capability(&split)
+        .map_err(host("split the interrupt controllers"))?;
+    let tss = usize::try_from(layout::TSS.start).expect("the TSS is below 4 GiB");
+    vm.set_tss_address(tss).map_err(host("set the TSS address"))
+}
+
+fn spec_input<'a>(
+    kernel: &'a std::fs::File,
+    initrd: &'a Option<std::fs::File>,
+    cmdline: &'a str,
+    ram: RamLayout,
+) -> BootInput<'a> {
+    BootInput {
+        kernel,
+        initrd: initrd.as_ref(),
+        cmdline,
+        ram,
+    }
+}
+
+fn fill_memory(vm: &Vm, input: &BootInput<'_>) -> Result<EntryState, BuildMachineError> {
+    boot::load(vm.memory(), input)
+}
+
+fn write_acpi(vm: &Vm, input: AcpiInput) -> Result<(), BuildMachineError> {
+    let tables = acpi::tables(input);
+    let address = layout::ACPI.start;
+    vm.memory()
+        .write_slice(&tables, GuestAddress(address))
+        .map_err(|cause| BuildMachineError::WriteGuest {
+            what: "the ACPI tables",
+            address,
+            cause,
+        })
+}

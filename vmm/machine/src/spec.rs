@@ -1,0 +1,411 @@
+//! The validated machine: what [`Start`] and its descriptors become before anything is built.
+//!
+//! Owns every check that needs only the message and `fstat`/`fcntl`. A [`MachineSpec`] can be made
+//! in no other way than by [`TryFrom`], so whoever holds one need not check again. It reads no
+//! file's content: a kernel that is none is found by the boot loader.
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+
+use berth_api::vmm::{self, Console, FdIndex, Start};
+use rustix::fs::{FileType, OFlags, Stat, fcntl_getfl, fstat, major, minor};
+
+use crate::refusal::Refusal;
+
+/// Device number of `/dev/kvm`: fixed by the kernel.
+const KVM_DEVICE: (u32, u32) = (10, 232);
+/// Bytes of a disk sector; a disk has a whole number of them.
+const SECTOR_BYTES: u64 = 512;
+/// Longest serial number of a disk.
+const MAX_SERIAL_BYTES: usize = 20;
+/// Longest name in logs.
+const MAX_VM_ID_BYTES: usize = 64;
+/// Least size of a console segment.
+const MIN_SEGMENT_BYTES: u64 = 4096;
+/// Most bytes of one console segment: far beyond any use, and small enough for every sum.
+const MAX_SEGMENT_BYTES: u64 = 1 << 40;
+
+/// A machine that can be built.
+#[derive(Debug)]
+pub struct MachineSpec {
+    /// The name in logs.
+    pub vm_id: String,
+    /// Number of vCPUs.
+    pub vcpus: u8,
+    /// Guest memory in bytes, a multiple of 1 MiB.
+    pub memory_bytes: u64,
+    /// `/dev/kvm`.
+    pub kvm: OwnedFd,
+    /// The kernel image.
+    pub kernel: File,
+    /// The initial RAM disk.
+    pub initrd: Option<File>,
+    /// The command line, printable ASCII.
+    pub cmdline: String,
+    /// The disks in PCI order.
+    pub disks: Vec<DiskSpec>,
+    /// The serial port's output.
+    pub console: Option<ConsoleSpec>,
+    /// Whether there is an entropy device.
+    pub entropy: bool,
+}
+
+/// One disk.
+#[derive(Debug)]
+pub struct DiskSpec {
+    /// The image; its mode agrees with `read_only`.
+    pub file: File,
+    /// Whether the guest may not write.
+    pub read_only: bool,
+    /// The serial number that the guest reads.
+    pub serial: String,
+    /// The size that the guest sees: whole sectors, all of them in the image.
+    pub bytes: u64,
+}
+
+/// Where serial output goes.
+#[derive(Debug)]
+pub enum ConsoleSpec {
+    /// Bytes as they come.
+    Stream(OwnedFd),
+    /// Two files in turn.
+    Segments {
+        /// The files.
+        files: [File; 2],
+        /// Output bytes that one holds.
+        segment_bytes: u64,
+    },
+}
+
+impl TryFrom<(Start, Vec<OwnedFd>)> for MachineSpec {
+    type Error = Refusal;
+
+    fn try_from((start, descriptors): (Start, Vec<OwnedFd>)) -> Result<Self, Refusal> {
+        check_version(start.version)?;
+        check_printable("vm_id", &start.vm_id, 1, MAX_VM_ID_BYTES)?;
+        let vcpus = check_vcpus(start.vcpus)?;
+        let memory_bytes = check_memory(start.memory_mib)?;
+        check_printable("cmdline", &start.cmdline, 0, vmm::MAX_CMDLINE_BYTES)?;
+        if start.disks.len() > vmm::MAX_DISKS {
+            return Err(Refusal::new(
+                "disks",
+                format!(
+                    "{} disks are more than a machine has slots for",
+                    start.disks.len()
+                ),
+                format!("give at most {}", vmm::MAX_DISKS),
+            ));
+        }
+        let mut intake = Intake::new(descriptors)?;
+        let kvm = intake.take("kvm", start.kvm)?;
+        check_kvm("kvm", &kvm)?;
+        let kernel = intake.take_image("kernel", start.kernel)?;
+        let initrd = start
+            .initrd
+            .map(|index| intake.take_image("initrd", index))
+            .transpose()?;
+        let disks = start
+            .disks
+            .into_iter()
+            .enumerate()
+            .map(|(position, disk)| check_disk(&mut intake, position, disk))
+            .collect::<Result<_, _>>()?;
+        let console = start
+            .console
+            .map(|console| check_console(&mut intake, &console))
+            .transpose()?;
+        intake.finish()?;
+        Ok(Self {
+            vm_id: start.vm_id,
+            vcpus,
+            memory_bytes,
+            kvm,
+            kernel,
+            initrd,
+            cmdline: start.cmdline,
+            disks,
+            console,
+            entropy: start.entropy,
+        })
+    }
+}
+
+/// The descriptors that came with the message, each of which is taken exactly once.
+struct Intake {
+    descriptors: Vec<Option<OwnedFd>>,
+}
+
+impl Intake {
+    fn new(descriptors: Vec<OwnedFd>) -> Result<Self, Refusal> {
+        if descriptors.len() > vmm::MAX_DESCRIPTORS {
+            return Err(Refusal::new(
+                "start",
+                format!("it came with {} descriptors", descriptors.len()),
+                format!("send at most {}", vmm::MAX_DESCRIPTORS),
+            ));
+        }
+        Ok(Self {
+            descriptors: descriptors.into_iter().map(Some).collect(),
+        })
+    }
+
+    fn take(&mut self, field: &str, FdIndex(index): FdIndex) -> Result<OwnedFd, Refusal> {
+        let count = self.descriptors.len();
+        let slot = usize::try_from(index)
+            .ok()
+            .and_then(|position| self.descriptors.get_mut(position))
+            .ok_or_else(|| {
+                Refusal::new(
+                    field,
+                    format!("descriptor {index} does not exist: the message came with {count}"),
+                    "send every descriptor with the start message and count from 0",
+                )
+            })?;
+        slot.take().ok_or_else(|| {
+            Refusal::new(
+                field,
+                format!("descriptor {index} is named by another field, too"),
+                "send one descriptor for each use",
+            )
+        })
+    }
+
+    fn take_image(&mut self, field: &str, index: FdIndex) -> Result<File, Refusal> {
+        let descriptor = self.take(field, index)?;
+        let stat = status(field, &descriptor)?;
+        if !FileType::from_raw_mode(stat.st_mode).is_file() {
+            return Err(not_a(field, "a regular file", "open the image file itself"));
+        }
+        check_access(field, &descriptor, Access::ReadOnly)?;
+        if size_of(&stat) == 0 {
+            return Err(Refusal::new(
+                field,
+                "the file is empty",
+                "give a complete image",
+            ));
+        }
+        Ok(File::from(descriptor))
+    }
+
+    fn finish(self) -> Result<(), Refusal> {
+        match self.descriptors.iter().position(Option::is_some) {
+            None => Ok(()),
+            Some(index) => Err(Refusal::new(
+                "start",
+                format!("no field names descriptor {index}"),
+                "send only descriptors that the machine uses",
+            )),
+        }
+    }
+}
+
+fn check_version(version: u32) -> Result<(), Refusal> {
+    if version == vmm::CONTRACT_VERSION {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        "version",
+        format!(
+            "{version} is not the contract that this VMM speaks, {}",
+            vmm::CONTRACT_VERSION
+        ),
+        "install berth-agent and berth-vmm of one release",
+    ))
+}
+
+fn check_vcpus(vcpus: u32) -> Result<u8, Refusal> {
+    u8::try_from(vcpus)
+        .ok()
+        .filter(|_| (1..=vmm::MAX_VCPUS).contains(&vcpus))
+        .ok_or_else(|| {
+            Refusal::new(
+                "vcpus",
+                format!("{vcpus} is not a number of vCPUs that a machine can have"),
+                format!("ask for 1 to {}", vmm::MAX_VCPUS),
+            )
+        })
+}
+
+fn check_memory(mib: u64) -> Result<u64, Refusal> {
+    if (vmm::MIN_MEMORY_MIB..=vmm::MAX_MEMORY_MIB).contains(&mib) {
+        return Ok(mib << 20);
+    }
+    Err(Refusal::new(
+        "memory_mib",
+        format!("{mib} MiB is not a memory that a machine can have"),
+        format!(
+            "ask for {} to {} MiB",
+            vmm::MIN_MEMORY_MIB,
+            vmm::MAX_MEMORY_MIB
+        ),
+    ))
+}
+
+fn check_printable(field: &str, text: &str, least: usize, most: usize) -> Result<(), Refusal> {
+    let remedy = || format!("use {least} to {most} printable ASCII characters");
+    if text.len() < least || text.len() > most {
+        return Err(Refusal::new(
+            field,
+            format!("it has {} bytes", text.len()),
+            remedy(),
+        ));
+    }
+    match text.bytes().position(|byte| !(b' '..=b'~').contains(&byte)) {
+        None => Ok(()),
+        Some(position) => Err(Refusal::new(
+            field,
+            format!("the byte at {position} is not printable ASCII"),
+            remedy(),
+        )),
+    }
+}
+
+fn check_kvm(field: &str, descriptor: &OwnedFd) -> Result<(), Refusal> {
+    let stat = status(field, descriptor)?;
+    let number = (major(stat.st_rdev), minor(stat.st_rdev));
+    if FileType::from_raw_mode(stat.st_mode).is_char_device() && number == KVM_DEVICE {
+        return check_access(field, descriptor, Access::ReadWrite);
+    }
+    Err(not_a(
+        field,
+        "/dev/kvm",
+        "open /dev/kvm for reading and writing",
+    ))
+}
+
+fn check_disk(intake: &mut Intake, position: usize, disk: vmm::Disk) -> Result<DiskSpec, Refusal> {
+    let field = |name: &str| format!("disks[{position}].{name}");
+    check_printable(&field("serial"), &disk.serial, 0, MAX_SERIAL_BYTES)?;
+    if disk.expected_bytes == 0 || !disk.expected_bytes.is_multiple_of(SECTOR_BYTES) {
+        return Err(Refusal::new(
+            field("expected_bytes"),
+            format!(
+                "{} bytes are not a whole number of sectors",
+                disk.expected_bytes
+            ),
+            format!("use a multiple of {SECTOR_BYTES} above 0"),
+        ));
+    }
+    let fd = field("fd");
+    let descriptor = intake.take(&fd, disk.fd)?;
+    let stat = status(&fd, &descriptor)?;
+    let kind = FileType::from_raw_mode(stat.st_mode);
+    let bytes = if kind.is_file() {
+        size_of(&stat)
+    } else if kind.is_block_device() {
+        rustix::fs::seek(&descriptor, rustix::fs::SeekFrom::End(0))
+            .map_err(|error| unreadable(&fd, error))?
+    } else {
+        return Err(not_a(
+            &fd,
+            "a regular file or a block device",
+            "open the disk image itself",
+        ));
+    };
+    let access = if disk.read_only {
+        Access::ReadOnly
+    } else {
+        Access::ReadWrite
+    };
+    check_access(&fd, &descriptor, access)?;
+    if bytes < disk.expected_bytes {
+        return Err(Refusal::new(
+            fd,
+            format!(
+                "the disk is truncated: {bytes} of {} bytes",
+                disk.expected_bytes
+            ),
+            "restore the image, or correct expected_bytes",
+        ));
+    }
+    Ok(DiskSpec {
+        file: File::from(descriptor),
+        read_only: disk.read_only,
+        serial: disk.serial,
+        bytes: disk.expected_bytes,
+    })
+}
+
+fn check_console(intake: &mut Intake, console: &Console) -> Result<ConsoleSpec, Refusal> {
+    match *console {
+        Console::Stream { fd } => {
+            let descriptor = intake.take("console.fd", fd)?;
+            check_access("console.fd", &descriptor, Access::Writable)?;
+            Ok(ConsoleSpec::Stream(descriptor))
+        }
+        Console::Segments {
+            fds: [first, second],
+            segment_bytes,
+        } => {
+            if !(MIN_SEGMENT_BYTES..=MAX_SEGMENT_BYTES).contains(&segment_bytes) {
+                return Err(Refusal::new(
+                    "console.segment_bytes",
+                    format!("{segment_bytes} bytes are no useful segment"),
+                    format!("use {MIN_SEGMENT_BYTES} to {MAX_SEGMENT_BYTES}"),
+                ));
+            }
+            let first = take_segment(intake, "console.fds[0]", first)?;
+            let second = take_segment(intake, "console.fds[1]", second)?;
+            let files = [first, second];
+            Ok(ConsoleSpec::Segments {
+                files,
+                segment_bytes,
+            })
+        }
+    }
+}
+
+fn take_segment(intake: &mut Intake, field: &str, index: FdIndex) -> Result<File, Refusal> {
+    let descriptor = intake.take(field, index)?;
+    let stat = status(field, &descriptor)?;
+    if !FileType::from_raw_mode(stat.st_mode).is_file() {
+        return Err(not_a(field, "a regular file", "open two regular files"));
+    }
+    check_access(field, &descriptor, Access::ReadWrite)?;
+    Ok(File::from(descriptor))
+}
+
+/// How a descriptor must have been opened.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Access {
+    ReadOnly,
+    ReadWrite,
+    Writable,
+}
+
+fn check_access(field: &str, descriptor: impl AsFd, wanted: Access) -> Result<(), Refusal> {
+    let mode = fcntl_getfl(descriptor).map_err(|error| unreadable(field, error))? & OFlags::ACCMODE;
+    let (fits, how) = match wanted {
+        Access::ReadOnly => (mode == OFlags::RDONLY, "for reading only"),
+        Access::ReadWrite => (mode == OFlags::RDWR, "for reading and writing"),
+        Access::Writable => (mode != OFlags::RDONLY, "for writing"),
+    };
+    if fits {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        field,
+        format!("the descriptor is not open {how}"),
+        format!("open it {how}, or correct the field that says otherwise"),
+    ))
+}
+
+fn status(field: &str, descriptor: impl AsFd) -> Result<Stat, Refusal> {
+    fstat(descriptor).map_err(|error| unreadable(field, error))
+}
+
+fn size_of(stat: &Stat) -> u64 {
+    u64::try_from(stat.st_size).unwrap_or(0)
+}
+
+fn unreadable(field: &str, error: rustix::io::Errno) -> Refusal {
+    Refusal::new(
+        field,
+        format!("the descriptor cannot be examined: {error}"),
+        "send a descriptor of an ordinary open file",
+    )
+}
+
+fn not_a(field: &str, what: &str, remedy: &str) -> Refusal {
+    Refusal::new(field, format!("the descriptor is not {what}"), remedy)
+}

@@ -1,0 +1,37 @@
+//! An event counter that threads and KVM signal and an event loop waits on.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+/// An `eventfd` that never blocks.
+#[derive(Debug)]
+pub struct Event(EventFd);
+
+impl Event {
+    /// An event that has not happened.
+    ///
+    /// # Errors
+    /// If there is no descriptor left.
+    pub fn new() -> io::Result<Self> {
+        EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map(Self)
+    }
+
+    /// Makes the event happen: whoever waits on the descriptor is woken.
+    pub fn signal(&self) {
+        // Fails only if the counter is full, and then the descriptor is readable already.
+        self.0.write(1).unwrap_or(());
+    }
+
+    pub(crate) fn as_eventfd(&self) -> &EventFd {
+        &self.0
+    }
+}
+
+impl AsFd for Event {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the descriptor is open for as long as `self`, which the result borrows.
+        unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) }
+    }
+}
