@@ -17,6 +17,9 @@ mod session;
 mod table;
 mod wait;
 
+#[cfg(test)]
+mod golden;
+
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};

@@ -41,19 +41,20 @@ pub(crate) fn run(screen: &mut Screen, code: Option<ErrorCode>) -> Result<(), Fa
         }
         None => {
             let all: Vec<Explanation> = ErrorCode::ALL.iter().copied().map(explain).collect();
-            screen.show(&all, || {
-                let mut table = Table::new(&["CODE", "STATUS", "MEANING"]);
-                for text in &all {
-                    table.row([
-                        text.code.as_str().into(),
-                        text.status.into(),
-                        text.meaning.into(),
-                    ]);
-                }
-                table
-            })
+            screen.show(&all, list_table)
         }
     }
+}
+
+/// All codes, one line each.
+#[must_use]
+pub(crate) fn list_table() -> Table {
+    let mut table = Table::new(&["CODE", "STATUS", "MEANING"]);
+    for code in ErrorCode::ALL {
+        let (meaning, _) = texts(*code);
+        table.row([code.as_str().into(), code.status().into(), meaning.into()]);
+    }
+    table
 }
 
 fn explain(code: ErrorCode) -> Explanation {

@@ -116,8 +116,22 @@ fn key_text(argument: &str) -> Result<String, Failure> {
         })
 }
 
-/// Make a key pair in two new files; an existing file is never overwritten.
+/// Make a key pair and print the public key.
 pub(crate) fn keygen(screen: &mut Screen, file: &FilePath) -> Result<(), Failure> {
+    let pair = write_pair(file)?;
+    screen.say(&pair, &pair.public_key)
+}
+
+/// Where a new key pair is.
+#[derive(serde::Serialize)]
+struct KeyPair {
+    private_key_file: PathBuf,
+    public_key_file: PathBuf,
+    public_key: String,
+}
+
+/// Two new files; an existing one is never overwritten.
+fn write_pair(file: &FilePath) -> Result<KeyPair, Failure> {
     let key = SigningKey::generate().map_err(Failure::GenerateKey)?;
     let public = key.public().to_base64();
     let mut public_file = file.as_os_str().to_owned();
@@ -125,12 +139,11 @@ pub(crate) fn keygen(screen: &mut Screen, file: &FilePath) -> Result<(), Failure
     let public_file = PathBuf::from(public_file);
     write_new(file, &STANDARD.encode(key.seed()), 0o600)?;
     write_new(&public_file, &public, 0o644)?;
-    let made = json!({
-        "private_key_file": file,
-        "public_key_file": public_file,
-        "public_key": public,
-    });
-    screen.say(&made, &public)
+    Ok(KeyPair {
+        private_key_file: file.to_owned(),
+        public_key_file: public_file,
+        public_key: public,
+    })
 }
 
 fn write_new(path: &FilePath, line: &str, mode: u32) -> Result<(), Failure> {
@@ -190,8 +203,7 @@ mod tests {
     fn a_key_pair_is_private_and_never_overwrites_another() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("key");
-        let mut screen = Screen::new(false, false);
-        keygen(&mut screen, &file).unwrap();
+        let pair = write_pair(&file).unwrap();
         let mode = std::fs::metadata(&file).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode, 0o600);
         let seed = STANDARD
@@ -202,7 +214,8 @@ mod tests {
             SigningKey::from_seed(&seed).unwrap().public().to_base64(),
             public.trim()
         );
-        let again = keygen(&mut screen, &file).unwrap_err();
+        assert_eq!(pair.public_key, public.trim());
+        let again = write_pair(&file).map(|pair| pair.public_key).unwrap_err();
         assert!(again.to_text().contains("File exists"), "{again:?}");
         assert_eq!(
             STANDARD.encode(seed),

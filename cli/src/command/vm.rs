@@ -251,7 +251,6 @@ pub(crate) fn list_table(vms: &[Vm]) -> Table {
         "DISK GB",
         "IMAGE",
         "NODE",
-        "CREATED",
     ]);
     for vm in vms {
         table.row([
@@ -264,7 +263,6 @@ pub(crate) fn list_table(vms: &[Vm]) -> Table {
             vm.disk_gb.into(),
             (&vm.image).into(),
             optional(vm.node_id),
-            (&vm.created_at).into(),
         ]);
     }
     table

@@ -1,0 +1,223 @@
+//! What people and scripts read, word for word: help, tables, error texts.
+//!
+//! The files are in `tests/golden`; `BERTH_BLESS=1 cargo test -p berth-cli` writes them anew.
+
+use std::path::Path;
+
+use clap::CommandFactory as _;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use crate::command::{catalogue, explain, ledger, node, tenant, token, vm};
+use crate::failure::{Failure, Refusal};
+use crate::ledger::filter::ReadEntry;
+use crate::table::{Style, Table};
+
+#[track_caller]
+fn check(name: &str, text: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden")
+        .join(name);
+    if std::env::var_os("BERTH_BLESS").is_some() {
+        std::fs::write(&path, text).unwrap();
+    }
+    let golden = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        golden == text,
+        "{} differs; BERTH_BLESS=1 writes it anew. It would be:\n{text}",
+        path.display()
+    );
+}
+
+/// The help of a command and of all below it; the global options are the same everywhere and
+/// stand in the first alone.
+fn helps(command: &mut clap::Command, text: &mut String) {
+    for sub in command.get_subcommands_mut() {
+        if sub.get_name() == "help" {
+            continue;
+        }
+        text.push_str(&format!("\n$ {} --help\n", sub.get_bin_name().unwrap()));
+        let help = help(sub);
+        let (own, _global) = help.split_once("\nGlobal options:\n").unwrap();
+        text.push_str(own);
+        helps(sub, text);
+    }
+}
+
+fn help(command: &mut clap::Command) -> String {
+    let help = command.render_long_help().to_string();
+    help.lines()
+        .map(|line| format!("{}\n", line.trim_end()))
+        .collect()
+}
+
+#[test]
+fn help_is_as_published() {
+    for mut program in [crate::Berthctl::command(), crate::ServiceFs::command()] {
+        program.build();
+        let mut text = help(&mut program);
+        helps(&mut program, &mut text);
+        check(&format!("help-{}.txt", program.get_name()), &text);
+    }
+}
+
+fn from<T: DeserializeOwned>(value: Value) -> T {
+    serde_json::from_value(value).unwrap()
+}
+
+fn of(table: &Table) -> String {
+    table.render(Style::default()) + "\n"
+}
+
+const NODE: &str = "node_01kb000000000000000000000a";
+const VM: &str = "vm_01kb000000000000000000000b";
+const TOKEN: &str = "tok_01kb000000000000000000000c";
+const OPERATION: &str = "op_01kb000000000000000000000d";
+const TIME: &str = "2026-11-22T05:52:47.123Z";
+
+fn a_tenant() -> Value {
+    json!({ "tenant_id": "acme-corp", "display_name": "Acme Corporation", "max_vms": 10,
+        "storage_quota_gb": 100, "api_rate_limit_rpm": 600, "created_at": TIME, "revision": 1,
+        "audit_index": 0, "a_member_from_the_future": true })
+}
+
+fn a_vm(state: &str) -> Value {
+    json!({ "id": VM, "name": "web-1", "tenant_id": "acme-corp", "state": state,
+        "state_reason": { "code": "vmm_exit", "message": "the VMM ended by signal 9" },
+        "state_since": TIME, "desired_state": "running", "generation": 1, "vcpus": 2,
+        "memory_mb": 1024, "disk_gb": 4, "image": "debian-12", "node_id": NODE,
+        "labels": { "tier": "web", "zone": "a" }, "created_at": TIME, "operation": OPERATION })
+}
+
+fn a_node() -> Value {
+    json!({ "id": NODE, "name": "rack1-3", "liveness": "online", "last_heartbeat": TIME,
+        "boot_id": "6b1f7a2e-8a55-4a40-9a56-0a4e0d7d5a11", "agent_version": "0.1.0", "vcpus": 64,
+        "memory_mb": 524_288, "memory_used_mb": 1024, "kvm": true, "vms": 1 })
+}
+
+fn an_entry(index: u64, event_type: &str, vm: Option<&str>, code: Option<&str>) -> ReadEntry {
+    let body = json!({ "event_id": "ev_01kb000000000000000000000e", "time": TIME,
+        "event_type": event_type, "tenant_id": "acme-corp",
+        "actor": { "kind": "operator", "token_id": TOKEN, "subject_key": null },
+        "request": null, "vm_id": vm, "node_id": null,
+        "outcome": if code.is_some() { "denied" } else { "completed" }, "code": code });
+    let entry: berth_api::rest::AuditEntry = from(json!({ "index": index,
+        "body": body.to_string(), "prev_hash": "", "hash": "", "signature": "" }));
+    entry.into()
+}
+
+#[test]
+fn tenants_and_tokens_are_shown_as_published() {
+    let record = json!({ "token_id": TOKEN, "tenant_id": "acme-corp",
+        "scope": ["service:tenant-admin"], "subject_pubkey": "c3ViamVjdA", "label": null,
+        "issued_at": TIME, "expires_at": TIME, "revoked_at": TIME });
+    let issued = json!({ "token": "v4.public.example", "token_id": TOKEN,
+        "tenant_id": "acme-corp", "scope": ["service:tenant-admin"],
+        "subject_pubkey": "c3ViamVjdA", "issued_at": TIME, "expires_at": TIME });
+    let operator = json!({ "tenant_id": null, "token_id": TOKEN,
+        "scope": ["service:platform-admin"], "expires_at": TIME });
+    let text = [
+        tenant::list_table(&[from(a_tenant())]),
+        tenant::object_table(&from(a_tenant())),
+        token::list_table(&[from(record)]),
+        token::issued_table(&from(issued)),
+        catalogue::me_table(&from(operator)),
+    ];
+    check(
+        "tables-tenant.txt",
+        &text.iter().map(of).collect::<String>(),
+    );
+}
+
+#[test]
+fn vms_and_nodes_are_shown_as_published() {
+    let operation = json!({ "id": OPERATION, "vm_id": VM, "kind": "create", "state": "failed",
+        "phase": "starting", "error": { "code": "image_missing", "message": "no such image" },
+        "created_at": TIME });
+    let join = json!({ "token": "berth-join.example", "expires_at": TIME,
+        "install_command": "berth-agent join berth-join.example" });
+    let usage = json!({ "resource": "vms", "limit": 10, "used": 10, "remaining": 0 });
+    let text = [
+        vm::list_table(&[from(a_vm("running")), from(a_vm("failed"))]),
+        vm::object_table(&from(a_vm("failed"))),
+        catalogue::operation_table(&from(operation)),
+        node::list_table(&[from(a_node())]),
+        node::object_table(&from(a_node())),
+        node::join_token_table(&from(join)),
+        catalogue::image_table(&[from(json!({ "name": "debian-12", "min_disk_gb": 2 }))]),
+        catalogue::usage_table(&[from(usage)]),
+    ];
+    check("tables-vm.txt", &text.iter().map(of).collect::<String>());
+}
+
+#[test]
+fn ledger_entries_are_shown_as_published() {
+    let mut unreadable = an_entry(2, "FROM_THE_FUTURE", None, None);
+    unreadable.body = None;
+    let table = ledger::entry_table(&[
+        an_entry(0, "TENANT_CREATED", None, None),
+        an_entry(1, "VM_CREATE_DENIED", Some(VM), Some("quota_exceeded")),
+        unreadable,
+    ]);
+    check("tables-ledger.txt", &of(&table));
+}
+
+#[test]
+fn errors_are_shown_as_published() {
+    let refused = |status, body| {
+        Failure::Refused(Box::new(Refusal {
+            status,
+            request: "POST /v1/vms".to_owned(),
+            body,
+        }))
+    };
+    let failures = [
+        refused(
+            429,
+            json!({ "code": "quota_exceeded", "request_id": "req_01kb000000000000000000000f",
+                "error": "Quota exceeded: tenant acme-corp may have 10 VMs and has 10",
+                "detail": "Delete a VM or ask your administrator to raise max_vms." }),
+        ),
+        refused(
+            422,
+            json!({ "code": "placement_impossible", "request_id": "req_01kb000000000000000000000f",
+                "error": "Placement impossible: no node can take this VM",
+                "detail": "Ask for less.", "reasons": { "image_missing": 2, "no_kvm": 1 } }),
+        ),
+        refused(
+            403,
+            json!({ "code": "permission_denied", "request_id": "req_01kb000000000000000000000f",
+                "error": "Permission denied", "detail": "Use another token.",
+                "required_scope": "service:platform-admin" }),
+        ),
+        Failure::NoToken {
+            tried: "--token, BERTH_TOKEN, /root/.config/berth/token".to_owned(),
+        },
+        Failure::WaitTimeout {
+            what: VM.to_owned(),
+            state: "provisioning".to_owned(),
+            wanted: "running".to_owned(),
+            seconds: 300,
+        },
+        Failure::Ledger(berth_ledger::chain::VerifyError::Hash { index: 7 }),
+    ];
+    let text: String = failures
+        .iter()
+        .map(|failure| {
+            format!(
+                "{}exit code {}\n\n",
+                failure.to_text(),
+                failure.exit().code()
+            )
+        })
+        .collect();
+    check("errors.txt", &text);
+}
+
+#[test]
+fn the_list_of_codes_is_as_published() {
+    check(
+        "explain.txt",
+        &explain::list_table().render(Style::default()),
+    );
+}
