@@ -1,0 +1,189 @@
+//! Whether a task is obeyed.
+//!
+//! The controller may be stolen: a task counts only with a trusted key's signature, for this node
+//! and epoch, newer than everything seen of its VM, from the VM's own owner, within its time, and
+//! inside the host's policy. Whatever fails is answered with a code, and changes nothing.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use berth_api::agent::{
+    CLOCK_SKEW_SECONDS, MAX_CONSOLE_BYTES, RefusalCode, SignedEnvelope, TASK_PAYLOAD_TYPE, Task,
+    TaskAction, VmSpec,
+};
+use berth_api::ids::{NodeId, TaskId, TenantId};
+use berth_ledger::envelope::{OpenError, open};
+use berth_ledger::keys::PublicKey;
+
+use crate::policy::Policy;
+
+/// What the node was told at enrolment, and what its owner allows.
+#[derive(Debug, Clone)]
+pub struct Trust {
+    /// This node.
+    pub node_id: NodeId,
+    /// Its epoch.
+    pub node_epoch: u64,
+    /// The keys that may sign tasks.
+    pub task_keys: Vec<PublicKey>,
+    /// The host's own limits.
+    pub policy: Policy,
+}
+
+/// What the host has persisted about a task's VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownVm {
+    /// Its owner.
+    pub tenant_id: TenantId,
+    /// The last generation.
+    pub generation: u64,
+    /// What it is made of, unless it is a tombstone.
+    pub spec: Option<VmSpec>,
+}
+
+/// Why a task is not obeyed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct TaskRefused {
+    /// The code for the report.
+    pub code: RefusalCode,
+    /// In words.
+    pub message: String,
+}
+
+fn refuse<T>(code: RefusalCode, message: impl Into<String>) -> Result<T, TaskRefused> {
+    Err(TaskRefused {
+        code,
+        message: message.into(),
+    })
+}
+
+/// The id that an envelope claims, without any trust in it: good for a report and nothing else.
+#[must_use]
+pub fn claimed_task_id(envelope: &SignedEnvelope) -> Option<TaskId> {
+    #[derive(serde::Deserialize)]
+    struct Claim {
+        task_id: TaskId,
+    }
+    let payload = STANDARD.decode(&envelope.payload).ok()?;
+    let claim: Claim = serde_json::from_slice(&payload).ok()?;
+    Some(claim.task_id)
+}
+
+impl Trust {
+    /// Check the signature and read the task.
+    pub fn open(&self, envelope: &SignedEnvelope) -> Result<Task, TaskRefused> {
+        open(&self.task_keys, TASK_PAYLOAD_TYPE, envelope).map_err(|error| {
+            let code = match &error {
+                OpenError::PayloadType | OpenError::Payload(_) => RefusalCode::Unsupported,
+                OpenError::Malformed | OpenError::UnknownKey | OpenError::BadSignature => {
+                    RefusalCode::BadSignature
+                }
+            };
+            let message = match std::error::Error::source(&error) {
+                Some(cause) => format!("{error}: {cause}"),
+                None => error.to_string(),
+            };
+            TaskRefused { code, message }
+        })
+    }
+
+    /// Check what a signed task says against this node, its memory of the VM, the clock (`now` in
+    /// seconds since the epoch) and the policy.
+    pub fn check(&self, task: &Task, known: Option<&KnownVm>, now: i64) -> Result<(), TaskRefused> {
+        self.check_node(task)?;
+        check_time(task, now)?;
+        if let Some(known) = known {
+            check_history(task, known)?;
+        }
+        match &task.action {
+            TaskAction::VmCreate { spec } => self.check_spec(spec, known),
+            TaskAction::VmConsoleRead { tail_bytes } if *tail_bytes > MAX_CONSOLE_BYTES => refuse(
+                RefusalCode::Unsupported,
+                format!("tail_bytes is {tail_bytes}, at most {MAX_CONSOLE_BYTES} are sent"),
+            ),
+            TaskAction::VmConsoleRead { .. }
+            | TaskAction::VmStop { .. }
+            | TaskAction::VmStart {}
+            | TaskAction::VmDelete {} => Ok(()),
+        }
+    }
+
+    fn check_node(&self, task: &Task) -> Result<(), TaskRefused> {
+        if task.node_id != self.node_id {
+            return refuse(
+                RefusalCode::WrongNode,
+                format!("the task is for {}, this is {}", task.node_id, self.node_id),
+            );
+        }
+        if task.node_epoch != self.node_epoch {
+            return refuse(
+                RefusalCode::OldEpoch,
+                format!(
+                    "the task is from epoch {}, this node is in epoch {}",
+                    task.node_epoch, self.node_epoch
+                ),
+            );
+        }
+        Ok(())
+    }
+
+    fn check_spec(&self, spec: &VmSpec, known: Option<&KnownVm>) -> Result<(), TaskRefused> {
+        if let Some(other) = known.and_then(|known| known.spec.as_ref())
+            && other != spec
+        {
+            return refuse(
+                RefusalCode::Unsupported,
+                "the VM exists with another specification, which cannot be changed",
+            );
+        }
+        self.policy.check(spec).map_err(|denied| TaskRefused {
+            code: RefusalCode::Policy,
+            message: denied.to_string(),
+        })
+    }
+}
+
+fn check_time(task: &Task, now: i64) -> Result<(), TaskRefused> {
+    if now.saturating_add(CLOCK_SKEW_SECONDS) < task.not_before {
+        return refuse(
+            RefusalCode::ClockSkew,
+            format!(
+                "the task is valid from {}, this host has {now}",
+                task.not_before
+            ),
+        );
+    }
+    if now.saturating_sub(CLOCK_SKEW_SECONDS) >= task.expires_at {
+        return refuse(
+            RefusalCode::ClockSkew,
+            format!(
+                "the task expired at {}, this host has {now}",
+                task.expires_at
+            ),
+        );
+    }
+    Ok(())
+}
+
+fn check_history(task: &Task, known: &KnownVm) -> Result<(), TaskRefused> {
+    if task.tenant_id != known.tenant_id {
+        return refuse(
+            RefusalCode::WrongOwner,
+            "the VM belongs to another tenant on this host",
+        );
+    }
+    let repeats = matches!(task.action, TaskAction::VmConsoleRead { .. });
+    if task.generation < known.generation || (task.generation == known.generation && !repeats) {
+        return refuse(
+            RefusalCode::OldGeneration,
+            format!(
+                "the task has generation {}, this host has seen {}",
+                task.generation, known.generation
+            ),
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,133 @@
+//! The sandbox of one VMM unit, as the properties of `StartTransientUnit`.
+//!
+//! Data only. Every option here is one that systemd 252 takes for a transient unit. What is absent
+//! is absent for a reason: `SystemCallFilter=` because the VMM's own filter, set before the guest
+//! runs, is narrower than any group of systemd's; `PrivateUsers=` because `DynamicUser=` already
+//! leaves the process without a privilege to map.
+
+use std::os::fd::OwnedFd;
+
+use zbus::Variant;
+
+use super::{STOP_SECONDS, UnitSpec, VMM_OVERHEAD_MIB, VMM_OVERHEAD_TASKS, slice_name};
+
+/// One property: name and value.
+pub(super) type Property = (&'static str, Variant<'static>);
+
+const MIB: u64 = 1024 * 1024;
+
+/// All properties of a VMM's unit.
+pub(super) fn properties(unit: &UnitSpec, stdin: OwnedFd) -> Vec<Property> {
+    let mut all = service(unit, stdin);
+    all.extend(limits(unit));
+    all.extend(sandbox());
+    all
+}
+
+fn service(unit: &UnitSpec, stdin: OwnedFd) -> Vec<Property> {
+    let executable = unit.executable.to_string_lossy().into_owned();
+    let exec_start = vec![(executable.clone(), vec![executable], false)];
+    let identity = [
+        format!("BERTH_VM_ID={}", unit.vm_id),
+        format!("BERTH_TENANT_ID={}", unit.tenant_id),
+        format!("BERTH_GENERATION={}", unit.generation),
+    ];
+    let journal_fields: Vec<Vec<u8>> = [
+        format!("VM_ID={}", unit.vm_id),
+        format!("TENANT_ID={}", unit.tenant_id),
+        format!("GENERATION={}", unit.generation),
+    ]
+    .into_iter()
+    .map(String::into_bytes)
+    .collect();
+    vec![
+        (
+            "Description",
+            Variant::from(format!("berth VM {} of {}", unit.name, unit.tenant_id)),
+        ),
+        ("Slice", Variant::from(slice_name(&unit.tenant_id))),
+        ("Type", Variant::from("exec")),
+        ("ExecStart", Variant::from(exec_start)),
+        (
+            "StandardInputFileDescriptor",
+            Variant::from(zbus::Fd::from(stdin)),
+        ),
+        ("StandardOutput", Variant::from("journal")),
+        ("StandardError", Variant::from("journal")),
+        ("SyslogIdentifier", Variant::from("berth-vmm")),
+        ("LogExtraFields", Variant::from(journal_fields)),
+        ("Environment", Variant::from(identity.to_vec())),
+        // The exit status stays readable until the agent clears the unit.
+        ("RemainAfterExit", Variant::from(true)),
+        // A guest's reset and a requested stop are no failures of the service.
+        (
+            "SuccessExitStatus",
+            Variant::from((vec![10_i32, 11], Vec::<i32>::new())),
+        ),
+        ("KillMode", Variant::from("mixed")),
+        (
+            "TimeoutStopUSec",
+            Variant::from(STOP_SECONDS.saturating_mul(1_000_000)),
+        ),
+    ]
+}
+
+fn limits(unit: &UnitSpec) -> Vec<Property> {
+    let memory_max = unit
+        .memory_mib
+        .saturating_add(VMM_OVERHEAD_MIB)
+        .saturating_mul(MIB);
+    let tasks_max = u64::from(unit.vcpus.saturating_add(VMM_OVERHEAD_TASKS));
+    vec![
+        ("MemoryMax", Variant::from(memory_max)),
+        ("TasksMax", Variant::from(tasks_max)),
+        ("LimitCORE", Variant::from(0_u64)),
+        ("LimitCORESoft", Variant::from(0_u64)),
+    ]
+}
+
+fn sandbox() -> Vec<Property> {
+    let mut all: Vec<Property> = [
+        "DynamicUser",
+        "NoNewPrivileges",
+        "PrivateDevices",
+        "PrivateNetwork",
+        "PrivateTmp",
+        "PrivateIPC",
+        "ProtectKernelTunables",
+        "ProtectKernelModules",
+        "ProtectKernelLogs",
+        "ProtectControlGroups",
+        "ProtectClock",
+        "ProtectHostname",
+        "LockPersonality",
+        "MemoryDenyWriteExecute",
+        "RestrictRealtime",
+        "RestrictSUIDSGID",
+    ]
+    .into_iter()
+    .map(|name| (name, Variant::from(true)))
+    .collect();
+    all.extend([
+        ("CapabilityBoundingSet", Variant::from(0_u64)),
+        ("AmbientCapabilities", Variant::from(0_u64)),
+        ("ProtectSystem", Variant::from("strict")),
+        ("ProtectHome", Variant::from("yes")),
+        ("ProtectProc", Variant::from("invisible")),
+        ("ProcSubset", Variant::from("pid")),
+        ("DevicePolicy", Variant::from("closed")),
+        ("KeyringMode", Variant::from("private")),
+        ("UMask", Variant::from(0o077_u32)),
+        // An allow-list with nothing in it: no address family at all. The inherited socket works.
+        (
+            "RestrictAddressFamilies",
+            Variant::from((true, Vec::<String>::new())),
+        ),
+        ("RestrictNamespaces", Variant::from(0_u64)),
+        (
+            "SystemCallArchitectures",
+            Variant::from(vec!["native".to_owned()]),
+        ),
+    ]);
+    all
+}
