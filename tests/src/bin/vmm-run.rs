@@ -8,7 +8,7 @@
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{Seek as _, SeekFrom, Write as _};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, ExitStatus};
@@ -175,13 +175,23 @@ fn add_disk(
 }
 
 fn add_console(descriptors: &mut Descriptors, path: &Path) -> Result<FdIndex> {
-    if path == Path::new("-") {
-        let copy = std::io::stdout().as_fd().try_clone_to_owned();
-        return Ok(descriptors.add(copy.context("copying the standard output")?));
-    }
-    // Appending, so that the output from before a reset stays.
-    let file = OpenOptions::new().create(true).append(true).open(path);
-    Ok(descriptors.add(file.with_context(|| format!("opening {}", path.display()))?))
+    let opened = if path == Path::new("-") {
+        // Opened anew, for the VMM makes its console non-blocking, and with a copy that would be our
+        // terminal's own setting. What cannot be opened, such as a socket, is copied nevertheless.
+        OpenOptions::new()
+            .append(true)
+            .open("/proc/self/fd/1")
+            .map(OwnedFd::from)
+            .or_else(|_| std::io::stdout().as_fd().try_clone_to_owned())
+    } else {
+        // Appending, so that the output from before a reset stays.
+        OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(path)
+            .map(OwnedFd::from)
+    };
+    Ok(descriptors.add(opened.with_context(|| format!("opening {}", path.display()))?))
 }
 
 /// Runs the VMM once, until its process has ended.

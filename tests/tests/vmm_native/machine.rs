@@ -1,0 +1,228 @@
+//! One machine under test: its start message with descriptors, and the running process with the
+//! reading end of its console.
+
+use std::fs::{File, OpenOptions};
+use std::io::{PipeReader, Read};
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use berth_api::vmm::{
+    CONTRACT_VERSION, Console, Disk, Event, Exit, FdIndex, MIN_MEMORY_MIB, Start,
+};
+use berth_tests::launch::{Descriptors, Heard, LaunchedVmm};
+use berth_tests::tiny_guest::Code;
+
+/// The longest that any single step may take on a slow machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// `/dev/kvm`, or `None` after saying why there is none.
+pub(crate) fn require_kvm() -> Option<File> {
+    match OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+        Ok(kvm) => Some(kvm),
+        Err(error) => {
+            println!("SKIPPED: /dev/kvm cannot be opened: {error}");
+            None
+        }
+    }
+}
+
+/// The program under test, which cargo does not build for another package's tests.
+pub(crate) fn vmm_program() -> PathBuf {
+    let test = std::env::current_exe().expect("a running test has a path");
+    let built = test
+        .parent()
+        .and_then(|deps| deps.parent())
+        .expect("tests lie in target/*/deps");
+    let program = built.join("berth-vmm");
+    let profile = if built.ends_with("release") {
+        " --release"
+    } else {
+        ""
+    };
+    assert!(
+        program.exists(),
+        "{} is missing; build it with `cargo build -p berth-vmm{profile}`",
+        program.display()
+    );
+    program
+}
+
+/// A start message and its descriptors, both open to changes.
+#[derive(Debug)]
+pub(crate) struct Setup {
+    pub(crate) start: Start,
+    pub(crate) descriptors: Descriptors,
+}
+
+impl Setup {
+    /// A machine with 1 vCPU and the least memory, without disks and console.
+    pub(crate) fn new(kvm: File, guest: &Code) -> Self {
+        let mut descriptors = Descriptors::new();
+        let start = Start {
+            version: CONTRACT_VERSION,
+            vm_id: "native-test".to_owned(),
+            vcpus: 1,
+            memory_mib: MIN_MEMORY_MIB,
+            kvm: descriptors.add(kvm),
+            kernel: descriptors.add(guest.to_kernel().unwrap()),
+            initrd: None,
+            cmdline: "console=ttyS0".to_owned(),
+            disks: Vec::new(),
+            console: None,
+            entropy: false,
+        };
+        Self { start, descriptors }
+    }
+
+    /// Adds a disk of `bytes` zeroes.
+    pub(crate) fn add_disk(&mut self, bytes: u64) {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(bytes).unwrap();
+        let fd = self.descriptors.add(file);
+        self.start.disks.push(Disk {
+            fd,
+            read_only: false,
+            serial: "test-disk".to_owned(),
+            expected_bytes: bytes,
+        });
+    }
+
+    /// Launches it with its console as a pipe.
+    pub(crate) fn launch_with_console(mut self) -> Machine {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let fd: FdIndex = self.descriptors.add(writer);
+        self.start.console = Some(Console::Stream { fd });
+        let mut machine = self.launch();
+        machine.output = Some(Output::new(reader));
+        machine
+    }
+
+    /// Launches it as it is.
+    pub(crate) fn launch(self) -> Machine {
+        let vmm = LaunchedVmm::launch(&vmm_program(), &self.start, &self.descriptors).unwrap();
+        Machine::of(vmm)
+    }
+}
+
+/// A running machine. No descriptor of the start message is left open on this side.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    pub(crate) vmm: LaunchedVmm,
+    output: Option<Output>,
+}
+
+impl Machine {
+    /// A machine that was launched in a way of its own, without a console.
+    pub(crate) fn of(vmm: LaunchedVmm) -> Self {
+        Self { vmm, output: None }
+    }
+
+    /// The next event, which has to come.
+    #[track_caller]
+    pub(crate) fn event(&self) -> Event {
+        match self.vmm.next_event(PATIENCE).unwrap() {
+            Heard::Event(event) => event,
+            Heard::Closed => panic!("the VMM closed its socket instead of telling an event"),
+            Heard::Nothing => panic!("the VMM tells nothing"),
+        }
+    }
+
+    /// Reads the event that comes first.
+    #[track_caller]
+    pub(crate) fn expect_running(&self) {
+        assert_eq!(
+            self.event(),
+            Event::Running {
+                pid: self.vmm.pid()
+            }
+        );
+    }
+
+    /// Reads the last event, the end of the socket and the exit status, which have to agree.
+    #[track_caller]
+    pub(crate) fn expect_end(&mut self, exit: Exit) {
+        assert_eq!(self.event(), Event::Exited { exit });
+        assert_eq!(self.vmm.next_event(PATIENCE).unwrap(), Heard::Closed);
+        assert_eq!(self.status().code(), Some(i32::from(exit.code())));
+    }
+
+    /// The exit status, which has to come.
+    #[track_caller]
+    pub(crate) fn status(&mut self) -> ExitStatus {
+        self.vmm
+            .wait(PATIENCE)
+            .unwrap()
+            .expect("the VMM does not end")
+    }
+
+    /// The next `count` bytes of serial output, which have to come.
+    #[track_caller]
+    pub(crate) fn read_output(&mut self, count: usize) -> Vec<u8> {
+        self.output
+            .as_mut()
+            .expect("launched with a console")
+            .take(count)
+    }
+
+    /// What is left of the serial output until nobody holds its writing end any more.
+    #[track_caller]
+    pub(crate) fn output_to_end(&mut self) -> Vec<u8> {
+        self.output
+            .as_mut()
+            .expect("launched with a console")
+            .take_all()
+    }
+}
+
+/// A console pipe that is always read, so that no output is dropped.
+#[derive(Debug)]
+struct Output {
+    chunks: Receiver<Vec<u8>>,
+    pending: Vec<u8>,
+}
+
+impl Output {
+    fn new(mut reader: PipeReader) -> Self {
+        let (sender, chunks) = channel();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(count @ 1..) = reader.read(&mut buffer) {
+                if sender.send(buffer[..count].to_vec()).is_err() {
+                    break;
+                }
+            }
+        });
+        Self {
+            chunks,
+            pending: Vec::new(),
+        }
+    }
+
+    #[track_caller]
+    fn take(&mut self, count: usize) -> Vec<u8> {
+        let deadline = Instant::now() + PATIENCE;
+        while self.pending.len() < count {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.chunks.recv_timeout(left) {
+                Ok(chunk) => self.pending.extend(chunk),
+                Err(error) => panic!("{error} after {:02x?} of {count} bytes", self.pending),
+            }
+        }
+        self.pending.drain(..count).collect()
+    }
+
+    #[track_caller]
+    fn take_all(&mut self) -> Vec<u8> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.chunks.recv_timeout(left) {
+                Ok(chunk) => self.pending.extend(chunk),
+                Err(RecvTimeoutError::Disconnected) => return std::mem::take(&mut self.pending),
+                Err(RecvTimeoutError::Timeout) => panic!("somebody still holds the console"),
+            }
+        }
+    }
+}
