@@ -6,4 +6,6 @@ pub mod entropy;
 pub mod executor;
 pub mod interrupt;
 pub mod queue;
+#[cfg(test)]
+mod testing;
 pub mod transport;

@@ -184,6 +184,7 @@ impl VirtQueue {
         chain: Chain,
         written: u32,
     ) -> Result<(), QueueBroken> {
+        self.has_completed = true;
         self.ring
             .add_used(memory, chain.head, written)
             .map_err(|_| QueueBroken)
