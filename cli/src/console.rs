@@ -9,7 +9,8 @@ use crate::client::Path;
 use crate::failure::Failure;
 use crate::session::Session;
 
-const POLL: Duration = Duration::from_secs(1);
+/// Each look is an order to the node, so it is not hurried.
+const POLL: Duration = Duration::from_secs(2);
 
 /// Print the log of a VM, and with `follow` go on until interrupted.
 pub(crate) fn print(

@@ -39,7 +39,7 @@ Exit codes: 0 ok, 1 error, 2 usage, 3 not found, 4 denied, 5 quota, 6 capacity, 
 
 /// Rent out bare-metal hosts by the slot: tenants, tokens, VMs, nodes and the ledger
 #[derive(Parser, Debug)]
-#[command(name = "berthctl", version, after_help = AFTER_HELP, propagate_version = true)]
+#[command(name = "berthctl", version, after_help = AFTER_HELP)]
 pub(crate) struct Berthctl {
     #[command(flatten)]
     global: GlobalArguments,
@@ -49,7 +49,7 @@ pub(crate) struct Berthctl {
 
 /// Read a controller's ledger: who did what, when, and under which token
 #[derive(Parser, Debug)]
-#[command(name = "service-fs", version, after_help = AFTER_HELP, propagate_version = true)]
+#[command(name = "service-fs", version, after_help = AFTER_HELP)]
 pub(crate) struct ServiceFs {
     #[command(flatten)]
     global: GlobalArguments,
