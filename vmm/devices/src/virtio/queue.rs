@@ -312,3 +312,43 @@ fn collect_chain(
         Err(QueueBroken)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn buffers(segments: &[(u64, u32)]) -> Buffers {
+        let segments = segments
+            .iter()
+            .map(|&(address, bytes)| Segment { address, bytes });
+        Buffers(segments.collect())
+    }
+
+    #[test]
+    fn a_front_is_split_off_across_segments() {
+        let mut rest = buffers(&[(0x100, 10), (0x200, 0), (0x300, 10)]);
+        assert_eq!(rest.take_front(21), None);
+        assert_eq!(rest.bytes(), 20);
+        let front = rest.take_front(14).unwrap();
+        assert_eq!(front, buffers(&[(0x100, 10), (0x200, 0), (0x300, 4)]));
+        assert_eq!(rest, buffers(&[(0x304, 6)]));
+        assert_eq!(rest.take_front(0), Some(buffers(&[])));
+        assert_eq!(rest.take_front(6), Some(buffers(&[(0x304, 6)])));
+        assert_eq!(rest, buffers(&[]));
+    }
+
+    #[test]
+    fn the_last_byte_is_found_behind_empty_segments() {
+        let mut rest = buffers(&[(0x100, 2), (0x200, 0)]);
+        assert_eq!(rest.take_last_byte(), Some(0x101));
+        assert_eq!(rest.take_last_byte(), Some(0x100));
+        assert_eq!(rest.take_last_byte(), None);
+        assert_eq!(buffers(&[(u64::MAX, 3)]).take_last_byte(), None);
+    }
+
+    #[test]
+    fn lengths_add_up_without_overflow() {
+        let all = buffers(&[(0, u32::MAX), (0, u32::MAX), (0, u32::MAX)]);
+        assert_eq!(all.bytes(), 3 * u64::from(u32::MAX));
+    }
+}

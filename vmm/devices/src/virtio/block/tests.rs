@@ -1,1 +1,528 @@
+//! The disk as a driver meets it: requests that work, and all that may be wrong with one.
 
+use std::io::{self, Read, Seek, SeekFrom, Write as _};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use proptest::prelude::*;
+use vm_memory::{Bytes, GuestAddress, VolatileSlice};
+
+use super::backend::{BlockBackend, FileBackend};
+use super::{Block, BlockOptions, QUEUE_SIZE};
+use crate::guest_error::GuestError;
+use crate::sync::lock;
+use crate::virtio::testing::{
+    BUFFERS, EVENT_IDX, INDIRECT, NEXT, RAM_BYTES, Ring, TestGuest, WRITE,
+};
+
+const HEADER: u64 = BUFFERS;
+const STATUS: u64 = BUFFERS + 0x100;
+const DATA: u64 = BUFFERS + 0x1000;
+const SECTORS: u64 = 64;
+
+const IN: u32 = 0;
+const OUT: u32 = 1;
+const FLUSH: u32 = 4;
+const GET_ID: u32 = 8;
+
+const OK: u8 = 0;
+const IOERR: u8 = 1;
+const UNSUPPORTED: u8 = 2;
+const UNTOUCHED: u8 = 0xee;
+
+/// A disk in memory that can fail and counts flushes.
+#[derive(Clone, Default)]
+struct MemoryDisk {
+    content: Arc<Mutex<Vec<u8>>>,
+    fails: Arc<AtomicBool>,
+    flushes: Arc<AtomicUsize>,
+}
+
+impl MemoryDisk {
+    fn new(bytes: u64) -> Self {
+        let content = (0..bytes)
+            .map(|at| u8::try_from(at / 512 % 251).unwrap())
+            .collect();
+        Self {
+            content: Arc::new(Mutex::new(content)),
+            ..Self::default()
+        }
+    }
+
+    fn check(&self) -> io::Result<()> {
+        if self.fails.load(Ordering::SeqCst) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        Ok(())
+    }
+}
+
+impl BlockBackend for MemoryDisk {
+    fn bytes(&self) -> u64 {
+        u64::try_from(lock(&self.content).len()).unwrap()
+    }
+    fn read_at(&mut self, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<()> {
+        self.check()?;
+        let mut at = usize::try_from(offset).unwrap();
+        for buffer in buffers {
+            buffer.copy_from(&lock(&self.content)[at..at + buffer.len()]);
+            at += buffer.len();
+        }
+        Ok(())
+    }
+    fn write_at(&mut self, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<()> {
+        self.check()?;
+        let mut at = usize::try_from(offset).unwrap();
+        for buffer in buffers {
+            buffer.copy_to(&mut lock(&self.content)[at..at + buffer.len()]);
+            at += buffer.len();
+        }
+        Ok(())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        self.check()?;
+        self.flushes.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+fn options(read_only: bool) -> BlockOptions {
+    BlockOptions {
+        read_only,
+        serial: "disk-0".to_owned(),
+    }
+}
+
+fn guest_with(disk: impl BlockBackend + 'static, read_only: bool) -> (TestGuest, Ring) {
+    let guest = TestGuest::new(Box::new(Block::new(Box::new(disk), options(read_only))));
+    let ring = guest.bring_up(0, QUEUE_SIZE);
+    (guest, ring)
+}
+
+fn guest() -> (TestGuest, Ring, MemoryDisk) {
+    let disk = MemoryDisk::new(SECTORS * 512);
+    let (guest, ring) = guest_with(disk.clone(), false);
+    (guest, ring, disk)
+}
+
+fn put_header(guest: &TestGuest, kind: u32, sector: u64) {
+    guest.memory.write_obj(kind, GuestAddress(HEADER)).unwrap();
+    guest
+        .memory
+        .write_obj(u32::MAX, GuestAddress(HEADER + 4))
+        .unwrap();
+    guest
+        .memory
+        .write_obj(sector, GuestAddress(HEADER + 8))
+        .unwrap();
+    guest
+        .memory
+        .write_obj(UNTOUCHED, GuestAddress(STATUS))
+        .unwrap();
+}
+
+fn status(guest: &TestGuest) -> u8 {
+    guest.memory.read_obj(GuestAddress(STATUS)).unwrap()
+}
+
+/// Submits `parts` after a header and returns the status byte and the written length.
+fn request(
+    guest: &TestGuest,
+    ring: &mut Ring,
+    (kind, sector): (u32, u64),
+    parts: &[(u64, u32, u16)],
+) -> (u8, u32) {
+    put_header(guest, kind, sector);
+    ring.submit(&[&[(HEADER, 16, 0)], parts, &[(STATUS, 1, WRITE)]].concat());
+    guest.notify(0);
+    let used = ring.take_used();
+    assert_eq!(used.len(), 1, "the request is answered once");
+    (status(guest), used[0].1)
+}
+
+fn bytes(guest: &TestGuest, address: u64, count: usize) -> Vec<u8> {
+    let mut bytes = vec![0; count];
+    guest
+        .memory
+        .read_slice(&mut bytes, GuestAddress(address))
+        .unwrap();
+    bytes
+}
+
+#[test]
+fn the_configuration_says_capacity_segments_and_block_size() {
+    let (guest, _, _) = guest();
+    let config = guest.at.device.unwrap();
+    assert_eq!(guest.config(0, 4), 0x1042_1af4);
+    assert_eq!(guest.config(8, 4) >> 8, 0x01_80_00);
+    assert_eq!(guest.read(config, 8), SECTORS);
+    assert_eq!(guest.read(config + 12, 4), 254);
+    assert_eq!(guest.read(config + 20, 4), 512);
+    assert_eq!(
+        guest.offered_features() & 0xff_ffff,
+        1 << 2 | 1 << 6 | 1 << 9
+    );
+    let (guest, _) = guest_with(MemoryDisk::new(1000), true);
+    assert_eq!(
+        guest.read(guest.at.device.unwrap(), 8),
+        1,
+        "only whole sectors are there"
+    );
+    assert_eq!(
+        guest.offered_features() & 0xff_ffff,
+        1 << 2 | 1 << 5 | 1 << 6 | 1 << 9
+    );
+}
+
+#[test]
+fn data_is_read_and_written_in_the_order_of_its_segments() {
+    let (guest, mut ring, disk) = guest();
+    let parts = [(DATA, 512, WRITE), (DATA + 0x2000, 1024, WRITE)];
+    assert_eq!(request(&guest, &mut ring, (IN, 3), &parts), (OK, 1537));
+    assert_eq!(bytes(&guest, DATA, 512), [3; 512]);
+    assert_eq!(
+        bytes(&guest, DATA + 0x2000, 1024),
+        [[4; 512], [5; 512]].concat()
+    );
+
+    guest
+        .memory
+        .write_slice(&[0xaa; 100], GuestAddress(DATA))
+        .unwrap();
+    guest
+        .memory
+        .write_slice(&[0xbb; 412], GuestAddress(DATA + 0x2000))
+        .unwrap();
+    let parts = [(DATA, 100, 0), (DATA + 0x2000, 412, 0)];
+    assert_eq!(request(&guest, &mut ring, (OUT, 63), &parts), (OK, 1));
+    let written = &lock(&disk.content)[63 * 512..];
+    assert_eq!(written, [vec![0xaa; 100], vec![0xbb; 412]].concat());
+    assert_eq!(guest.errors.total(), 0);
+}
+
+#[test]
+fn the_cut_into_descriptors_does_not_matter() {
+    let (guest, mut ring, _) = guest();
+    put_header(&guest, IN, 7);
+    // The header in three pieces, and the status as the last byte of the data's descriptor.
+    ring.submit(&[
+        (HEADER, 3, 0),
+        (HEADER + 3, 0, 0),
+        (HEADER + 3, 13, 0),
+        (DATA, 513, WRITE),
+    ]);
+    guest.notify(0);
+    assert_eq!(ring.take_used(), [(0, 513)]);
+    assert_eq!(bytes(&guest, DATA, 513), [vec![7; 512], vec![OK]].concat());
+    // Header and data in one descriptor.
+    put_header(&guest, OUT, 0);
+    ring.submit(&[(HEADER, 16 + 512, 0), (STATUS, 1, WRITE)]);
+    // The status byte lies within that descriptor, in the data: a driver may do so.
+    guest.notify(0);
+    assert_eq!(ring.take_used().len(), 1);
+    assert_eq!(status(&guest), OK);
+    assert_eq!(guest.errors.total(), 0);
+}
+
+#[test]
+fn indirect_descriptors_are_followed() {
+    let (guest, mut ring, _) = guest();
+    put_header(&guest, IN, 9);
+    let table = BUFFERS + 0x800;
+    ring.describe_in(table, 0, (HEADER, 16), NEXT, 1);
+    ring.describe_in(table, 1, (DATA, 512), WRITE | NEXT, 2);
+    ring.describe_in(table, 2, (STATUS, 1), WRITE, 0);
+    ring.submit(&[(table, 48, INDIRECT)]);
+    guest.notify(0);
+    assert_eq!(ring.take_used(), [(0, 513)]);
+    assert_eq!(bytes(&guest, DATA, 512), [9; 512]);
+}
+
+#[test]
+fn an_indirect_table_longer_than_the_queue_breaks_it() {
+    let (guest, mut ring, _) = guest();
+    let table = BUFFERS + 0x8000;
+    for index in 0..=QUEUE_SIZE {
+        ring.describe_in(table, index, (DATA, 512), WRITE | NEXT, index + 1);
+    }
+    ring.submit(&[(table, 16 * (u32::from(QUEUE_SIZE) + 1), INDIRECT)]);
+    guest.notify(0);
+    assert_eq!(guest.errors.count(GuestError::VirtioQueueBroken), 1);
+}
+
+#[test]
+fn requests_past_the_end_of_the_disk_fail() {
+    let (guest, mut ring, disk) = guest();
+    let before = lock(&disk.content).clone();
+    let positions = [
+        SECTORS,
+        SECTORS - 1,
+        SECTORS + 1,
+        u64::MAX,
+        u64::MAX - 1,
+        u64::MAX / 512,
+        1 << 55,
+    ];
+    for (count, sector) in (1..).zip(positions) {
+        let read = request(&guest, &mut ring, (IN, sector), &[(DATA, 1024, WRITE)]);
+        let write = request(&guest, &mut ring, (OUT, sector), &[(DATA, 1024, 0)]);
+        assert_eq!((read, write), ((IOERR, 1), (IOERR, 1)), "sector {sector}");
+        assert_eq!(guest.errors.count(GuestError::BlockRange), 2 * count);
+    }
+    assert_eq!(*lock(&disk.content), before);
+    let last = request(&guest, &mut ring, (IN, SECTORS - 1), &[(DATA, 512, WRITE)]);
+    assert_eq!(last, (OK, 513));
+}
+
+#[test]
+fn odd_lengths_fail() {
+    let (guest, mut ring, _) = guest();
+    for length in [1, 511, 513, 1000] {
+        let read = request(&guest, &mut ring, (IN, 0), &[(DATA, length, WRITE)]);
+        let write = request(&guest, &mut ring, (OUT, 0), &[(DATA, length, 0)]);
+        assert_eq!((read, write), ((IOERR, 1), (IOERR, 1)), "{length}");
+    }
+    assert_eq!(
+        request(&guest, &mut ring, (IN, 0), &[]),
+        (IOERR, 1),
+        "no data at all"
+    );
+    assert_eq!(guest.errors.count(GuestError::VirtioRequest), 9);
+}
+
+#[test]
+fn data_in_the_wrong_direction_fails() {
+    let (guest, mut ring, disk) = guest();
+    let before = lock(&disk.content).clone();
+    assert_eq!(
+        request(&guest, &mut ring, (IN, 0), &[(DATA, 512, 0)]),
+        (IOERR, 1)
+    );
+    assert_eq!(
+        request(&guest, &mut ring, (OUT, 0), &[(DATA, 512, WRITE)]),
+        (IOERR, 1)
+    );
+    assert_eq!(*lock(&disk.content), before);
+    assert_eq!(guest.errors.count(GuestError::VirtioRequest), 2);
+}
+
+#[test]
+fn a_short_header_fails_and_a_missing_status_is_only_counted() {
+    let (guest, mut ring, _) = guest();
+    put_header(&guest, IN, 0);
+    ring.submit(&[(HEADER, 15, 0), (DATA, 512, WRITE), (STATUS, 1, WRITE)]);
+    guest.notify(0);
+    assert_eq!((ring.take_used().len(), status(&guest)), (1, IOERR));
+    put_header(&guest, OUT, 0);
+    ring.submit(&[(HEADER, 16, 0), (DATA, 512, 0)]);
+    ring.submit(&[(HEADER, 16, 0), (STATUS, 0, WRITE)]);
+    guest.notify(0);
+    assert_eq!(
+        ring.take_used()
+            .iter()
+            .map(|used| used.1)
+            .collect::<Vec<_>>(),
+        [0, 0]
+    );
+    assert_eq!(status(&guest), UNTOUCHED);
+    assert_eq!(guest.errors.count(GuestError::VirtioRequest), 3);
+    assert_eq!(guest.status(), 0xf, "a bad request does not break the ring");
+}
+
+#[test]
+fn unknown_types_are_unsupported() {
+    let (guest, mut ring, _) = guest();
+    for kind in [2, 3, 5, 11, 13, 0xffff_ffff] {
+        let answer = request(&guest, &mut ring, (kind, 0), &[(DATA, 512, 0)]);
+        assert_eq!(answer, (UNSUPPORTED, 1), "{kind}");
+    }
+    assert_eq!(guest.errors.count(GuestError::BlockRefused), 6);
+}
+
+#[test]
+fn a_read_only_disk_refuses_writes_and_serves_the_rest() {
+    let disk = MemoryDisk::new(512);
+    let (guest, mut ring) = guest_with(disk.clone(), true);
+    let before = lock(&disk.content).clone();
+    assert_eq!(
+        request(&guest, &mut ring, (OUT, 0), &[(DATA, 512, 0)]),
+        (IOERR, 1)
+    );
+    assert_eq!(guest.errors.count(GuestError::BlockRefused), 1);
+    assert_eq!(
+        request(&guest, &mut ring, (IN, 0), &[(DATA, 512, WRITE)]),
+        (OK, 513)
+    );
+    assert_eq!(*lock(&disk.content), before);
+}
+
+#[test]
+fn the_serial_number_is_padded_and_needs_20_bytes() {
+    let (guest, mut ring, _) = guest();
+    guest
+        .memory
+        .write_slice(&[0xff; 32], GuestAddress(DATA))
+        .unwrap();
+    assert_eq!(
+        request(&guest, &mut ring, (GET_ID, 0), &[(DATA, 20, WRITE)]),
+        (OK, 21)
+    );
+    assert_eq!(
+        bytes(&guest, DATA, 21),
+        *b"disk-0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\xff"
+    );
+    assert_eq!(
+        request(&guest, &mut ring, (GET_ID, 0), &[(DATA, 19, WRITE)]),
+        (IOERR, 1)
+    );
+    let parts = [(DATA, 5, WRITE), (DATA + 100, 27, WRITE)];
+    assert_eq!(request(&guest, &mut ring, (GET_ID, 0), &parts).0, OK);
+    assert_eq!(bytes(&guest, DATA + 100, 1), b"0");
+}
+
+#[test]
+fn buffers_outside_of_memory_fail() {
+    let (guest, mut ring, _) = guest();
+    for address in [RAM_BYTES, RAM_BYTES - 256, u64::MAX, u64::MAX - 511] {
+        assert_eq!(
+            request(&guest, &mut ring, (IN, 0), &[(address, 512, WRITE)]),
+            (IOERR, 1)
+        );
+        assert_eq!(
+            request(&guest, &mut ring, (OUT, 0), &[(address, 512, 0)]),
+            (IOERR, 1)
+        );
+    }
+    assert_eq!(guest.errors.count(GuestError::VirtioRequest), 8);
+    put_header(&guest, FLUSH, 0);
+    ring.submit(&[(HEADER, 16, 0), (RAM_BYTES, 1, WRITE)]);
+    ring.submit(&[(HEADER, 16, 0), (u64::MAX, 2, WRITE)]);
+    ring.submit(&[(u64::MAX - 3, 16, 0), (STATUS, 1, WRITE)]);
+    guest.notify(0);
+    let lengths: Vec<_> = ring.take_used().iter().map(|used| used.1).collect();
+    assert_eq!((lengths, status(&guest)), (vec![0, 0, 1], IOERR));
+}
+
+#[test]
+fn flush_reaches_the_disk_and_failures_of_the_disk_reach_the_guest() {
+    let (guest, mut ring, disk) = guest();
+    assert_eq!(request(&guest, &mut ring, (FLUSH, 0), &[]), (OK, 1));
+    assert_eq!(disk.flushes.load(Ordering::SeqCst), 1);
+    disk.fails.store(true, Ordering::SeqCst);
+    assert_eq!(request(&guest, &mut ring, (FLUSH, 0), &[]), (IOERR, 1));
+    assert_eq!(
+        request(&guest, &mut ring, (IN, 0), &[(DATA, 512, WRITE)]),
+        (IOERR, 1)
+    );
+    assert_eq!(
+        request(&guest, &mut ring, (OUT, 0), &[(DATA, 512, 0)]),
+        (IOERR, 1)
+    );
+    assert_eq!(
+        guest.errors.total(),
+        0,
+        "the host's failures are not the guest's"
+    );
+}
+
+#[test]
+fn a_head_that_is_offered_twice_is_two_requests_in_a_row() {
+    let (guest, mut ring, disk) = guest();
+    put_header(&guest, FLUSH, 0);
+    let head = ring.submit(&[(HEADER, 16, 0), (STATUS, 1, WRITE)]);
+    ring.offer(head);
+    guest.notify(0);
+    assert_eq!(
+        ring.take_used(),
+        [(u32::from(head), 1), (u32::from(head), 1)]
+    );
+    assert_eq!(disk.flushes.load(Ordering::SeqCst), 2);
+}
+
+#[test]
+fn a_request_longer_than_64_mib_is_refused_before_any_work() {
+    let (guest, mut ring) = guest_with(MemoryDisk::new(512), false);
+    let huge = [(0, 0x4000_0000, WRITE), (0, 0x4000_0000, WRITE)];
+    assert_eq!(request(&guest, &mut ring, (IN, 0), &huge), (IOERR, 1));
+    assert_eq!(guest.errors.count(GuestError::VirtioRequest), 1);
+}
+
+#[test]
+fn a_file_serves_a_full_ring_with_the_event_index() {
+    let mut file = tempfile::tempfile().unwrap();
+    file.set_len(SECTORS * 512).unwrap();
+    let disk = FileBackend::new(file.try_clone().unwrap(), SECTORS * 512);
+    let guest = TestGuest::new(Box::new(Block::new(Box::new(disk), options(false))));
+    let mut ring = guest.bring_up(EVENT_IDX, 128);
+    put_header(&guest, OUT, 5);
+    guest
+        .memory
+        .write_slice(&[0x42; 512], GuestAddress(DATA))
+        .unwrap();
+    for _ in 0..40 {
+        ring.submit(&[(HEADER, 16, 0), (DATA, 512, 0), (STATUS, 1, WRITE)]);
+    }
+    guest.notify(0);
+    assert_eq!(ring.take_used().len(), 40);
+    assert_eq!(guest.messages.take(), [1]);
+    let mut sector = [0; 512];
+    file.seek(SeekFrom::Start(5 * 512)).unwrap();
+    file.read_exact(&mut sector).unwrap();
+    assert_eq!(sector, [0x42; 512]);
+    file.flush().unwrap();
+}
+
+#[test]
+fn more_chains_than_one_budget_are_served_in_turns() {
+    let (guest, mut ring, disk) = guest();
+    put_header(&guest, FLUSH, 0);
+    let head = ring.submit(&[(HEADER, 16, 0), (STATUS, 1, WRITE)]);
+    for _ in 1..150 {
+        ring.offer(head);
+    }
+    guest.notify(0);
+    assert_eq!(ring.take_used().len(), 150);
+    assert_eq!(disk.flushes.load(Ordering::SeqCst), 150);
+    assert_eq!(guest.messages.take(), [1, 1, 1], "64, 64 and 22 chains");
+}
+
+proptest! {
+    #[test]
+    fn random_requests_never_panic_and_are_answered(
+        requests in prop::collection::vec(
+            (
+                prop_oneof![Just(IN), Just(OUT), Just(FLUSH), Just(GET_ID), any::<u32>()],
+                prop_oneof![0..SECTORS * 2, any::<u64>()],
+                prop::collection::vec(
+                    (
+                        prop_oneof![DATA..RAM_BYTES, any::<u64>()],
+                        prop_oneof![Just(512_u32), 0_u32..2048, any::<u32>()],
+                        any::<bool>(),
+                    ),
+                    0..4,
+                ),
+            ),
+            1..20,
+        ),
+    ) {
+        let (guest, mut ring, disk) = guest();
+        for (kind, sector, mut parts) in requests {
+            parts.sort_by_key(|part| part.2);
+            let parts: Vec<_> = parts
+                .into_iter()
+                .map(|(address, bytes, writes)| (address, bytes, if writes { WRITE } else { 0 }))
+                .collect();
+            put_header(&guest, kind, sector);
+            ring.submit(&[&[(HEADER, 16, 0)], parts.as_slice(), &[(STATUS, 1, WRITE)]].concat());
+            guest.notify(0);
+            if guest.errors.count(GuestError::VirtioQueueBroken) > 0 {
+                // Only a chain of more than 4 GiB is that bad here.
+                prop_assert!(parts.iter().map(|part| u64::from(part.1)).sum::<u64>() > 0xffff_0000);
+                return Ok(());
+            }
+            prop_assert_eq!(ring.take_used().len(), 1);
+            prop_assert!(status(&guest) <= UNSUPPORTED);
+        }
+        prop_assert_eq!(lock(&disk.content).len(), usize::try_from(SECTORS * 512).unwrap());
+    }
+}

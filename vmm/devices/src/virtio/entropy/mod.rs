@@ -98,3 +98,68 @@ fn fill(buffers: &Buffers, memory: &Memory) -> u32 {
     }
     written
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::virtio::testing::{BUFFERS, RAM_BYTES, Ring, TestGuest, WRITE};
+
+    fn guest() -> (TestGuest, Ring) {
+        let guest = TestGuest::new(Box::new(Entropy::new()));
+        let ring = guest.bring_up(0, QUEUE_SIZE);
+        (guest, ring)
+    }
+
+    fn bytes(guest: &TestGuest, address: u64, count: usize) -> Vec<u8> {
+        let mut bytes = vec![0; count];
+        guest
+            .memory
+            .read_slice(&mut bytes, GuestAddress(address))
+            .unwrap();
+        bytes
+    }
+
+    #[test]
+    fn buffers_are_filled_with_different_bytes_each_time() {
+        let (guest, mut ring) = guest();
+        assert_eq!(guest.config(0, 4), 0x1044_1af4);
+        assert!(guest.at.device.is_none(), "there is nothing to configure");
+        ring.submit(&[(BUFFERS, 64, WRITE), (BUFFERS + 0x1000, 3000, WRITE)]);
+        guest.notify(0);
+        assert_eq!(ring.take_used(), [(0, 3064)]);
+        let (first, second) = (
+            bytes(&guest, BUFFERS, 64),
+            bytes(&guest, BUFFERS + 0x1000, 3000),
+        );
+        assert_ne!(first, [0; 64]);
+        assert_ne!(first, second[..64]);
+        assert_ne!(second[2900..], [0; 100]);
+        assert_eq!(guest.errors.total(), 0);
+    }
+
+    #[test]
+    fn a_request_gets_64_kib_at_most() {
+        let (guest, mut ring) = guest();
+        ring.submit(&[
+            (BUFFERS, 40_000, WRITE),
+            (BUFFERS + 0x1_0000, 0x10_0000, WRITE),
+        ]);
+        guest.notify(0);
+        assert_eq!(ring.take_used(), [(0, 65_536)]);
+        let last = BUFFERS + 0x1_0000 + 65_536 - 40_000;
+        assert_eq!(bytes(&guest, last, 16), [0; 16]);
+    }
+
+    #[test]
+    fn requests_without_room_or_outside_of_memory_get_nothing() {
+        let (guest, mut ring) = guest();
+        ring.submit(&[(BUFFERS, 64, 0)]);
+        ring.submit(&[(RAM_BYTES, 64, WRITE)]);
+        ring.submit(&[(u64::MAX, u32::MAX, WRITE)]);
+        ring.submit(&[(BUFFERS, 0, WRITE)]);
+        guest.notify(0);
+        let lengths: Vec<_> = ring.take_used().iter().map(|used| used.1).collect();
+        assert_eq!(lengths, [0, 0, 0, 0]);
+        assert_eq!(guest.errors.count(GuestError::VirtioRequest), 4);
+    }
+}
