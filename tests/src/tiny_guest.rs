@@ -6,7 +6,7 @@
 //! [`LOAD_ADDRESS`]; [`Code::enter_long_mode`] leads on to 64-bit mode.
 
 use std::fs::File;
-use std::io::{self, Seek as _, SeekFrom, Write as _};
+use std::io::{self, Write as _};
 
 /// Where a guest's code is loaded and entered.
 pub const LOAD_ADDRESS: u32 = 0x10_0000;
@@ -288,8 +288,7 @@ impl Code {
 pub fn read_only_file(content: &[u8]) -> io::Result<File> {
     let mut file = tempfile::NamedTempFile::new()?;
     file.write_all(content)?;
-    file.seek(SeekFrom::Start(0))?;
-    file.reopen()
+    File::open(file.path())
 }
 
 fn elf(code: &[u8]) -> Vec<u8> {

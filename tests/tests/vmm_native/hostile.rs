@@ -75,13 +75,17 @@ fn check(guest: &Code, least_errors: u64) {
 
 /// Writes random values of all widths to `range` and reads them again, in steps of 4 bytes.
 fn hammer(guest: &mut Code, range: Range<u32>, seed: u32) {
+    hammer_every(4, guest, range, seed);
+}
+
+fn hammer_every(step: u32, guest: &mut Code, range: Range<u32>, seed: u32) {
     guest.set_ebx(seed).set_esi(range.start);
     let again = guest.label();
     for (width, offset) in [(Width::Double, 0), (Width::Word, 1), (Width::Byte, 3)] {
         guest.random_eax().store(width, offset).load(width, offset);
     }
     guest.random_eax().store(Width::Double, 2);
-    guest.step_esi(again, 4, range.end);
+    guest.step_esi(again, step, range.end);
 }
 
 #[test]
@@ -267,24 +271,23 @@ fn function(space: &[u8]) -> Function {
     found
 }
 
-/// Every register of every function twice, with memory decoding on.
+/// Every register of every function twice, with memory decoding on, and a sample of the addresses
+/// between them.
 fn hammer_registers(guest: &mut Code, functions: &[Function], seed: u32) {
     const BAR_BYTES: u32 = 0x8000;
+    const REGISTERS_BYTES: u32 = 0x100;
     for (number, function) in (1..).zip(functions) {
-        let enable = |guest: &mut Code| {
+        for pass in 0..2 {
             guest
                 .set_esi(slot(number))
                 .set_eax(COMMAND_ENABLE)
                 .store(Width::Word, COMMAND);
-        };
-        enable(guest);
-        hammer(guest, function.bar..function.bar + BAR_BYTES, seed + number);
-        enable(guest);
-        hammer(
-            guest,
-            function.bar..function.bar + 0x3100,
-            seed * 3 + number,
-        );
+            let seed = seed * 7 + number * 2 + pass;
+            for page in (function.bar..function.bar + BAR_BYTES).step_by(0x1000) {
+                hammer(guest, page..page + REGISTERS_BYTES, seed ^ page);
+            }
+            hammer_every(0x34, guest, function.bar..function.bar + BAR_BYTES, seed);
+        }
     }
 }
 

@@ -59,6 +59,11 @@ pub(crate) struct Setup {
 impl Setup {
     /// A machine with 1 vCPU and the least memory, without disks and console.
     pub(crate) fn new(kvm: File, guest: &Code) -> Self {
+        Self::with_kernel(kvm, guest.to_kernel().unwrap())
+    }
+
+    /// The same with any file as its kernel.
+    pub(crate) fn with_kernel(kvm: File, kernel: File) -> Self {
         let mut descriptors = Descriptors::new();
         let start = Start {
             version: CONTRACT_VERSION,
@@ -66,7 +71,7 @@ impl Setup {
             vcpus: 1,
             memory_mib: MIN_MEMORY_MIB,
             kvm: descriptors.add(kvm),
-            kernel: descriptors.add(guest.to_kernel().unwrap()),
+            kernel: descriptors.add(kernel),
             initrd: None,
             cmdline: "console=ttyS0".to_owned(),
             disks: Vec::new(),

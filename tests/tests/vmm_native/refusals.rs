@@ -205,9 +205,9 @@ fn a_writable_kernel_is_refused() {
 
 #[track_caller]
 fn check_kernel(field: &str, content: &[u8]) {
-    check(field, |setup| {
-        setup.start.kernel = setup.descriptors.add(read_only_file(content).unwrap());
-    });
+    let Some(kvm) = require_kvm() else { return };
+    let setup = Setup::with_kernel(kvm, read_only_file(content).unwrap());
+    expect_refusal(&mut setup.launch(), Some(field));
 }
 
 #[test]
