@@ -270,15 +270,18 @@ impl Failure {
     pub(crate) fn remedy(&self) -> String {
         match self {
             Self::Usage { remedy, .. } => remedy.clone(),
-            Self::Refused(refusal) => refusal.member("detail").unwrap_or_default().to_owned(),
+            Self::Refused(refusal) => refusal
+                .member("detail")
+                .unwrap_or("That is not how a controller refuses; see whether the URL is one's.")
+                .to_owned(),
             Self::NotReachable { .. } => {
                 "Start it (`systemctl start berth-controller.socket`) or name another with --url \
                  or BERTH_URL."
                     .to_owned()
             }
             Self::Transport { .. } | Self::NoAnswer { .. } => {
-                "Look at the controller's journal (`journalctl -u berth-controller`), and whether \
-                 the URL is a controller's."
+                "See whether the URL is a controller's; if it is, look into its journal \
+                 (`journalctl -u berth-controller`)."
                     .to_owned()
             }
             Self::Reply { .. } => {

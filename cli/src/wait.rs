@@ -76,7 +76,7 @@ impl WaitArguments {
 pub(crate) struct Goal {
     /// Which VM.
     pub(crate) vm: VmId,
-    /// The operation that leads there, if one is known.
+    /// The operation that leads there; else the one that works on the VM, if any.
     pub(crate) operation: Option<OperationId>,
     /// Where it should go.
     pub(crate) state: VmState,
@@ -183,7 +183,7 @@ fn look(session: &Session, goal: &Goal) -> Result<Option<Sight>, Failure> {
         other => other?,
     };
     let vm: Vm = reply.read()?;
-    let operation = match goal.operation {
+    let operation = match goal.operation.or(vm.operation) {
         Some(operation) if vm.state != goal.state => {
             let path = Path::of(&["v1", "operations", &operation.to_string()]);
             Some(session.client.get(path)?.read()?)

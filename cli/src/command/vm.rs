@@ -172,16 +172,22 @@ pub(crate) fn run(session: &mut Session, command: VmCommand) -> Result<(), Failu
             show_operation_after(session, &reply, VmState::Deleted, &wait)
         }
         VmCommand::Wait { vm, state, timeout } => {
-            let reply = session.client.get(path(&vm))?;
-            let vm: Vm = reply.read()?;
             let goal = Goal {
-                vm: vm.id,
-                operation: vm.operation,
+                vm: id_of(session, &vm)?,
+                operation: None,
                 state,
                 seconds: timeout,
             };
-            show_vm_after(session, &reply, Some(goal))
+            show_vm_once(session, &goal)
         }
+    }
+}
+
+/// A VM that is gone has no name any more, but an id says enough to wait for its end.
+fn id_of(session: &Session, vm: &str) -> Result<VmId, Failure> {
+    match vm.parse() {
+        Ok(id) => Ok(id),
+        Err(_name) => Ok(session.client.get(path(vm))?.read::<Vm>()?.id),
     }
 }
 
@@ -211,10 +217,15 @@ fn goal(
 
 /// Show the VM as it came, or as it is once the goal is reached.
 fn show_vm_after(session: &mut Session, reply: &Reply, goal: Option<Goal>) -> Result<(), Failure> {
-    let Some(goal) = goal else {
-        return session.show(reply, object_table);
-    };
-    match wait_for(session, &goal)? {
+    match goal {
+        None => session.show(reply, object_table),
+        Some(goal) => show_vm_once(session, &goal),
+    }
+}
+
+/// Wait for the goal and show the VM as it is then.
+fn show_vm_once(session: &mut Session, goal: &Goal) -> Result<(), Failure> {
+    match wait_for(session, goal)? {
         Some(reply) => session.show(&reply, object_table),
         None => {
             let gone = json!({ "id": goal.vm, "state": "deleted" });
