@@ -1,26 +1,51 @@
 //! `cargo xtask package`: one description of the packages, two formats.
 //!
-//! `manifest` reads `packaging/packages.toml`, `stage` lays the files out, `deb` and `rpm` write one
-//! format each, `inspect` reads the results back as the `package` test tier does. Equal inputs give
-//! equal bytes: all times are that of the newest commit.
+//! `manifest` reads `packaging/packages.toml`, `programs` has cargo build what is packaged, `stage`
+//! lays the files out, `documents` and `scripts` add what every package has, `libraries` finds out
+//! what the programs need, `deb` and `rpm` write one format each. Equal inputs give equal bytes: all
+//! times are that of the newest commit that a package is made from.
 
 mod deb;
-pub(crate) mod inspect;
+mod documents;
+mod libraries;
 mod manifest;
+mod programs;
 mod rpm;
+mod scripts;
 mod stage;
+#[cfg(test)]
+mod tests;
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use berth_tests::command::capture;
 use berth_tests::progress::{Progress, say};
 use berth_tests::workspace;
 
-use crate::build;
 use crate::setup::{self, Need};
-use manifest::{Manifest, Package};
+use manifest::{Manifest, Package, Sources};
+use stage::Staged;
+
+/// What packages are made from, for the time that they carry; a commit to anything else, such as a
+/// test, leaves every package as it is.
+const PACKAGED: [&str; 13] = [
+    "Cargo.lock",
+    "Cargo.toml",
+    "CHANGELOG.md",
+    "LICENSE",
+    "agent",
+    "api",
+    "cli",
+    "controller",
+    "ledger",
+    "packaging",
+    "systemd",
+    "udev",
+    "vmm",
+];
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -30,11 +55,21 @@ pub(crate) struct Arguments {
 
 /// A package format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Format {
+pub(crate) enum Format {
     /// Debian packages
     Deb,
     /// RPM packages
     Rpm,
+}
+
+impl Format {
+    /// How the files' names end.
+    const fn extension(self) -> &'static str {
+        match self {
+            Self::Deb => "deb",
+            Self::Rpm => "rpm",
+        }
+    }
 }
 
 /// Runs the task.
@@ -43,18 +78,11 @@ enum Format {
 /// If a program does not build or a package cannot be made.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     setup::ensure(&[Need::Compile, Need::Package])?;
+    let formats = arguments
+        .format
+        .map_or(vec![Format::Deb, Format::Rpm], |format| vec![format]);
     let mut progress = Progress::new("package");
-    progress.phase("build the programs");
-    build::release_programs()?;
-    let mut made = Vec::new();
-    if arguments.format != Some(Format::Rpm) {
-        progress.phase("pack .deb");
-        made.extend(debs()?);
-    }
-    if arguments.format != Some(Format::Deb) {
-        progress.phase("pack .rpm");
-        made.extend(rpms()?);
-    }
+    let made = build(&formats, &mut progress)?;
     progress.finish();
     for package in made {
         say(&package.display().to_string());
@@ -62,55 +90,175 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Makes the .debs from the release build and returns their paths.
+/// Builds the programs and makes the packages of these formats from them, in the order given. What
+/// is there already and made from the same is not made again.
+///
+/// # Errors
+/// If cargo fails, a file is missing, or a packaging tool fails.
+pub(crate) fn build(formats: &[Format], progress: &mut Progress) -> Result<Vec<PathBuf>> {
+    progress.phase("build the programs");
+    programs()?;
+    let mut made = Vec::new();
+    for format in formats {
+        progress.phase(&format!("pack .{}", format.extension()));
+        made.extend(packages(*format)?);
+    }
+    Ok(made)
+}
+
+/// Builds the programs that are packaged, in release mode, and returns the folder they are in.
+///
+/// # Errors
+/// If cargo fails; the message quotes its log.
+pub(crate) fn programs() -> Result<PathBuf> {
+    programs::build(&Manifest::read(&workspace::root())?.programs)
+}
+
+/// Makes the .debs from the programs that were built last.
 ///
 /// # Errors
 /// If a file is missing or `dpkg-deb` fails.
 pub(crate) fn debs() -> Result<Vec<PathBuf>> {
-    each_package(deb::build)
+    packages(Format::Deb)
 }
 
-/// Makes the .rpms from the release build and returns their paths.
-///
-/// # Errors
-/// If a file is missing or `rpmbuild` fails.
-pub(crate) fn rpms() -> Result<Vec<PathBuf>> {
-    each_package(rpm::build)
+fn packages(format: Format) -> Result<Vec<PathBuf>> {
+    let root = workspace::root();
+    let manifest = Manifest::read(&root)?;
+    let release = Release {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        epoch: newest_commit(&root)?,
+        architecture: std::env::consts::ARCH,
+        sources: Sources {
+            root,
+            programs: workspace::target_dir().join("release"),
+        },
+        output: workspace::build_dir().join("packages"),
+    };
+    pack(&manifest, &release, format)
 }
 
 /// What both formats need to know beside the package itself.
 #[derive(Debug)]
 struct Release {
     version: String,
-    maintainer: String,
-    license: String,
-    /// Seconds since the epoch that every file carries.
+    /// Seconds since 1970 that every file carries.
     epoch: u64,
+    /// As Rust names it.
+    architecture: &'static str,
+    sources: Sources,
     /// Where packages go.
     output: PathBuf,
-    /// Where packages are laid out.
-    work: PathBuf,
 }
 
-fn each_package(build: fn(&Package, &Release) -> Result<PathBuf>) -> Result<Vec<PathBuf>> {
-    let manifest = Manifest::read()?;
-    let output = workspace::build_dir().join("packages");
-    std::fs::create_dir_all(&output).with_context(|| format!("making {}", output.display()))?;
-    let release = Release {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        maintainer: manifest.maintainer.clone(),
-        license: manifest.license.clone(),
-        epoch: newest_commit()?,
-        work: output.join("work"),
-        output,
-    };
-    manifest.package.iter().map(|package| build(package, &release)).collect()
+/// Makes all packages in one format, unless they are there and made from the same.
+fn pack(manifest: &Manifest, release: &Release, format: Format) -> Result<Vec<PathBuf>> {
+    let output = &release.output;
+    std::fs::create_dir_all(output).with_context(|| format!("making {}", output.display()))?;
+    let lock = File::create(output.join(".lock")).context("creating the packages' lock")?;
+    lock.lock()
+        .context("waiting for another build of the packages")?;
+
+    let note = output.join(format!(".{}-made-from", format.extension()));
+    let made_from = made_from(manifest, release)?;
+    let there = files_with(output, format.extension())?;
+    if there.len() == manifest.packages.len()
+        && std::fs::read_to_string(&note).is_ok_and(|noted| noted == made_from)
+    {
+        return Ok(there);
+    }
+    for old in there.iter().chain(note.exists().then_some(&note)) {
+        std::fs::remove_file(old).with_context(|| format!("removing {}", old.display()))?;
+    }
+    for package in &manifest.packages {
+        pack_one(package, manifest, release, format)
+            .with_context(|| format!("packing {}", package.name))?;
+    }
+    std::fs::write(&note, made_from).context("noting what the packages are made from")?;
+    files_with(output, format.extension())
 }
 
-/// When the newest commit was made; a tree without git is as old as the epoch.
-fn newest_commit() -> Result<u64> {
+fn pack_one(
+    package: &Package,
+    manifest: &Manifest,
+    release: &Release,
+    format: Format,
+) -> Result<()> {
+    let work = release
+        .output
+        .join("work")
+        .join(format.extension())
+        .join(&package.name);
+    let mut staged = Staged::lay_out(package, &release.sources, format, work.join("root"))?;
+    documents::add(&mut staged, package, manifest, release, format)?;
+    match format {
+        Format::Deb => deb::build(staged, package, manifest, release),
+        Format::Rpm => rpm::build(staged, package, manifest, release, &work),
+    }
+}
+
+/// All that decides about the packages' bytes, as text: times, digests of files, and this code.
+fn made_from(manifest: &Manifest, release: &Release) -> Result<String> {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = files_with(&own.join("package"), "rs")?;
+    files.push(own.join("package.rs"));
+    let root = &release.sources.root;
+    files.extend(files_with(&root.join(scripts::FOLDER), "sh")?);
+    files.extend(
+        [manifest::FILE]
+            .iter()
+            .chain(&documents::FILES)
+            .map(|name| root.join(name)),
+    );
+    for package in &manifest.packages {
+        let entries = package.files.iter().map(|entry| entry.source.as_str());
+        let manuals = package.manuals.first().map(String::as_str);
+        files.extend(
+            entries
+                .chain(manuals)
+                .map(|source| release.sources.resolve(source)),
+        );
+    }
+    files.sort();
+    files.dedup();
+    let digests = capture(Command::new("sha256sum").arg("--").args(&files))?;
+    Ok(format!("{} {}\n{digests}", release.version, release.epoch))
+}
+
+fn files_with(folder: &Path, extension: &str) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let entries =
+        std::fs::read_dir(folder).with_context(|| format!("listing {}", folder.display()))?;
+    for entry in entries {
+        let path = entry
+            .with_context(|| format!("listing {}", folder.display()))?
+            .path();
+        if path.is_file() && path.extension().is_some_and(|found| found == extension) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// When the newest commit to what is packaged was made; `SOURCE_DATE_EPOCH` stands in for it where
+/// there is no git.
+fn newest_commit(root: &Path) -> Result<u64> {
+    if let Ok(time) = std::env::var("SOURCE_DATE_EPOCH") {
+        return time.trim().parse().context("reading SOURCE_DATE_EPOCH");
+    }
     let mut git = Command::new("git");
-    git.current_dir(workspace::root()).args(["log", "-1", "--format=%ct"]);
-    let Ok(time) = capture(&mut git) else { return Ok(0) };
-    time.trim().parse().context("reading the newest commit's time")
+    git.current_dir(root)
+        .args(["log", "-1", "--format=%ct", "--"])
+        .args(PACKAGED);
+    let time = capture(&mut git).context(
+        "packages carry the time of the newest commit; where there is none, set SOURCE_DATE_EPOCH",
+    )?;
+    ensure!(
+        !time.trim().is_empty(),
+        "nothing is committed yet; set SOURCE_DATE_EPOCH"
+    );
+    time.trim()
+        .parse()
+        .context("reading the newest commit's time")
 }

@@ -1,128 +1,157 @@
-//! The RPM format: a spec file with the staged files, `rpmbuild`.
+//! The RPM format: a spec file that takes the staged files as they are, `rpmbuild`.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use berth_tests::command::run_logged;
-use berth_tests::workspace;
+use berth_tests::command::{run_logged, shown};
 
-use super::Release;
-use super::manifest::Package;
-use super::stage::{Staged, stage};
+use super::manifest::{Manifest, Package};
+use super::stage::{Staged, StagedFile};
+use super::{Release, scripts};
 
-/// Makes one .rpm and returns its path.
+/// Makes one .rpm from what was laid out; `work` is a folder for what `rpmbuild` leaves behind.
 ///
 /// # Errors
-/// If a file is missing or `rpmbuild` fails; the message quotes its log.
-pub(super) fn build(package: &Package, release: &Release) -> Result<PathBuf> {
-    let work = release.work.join("rpm").join(&package.name);
-    let staged = stage(package, &work.join("staged"), release.epoch)?;
+/// If `rpmbuild` fails; the message quotes its log.
+pub(super) fn build(
+    mut staged: Staged,
+    package: &Package,
+    manifest: &Manifest,
+    release: &Release,
+    work: &Path,
+) -> Result<()> {
+    staged.seal(release.epoch)?;
     let spec = work.join("package.spec");
-    std::fs::write(&spec, spec_text(package, release, &staged)).context("writing the spec file")?;
-    let top = work.join("top");
+    let text = spec_text(&staged, package, manifest, release)?;
+    std::fs::write(&spec, text).context("writing the spec file")?;
     let mut command = Command::new("rpmbuild");
     command.env("SOURCE_DATE_EPOCH", release.epoch.to_string());
-    command.args(["-bb", "--quiet", "--nodeps", "--target", "x86_64-linux"]);
+    // What a build needs is checked by dpkg's database here, which rpm does not know.
+    command.args(["-bb", "--quiet", "--nodeps"]);
+    command.arg(format!("--target={}-linux", release.architecture));
+    let top = work.join("top").display().to_string();
+    let output = release.output.display().to_string();
     for (name, value) in [
-        ("_topdir", top.display().to_string()),
-        ("_rpmdir", release.output.display().to_string()),
-        ("_rpmfilename", "%{NAME}-%{VERSION}-%{RELEASE}.%{ARCH}.rpm".to_owned()),
-        ("_buildhost", "reproducible".to_owned()),
-        ("_binary_payload", "w6.gzdio".to_owned()),
-        ("use_source_date_epoch_as_buildtime", "1".to_owned()),
-        ("clamp_mtime_to_source_date_epoch", "1".to_owned()),
-        // The programs are stripped by cargo; there is nothing to split off and nothing to compile.
-        ("debug_package", "%{nil}".to_owned()),
-        ("__os_install_post", "%{nil}".to_owned()),
-        ("_build_id_links", "none".to_owned()),
+        ("_topdir", top.as_str()),
+        ("_rpmdir", &output),
+        ("_rpmfilename", "%{NAME}-%{VERSION}-%{RELEASE}.%{ARCH}.rpm"),
+        ("_buildhost", "reproducible"),
+        ("_binary_payload", "w6.xzdio"),
+        ("_dbpath", &format!("{top}/db")),
+        ("use_source_date_epoch_as_buildtime", "1"),
+        ("clamp_mtime_to_source_date_epoch", "1"),
+        // The programs are stripped by the compiler; there is nothing to split off or to compile.
+        ("debug_package", "%{nil}"),
+        ("__os_install_post", "%{nil}"),
+        ("_build_id_links", "none"),
     ] {
         command.arg("--define").arg(format!("{name} {value}"));
     }
-    let log = workspace::build_dir().join("logs/rpmbuild.log");
-    run_logged(command.arg(&spec), &log)?;
-    let path = release.output.join(format!("{}-{}-1.x86_64.rpm", package.name, release.version));
-    ensure!(path.exists(), "rpmbuild made no {}", path.display());
-    Ok(path)
+    run_logged(command.arg(&spec), &work.join("rpmbuild.log"))?;
+    let name = format!(
+        "{}-{}-{}.{}.rpm",
+        package.name, release.version, manifest.revision, release.architecture
+    );
+    ensure!(
+        release.output.join(&name).exists(),
+        "`{}` made no {name}",
+        shown(&command)
+    );
+    Ok(())
 }
 
-fn spec_text(package: &Package, release: &Release, staged: &Staged) -> String {
+fn spec_text(
+    staged: &Staged,
+    package: &Package,
+    manifest: &Manifest,
+    release: &Release,
+) -> Result<String> {
     let mut text = String::new();
-    let mut line = |value: &str| writeln!(text, "{value}").expect("a String takes all");
-    line(&format!("Name: {}", package.name));
-    line(&format!("Version: {}", release.version));
-    line("Release: 1");
-    line(&format!("Summary: {}", package.summary));
-    line(&format!("License: {}", release.license));
-    line(&format!("Packager: {}", release.maintainer));
-    line("BuildArch: x86_64");
+    let mut line = |value: &str| {
+        // In a spec file a percent sign is the beginning of a macro.
+        writeln!(text, "{value}").expect("a String takes all that is written");
+    };
+    for (name, value) in [
+        ("Name", package.name.as_str()),
+        ("Version", &release.version),
+        ("Release", &manifest.revision.to_string()),
+        ("Summary", &literal(&package.summary)),
+        ("License", &manifest.license),
+        ("Packager", &manifest.maintainer),
+        ("BuildArch", release.architecture),
+    ] {
+        line(&format!("{name}: {value}"));
+    }
     for required in &package.rpm_requires {
         line(&format!("Requires: {required}"));
     }
     if !package.enable.is_empty() {
         line("Requires(post): systemd\nRequires(preun): systemd\nRequires(postun): systemd");
     }
-    line(&format!("\n%description\n{}", package.description.trim()));
-    line(&format!("\n%install\ncp -a {}/. %{{buildroot}}/", staged.root.display()));
+    for recommended in &package.recommends {
+        line(&format!("Recommends: {recommended}"));
+    }
+    line(&format!(
+        "\n%description\n{}",
+        literal(package.description.trim())
+    ));
+    line(&format!(
+        "\n%install\ncp -a '{}/.' %{{buildroot}}/",
+        staged.root.display()
+    ));
     line("\n%files");
+    for folder in own_folders(&staged.files) {
+        line(&format!("%dir %attr(0755, root, root) {folder}"));
+    }
     for file in &staged.files {
-        let kind = if file.starts_with("/etc/") {
-            "%config(noreplace) "
-        } else if file.ends_with("/copyright") {
-            "%license "
-        } else if file.starts_with("/usr/share/man/") {
-            "%doc "
-        } else {
-            ""
-        };
-        line(&format!("%attr(-, root, root) {kind}{file}"));
+        line(&format!(
+            "%attr(0{:o}, root, root) {}{}",
+            file.mode,
+            kind(file),
+            file.target
+        ));
     }
-    line(&scriptlets(package));
-    text
+    for name in scripts::RPM {
+        if let Some(script) = scripts::script(package, &release.sources.root, name)? {
+            line(&format!("\n%{name}\n{}", literal(&script)));
+        }
+    }
+    Ok(text)
 }
 
-fn scriptlets(package: &Package) -> String {
-    let units = package.enable.join(" ");
-    let mut post = String::new();
-    let mut line = |value: &str| writeln!(post, "{value}").expect("a String takes all");
-    if let Some(file) = &package.sysusers {
-        line(&format!("systemd-sysusers {file} || :"));
-    }
-    if let Some(file) = &package.tmpfiles {
-        line(&format!("systemd-tmpfiles --create {file} || :"));
-    }
-    if package.udev {
-        line("if [ -d /run/udev ]; then udevadm control --reload || :; fi");
-    }
-    if units.is_empty() {
-        return if post.is_empty() { String::new() } else { format!("\n%post\n{post}") };
-    }
-    post.push_str(&POST.replace("UNITS", &units));
-    let preun = PREUN.replace("UNITS", &units);
-    let postun = POSTUN.replace("UNITS", &units);
-    format!("\n%post\n{post}\n%preun\n{preun}\n%postun\n{postun}")
+/// Text without macros in it.
+fn literal(text: &str) -> String {
+    text.replace('%', "%%")
 }
 
-/// `$1` is the number of versions that will be installed afterwards.
-const POST: &str = "if [ $1 -eq 1 ]; then
-    systemctl --no-reload enable UNITS >/dev/null 2>&1 || :
-    if [ -d /run/systemd/system ]; then
-        systemctl daemon-reload || :
-        systemctl start UNITS || :
-    fi
-fi
-";
+fn kind(file: &StagedFile) -> &'static str {
+    if file.is_configuration() {
+        "%config(noreplace) "
+    } else if file.target.starts_with("/usr/share/licenses/") {
+        "%license "
+    } else if file.target.starts_with("/usr/share/doc/")
+        || file.target.starts_with("/usr/share/man/")
+    {
+        "%doc "
+    } else {
+        ""
+    }
+}
 
-/// VMs are units of their own: they go on without the program that started them.
-const PREUN: &str = "if [ $1 -eq 0 ]; then
-    systemctl --no-reload disable UNITS >/dev/null 2>&1 || :
-    if [ -d /run/systemd/system ]; then systemctl stop UNITS || :; fi
-fi
-";
-
-const POSTUN: &str = "if [ -d /run/systemd/system ]; then
-    systemctl daemon-reload || :
-    if [ $1 -ge 1 ]; then systemctl try-restart UNITS || :; fi
-fi
-";
+/// Folders that exist for berth alone, which the package takes away when it goes.
+fn own_folders(files: &[StagedFile]) -> BTreeSet<&str> {
+    let mut folders = BTreeSet::new();
+    for file in files {
+        let parents = Path::new(&file.target).ancestors().skip(1);
+        folders.extend(parents.filter_map(Path::to_str).filter(|folder| {
+            folder
+                .rsplit('/')
+                .next()
+                .is_some_and(|name| name.starts_with("berth"))
+        }));
+    }
+    folders
+}

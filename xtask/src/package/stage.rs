@@ -1,124 +1,207 @@
 //! Lays a package's files out below a folder, with their modes and one time for all.
+//!
+//! Both formats are made from what this module lays out; it knows of neither.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result};
-use berth_tests::command::{capture, output};
+use anyhow::{Context, Result, ensure};
+use berth_tests::command::{capture, output, shown};
 
-use super::manifest::{Package, resolve};
+use super::Format;
+use super::manifest::{Entry, Package, Sources};
+
+/// Where manual pages go.
+const MANUALS: &str = "/usr/share/man/man1";
 
 /// What was laid out.
 #[derive(Debug)]
 pub(super) struct Staged {
     /// The folder that stands for `/`.
     pub(super) root: PathBuf,
-    /// Absolute target paths of all files, sorted.
-    pub(super) files: Vec<String>,
+    /// All files, by target.
+    pub(super) files: Vec<StagedFile>,
 }
 
-/// Lays out `package` in `root`, which is emptied first.
-///
-/// # Errors
-/// If a source is missing or a generating command fails.
-pub(super) fn stage(package: &Package, root: &Path, epoch: u64) -> Result<Staged> {
-    if root.exists() {
-        std::fs::remove_dir_all(root).with_context(|| format!("emptying {}", root.display()))?;
+/// One file that was laid out.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct StagedFile {
+    /// Absolute path on the host that it is installed on.
+    pub(super) target: String,
+    /// Permission bits.
+    pub(super) mode: u32,
+}
+
+impl StagedFile {
+    /// Whether an administrator's changes to it are kept: so it is with everything below `/etc`.
+    pub(super) fn is_configuration(&self) -> bool {
+        self.target.starts_with("/etc/")
     }
-    std::fs::create_dir_all(root).with_context(|| format!("making {}", root.display()))?;
-    let mut files = Vec::new();
-    for entry in &package.files {
-        let source = resolve(&entry.source)?;
-        let mode = u32::from_str_radix(&entry.mode, 8)
-            .with_context(|| format!("{}: mode {}", entry.target, entry.mode))?;
-        let content = std::fs::read(&source)
-            .with_context(|| format!("{}: reading {}", package.name, source.display()))?;
-        put(root, &entry.target, &content, mode)?;
-        files.push(entry.target.clone());
+}
+
+impl Staged {
+    /// Lays out `package` in `root`, which is emptied first.
+    ///
+    /// # Errors
+    /// If a source is missing or a program does not write what it should.
+    pub(super) fn lay_out(
+        package: &Package,
+        sources: &Sources,
+        format: Format,
+        root: PathBuf,
+    ) -> Result<Self> {
+        if root.exists() {
+            std::fs::remove_dir_all(&root)
+                .with_context(|| format!("emptying {}", root.display()))?;
+        }
+        std::fs::create_dir_all(&root).with_context(|| format!("making {}", root.display()))?;
+        let mut staged = Self {
+            root,
+            files: Vec::new(),
+        };
+        for entry in &package.files {
+            let target = match (format, &entry.rpm_target) {
+                (Format::Rpm, Some(target)) => target,
+                (Format::Rpm, None) | (Format::Deb, _) => &entry.target,
+            };
+            staged.put(target, &content(entry, sources)?, entry.mode)?;
+        }
+        staged.put_manuals(package, sources)?;
+        Ok(staged)
     }
-    for generated in &package.generated {
-        let answer = output(&mut program(&generated.command)?)?;
-        anyhow::ensure!(
-            answer.status.success() && !answer.stdout.is_empty(),
-            "{}: `{}` wrote nothing: {}",
-            package.name,
-            generated.command.join(" "),
-            String::from_utf8_lossy(&answer.stderr).trim()
+
+    /// Adds one file with its folders.
+    ///
+    /// # Errors
+    /// If it cannot be written, or is there already.
+    pub(super) fn put(&mut self, target: &str, content: &[u8], mode: u32) -> Result<()> {
+        ensure!(
+            self.files.iter().all(|file| file.target != target),
+            "{target} is there twice"
         );
-        put(root, &generated.target, &answer.stdout, 0o644)?;
-        files.push(generated.target.clone());
+        self.write(target, content, mode)?;
+        self.files.push(StagedFile {
+            target: target.to_owned(),
+            mode,
+        });
+        Ok(())
     }
-    files.extend(stage_manuals(package, root)?);
-    files.sort();
-    set_times(root, epoch)?;
-    Ok(Staged { root: root.to_path_buf(), files })
+
+    /// Adds one file, compressed, as `target` with `.gz` appended.
+    ///
+    /// # Errors
+    /// As [`Self::put`].
+    pub(super) fn put_compressed(&mut self, target: &str, content: &[u8]) -> Result<()> {
+        self.write(target, content, 0o644)?;
+        let plain = self.path(target);
+        capture(Command::new("gzip").args(["-9", "-n", "-f"]).arg(&plain))?;
+        self.files.push(StagedFile {
+            target: format!("{target}.gz"),
+            mode: 0o644,
+        });
+        Ok(())
+    }
+
+    /// Writes a file that describes the package and is not installed.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub(super) fn write(&self, target: &str, content: &[u8], mode: u32) -> Result<()> {
+        let path = self.path(target);
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder)
+                .with_context(|| format!("making {}", folder.display()))?;
+        }
+        std::fs::write(&path, content).with_context(|| format!("writing {}", path.display()))?;
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(mode))
+            .with_context(|| format!("setting the mode of {}", path.display()))
+    }
+
+    /// Sorts what was laid out and gives it one time and folder mode, whatever this machine does.
+    ///
+    /// # Errors
+    /// If one of the files cannot be changed.
+    pub(super) fn seal(&mut self, epoch: u64) -> Result<()> {
+        self.files.sort();
+        seal_folder(
+            &self.root,
+            SystemTime::UNIX_EPOCH + Duration::from_secs(epoch),
+        )
+    }
+
+    /// Where a target lies now.
+    pub(super) fn path(&self, target: &str) -> PathBuf {
+        self.root.join(target.trim_start_matches('/'))
+    }
+
+    /// Has the package's program write its manual pages, and adds them.
+    fn put_manuals(&mut self, package: &Package, sources: &Sources) -> Result<()> {
+        let Some((program, arguments)) = package.manuals.split_first() else {
+            return Ok(());
+        };
+        let folder = tempfile::tempdir().context("making a folder for the manuals")?;
+        let mut command = Command::new(sources.resolve(program));
+        capture(command.args(arguments).arg(folder.path()))
+            .context("having the manual pages written")?;
+        let pages = std::fs::read_dir(folder.path()).context("listing the manuals")?;
+        let mut pages: Vec<PathBuf> = pages
+            .map(|page| page.map(|page| page.path()))
+            .collect::<Result<_, _>>()
+            .context("listing the manuals")?;
+        pages.sort();
+        ensure!(
+            !pages.is_empty(),
+            "`{}` wrote no manual page",
+            shown(&command)
+        );
+        for page in pages {
+            let name = page
+                .file_name()
+                .and_then(|name| name.to_str())
+                .context("a page's name")?;
+            let text = std::fs::read(&page).with_context(|| format!("reading {name}"))?;
+            self.put_compressed(&format!("{MANUALS}/{name}"), &text)?;
+        }
+        Ok(())
+    }
 }
 
-fn program(words: &[String]) -> Result<Command> {
-    let (first, rest) = words.split_first().context("an empty command")?;
-    let mut command = Command::new(resolve(first)?);
-    command.args(rest);
-    Ok(command)
+fn content(entry: &Entry, sources: &Sources) -> Result<Vec<u8>> {
+    let source = sources.resolve(&entry.source);
+    if entry.arguments.is_empty() {
+        return std::fs::read(&source).with_context(|| format!("reading {}", source.display()));
+    }
+    let mut command = Command::new(source);
+    let answer = output(command.args(&entry.arguments))?;
+    ensure!(
+        answer.status.success() && !answer.stdout.is_empty(),
+        "`{}` did not write {}: {}\n{}",
+        shown(&command),
+        entry.target,
+        answer.status,
+        String::from_utf8_lossy(&answer.stderr).trim()
+    );
+    Ok(answer.stdout)
 }
 
-/// Has the package's program write its manual pages, and packs them as policy wants.
-fn stage_manuals(package: &Package, root: &Path) -> Result<Vec<String>> {
-    if package.manuals.is_empty() {
-        return Ok(Vec::new());
-    }
-    let folder = root.join("usr/share/man/man1");
-    std::fs::create_dir_all(&folder).context("making the manuals' folder")?;
-    capture(program(&package.manuals)?.arg(&folder))?;
-    let mut files = Vec::new();
-    for page in std::fs::read_dir(&folder).context("listing the manuals")? {
-        let page = page.context("listing the manuals")?.path();
-        capture(Command::new("gzip").args(["-9", "-n"]).arg(&page))?;
-        let name = page.file_name().and_then(|name| name.to_str()).context("a manual's name")?;
-        let packed = folder.join(format!("{name}.gz"));
-        std::fs::set_permissions(&packed, PermissionsExt::from_mode(0o644))
-            .context("setting a manual's mode")?;
-        files.push(format!("/usr/share/man/man1/{name}.gz"));
-    }
-    Ok(files)
-}
-
-/// Writes one file with its folders.
-///
-/// # Errors
-/// If it cannot be written.
-pub(super) fn put(root: &Path, target: &str, content: &[u8], mode: u32) -> Result<()> {
-    let path = root.join(target.trim_start_matches('/'));
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
-    }
-    std::fs::write(&path, content).with_context(|| format!("writing {}", path.display()))?;
-    std::fs::set_permissions(&path, PermissionsExt::from_mode(mode))
-        .with_context(|| format!("setting the mode of {}", path.display()))
-}
-
-/// Gives everything below `folder`, and `folder` itself, mode and time that do not depend on the
-/// machine: folders are 0755, and all is as old as the newest commit.
-///
-/// # Errors
-/// If one of them cannot be changed.
-pub(super) fn set_times(folder: &Path, epoch: u64) -> Result<()> {
+fn seal_folder(folder: &Path, time: SystemTime) -> Result<()> {
     for entry in std::fs::read_dir(folder).context("listing the staged files")? {
         let path = entry.context("listing the staged files")?.path();
         if path.is_dir() {
-            set_times(&path, epoch)?;
+            seal_folder(&path, time)?;
         } else {
-            set_time(&path, epoch)?;
+            set_time(&path, time)?;
         }
     }
     std::fs::set_permissions(folder, PermissionsExt::from_mode(0o755))
         .context("setting a folder's mode")?;
-    set_time(folder, epoch)
+    set_time(folder, time)
 }
 
-fn set_time(path: &Path, epoch: u64) -> Result<()> {
+fn set_time(path: &Path, time: SystemTime) -> Result<()> {
     let file = std::fs::File::open(path).with_context(|| format!("opening {}", path.display()))?;
-    file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(epoch))
+    file.set_modified(time)
         .with_context(|| format!("setting the time of {}", path.display()))
 }

@@ -1,1 +1,0 @@
-//! Reads packages back and says what is wrong with them.
