@@ -46,23 +46,7 @@ pub(crate) fn cargo_command() -> Command {
 /// # Errors
 /// If cargo fails.
 pub(crate) fn release_programs() -> Result<()> {
-    cargo(
-        &[
-            "build",
-            "--release",
-            "--locked",
-            "--bins",
-            "-p",
-            "berth-controller",
-            "-p",
-            "berth-agent",
-            "-p",
-            "berth-vmm",
-            "-p",
-            "berth-cli",
-        ],
-        "build-release",
-    )
+    crate::package::programs().map(drop)
 }
 
 /// Builds the programs that scenarios bring along, in release mode, and returns their folder.
