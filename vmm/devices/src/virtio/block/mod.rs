@@ -51,6 +51,9 @@ pub struct BlockOptions {
 pub struct Block {
     backend: Box<dyn BlockBackend>,
     disk: DiskShape,
+    /// Whether the driver knows of no cache: every write is then durable before it is answered
+    /// (virtio 1.2, 5.2.6.2).
+    writes_through: bool,
     serial: [u8; SERIAL_BYTES as usize],
     config: [u8; CONFIG_BYTES],
 }
@@ -74,6 +77,7 @@ impl Block {
         Self {
             backend,
             disk,
+            writes_through: true,
             serial,
             config,
         }
@@ -94,6 +98,9 @@ impl Block {
                 self.backend
                     .write_at(offset, &buffers)
                     .map_err(host_failed)?;
+                if self.writes_through {
+                    self.backend.flush().map_err(host_failed)?;
+                }
                 Ok(0)
             }
             Operation::Flush => self.backend.flush().map(|()| 0).map_err(host_failed),
@@ -168,7 +175,9 @@ impl VirtioDevice for Block {
         &self.config
     }
 
-    fn activate(&mut self, _features: u64) {}
+    fn activate(&mut self, features: u64) {
+        self.writes_through = features & 1 << VIRTIO_BLK_F_FLUSH == 0;
+    }
 
     fn serve(
         &mut self,

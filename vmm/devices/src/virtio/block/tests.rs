@@ -426,6 +426,21 @@ fn flush_reaches_the_disk_and_failures_of_the_disk_reach_the_guest() {
 }
 
 #[test]
+fn writes_are_durable_at_once_for_a_driver_that_never_flushes() {
+    for (features, flushes) in [(0, 2), (1 << 9, 0)] {
+        let disk = MemoryDisk::new(SECTORS * 512);
+        let block = Block::new(Box::new(disk.clone()), options(false));
+        let guest = TestGuest::new(Box::new(block));
+        let mut ring = guest.bring_up(features, QUEUE_SIZE);
+        for sector in 0..2 {
+            let answer = request(&guest, &mut ring, (OUT, sector), &[(DATA, 512, 0)]);
+            assert_eq!(answer, (OK, 1));
+        }
+        assert_eq!(disk.flushes.load(Ordering::SeqCst), flushes);
+    }
+}
+
+#[test]
 fn a_head_that_is_offered_twice_is_two_requests_in_a_row() {
     let (guest, mut ring, disk) = guest();
     put_header(&guest, FLUSH, 0);
