@@ -89,9 +89,11 @@ pub(crate) fn resolve(arguments: &ConnectionArguments) -> Result<Connection, Fai
 }
 
 fn resolve_with(arguments: &ConnectionArguments, files: &[PathBuf]) -> Result<Connection, Failure> {
-    let url = checked_url(arguments.url.as_deref().unwrap_or(DEFAULT_URL))?;
+    // An empty variable is how some shells unset one.
+    let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+    let url = checked_url(given(&arguments.url).as_deref().unwrap_or(DEFAULT_URL))?;
     let mut warnings = Vec::new();
-    let token = match &arguments.token {
+    let token = match &given(&arguments.token) {
         Some(text) => Some(Token::parse(text, "--token or BERTH_TOKEN")?),
         None => token_from_files(files, &mut warnings)?,
     };
@@ -233,7 +235,6 @@ mod tests {
     #[test]
     fn what_is_not_a_plain_http_address_is_a_usage_error() {
         for url in [
-            "",
             "127.0.0.1:1",
             "https://a",
             "http://",

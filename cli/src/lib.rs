@@ -63,7 +63,7 @@ pub(crate) struct ServiceFs {
 struct GlobalArguments {
     #[command(flatten)]
     connection: ConnectionArguments,
-    /// Print JSON as the controller sends it, and errors as JSON on standard error
+    /// Print JSON as the controller sends it, and nothing but an error's JSON on standard error
     #[arg(long, global = true)]
     json: bool,
     /// Leave the header line out of tables

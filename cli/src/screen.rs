@@ -83,14 +83,20 @@ impl Screen {
         Ok(())
     }
 
-    /// A remark on standard error.
+    /// A remark on standard error; none for programs, which read errors there.
     pub(crate) fn note(&mut self, line: &str) {
+        if self.json {
+            return;
+        }
         self.close_step();
         self.write_error(&format!("{line}\n"));
     }
 
     /// A step of something long: replaces the last one on a terminal, else a line of its own.
     pub(crate) fn progress(&mut self, step: &str) {
+        if self.json {
+            return;
+        }
         if self.live {
             self.write_error(&format!("\r\x1b[K{step}"));
             self.step_is_open = true;

@@ -181,6 +181,7 @@ fn walk_all(
     mut visit: impl FnMut(ReadEntry),
 ) -> Result<(), Failure> {
     let mut pages = Pages::new(&session.client, &Filters::default(), 0, PAGE);
+    session.screen.progress("verifying");
     while !check.is_complete() {
         let page = pages.next_page()?;
         if page.is_empty() {
@@ -193,10 +194,12 @@ fn walk_all(
             check.step(&entry)?;
             visit(entry.into());
         }
-        session.screen.progress(&match check.progress() {
-            (done, Some(all)) => format!("verifying: {done} of {all} entries"),
-            (done, None) => format!("verifying: {done} entries"),
-        });
+        if session.screen.is_live() {
+            session.screen.progress(&match check.progress() {
+                (done, Some(all)) => format!("verifying: {done} of {all} entries"),
+                (done, None) => format!("verifying: {done} entries"),
+            });
+        }
     }
     Ok(())
 }

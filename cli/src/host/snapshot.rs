@@ -3,7 +3,6 @@
 //! Every path is under a root, so that tests can show other machines.
 
 use std::fs;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -122,15 +121,10 @@ fn entries(folder: &Path) -> Vec<PathBuf> {
 }
 
 fn kvm_device(path: &Path) -> KvmDevice {
-    const O_CLOEXEC: i32 = 0o2_000_000;
     if !path.exists() {
         return KvmDevice::Absent;
     }
-    let opened = fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(O_CLOEXEC)
-        .open(path);
+    let opened = fs::OpenOptions::new().read(true).write(true).open(path);
     match opened {
         Ok(_device) => KvmDevice::Open,
         Err(error) => KvmDevice::Closed(error.to_string()),
