@@ -287,7 +287,7 @@ fn power_button(code: &mut Vec<u8>) {
                     &aml::And::new(&aml::Local(1), &aml::Local(0), &STATUS_POWER_BUTTON),
                     &aml::If::new(
                         &aml::Equal::new(&aml::Local(1), &STATUS_POWER_BUTTON),
-                        vec![&Notify::new(&Path::new("_SB_.PWRB"), &0x80u8)],
+                        vec![&Notify::new(&Path::new("\\_SB_.PWRB"), &0x80u8)],
                     ),
                 ],
             ),

@@ -47,7 +47,11 @@ pub const CMDLINE: Range = Range::new(0x2_0000, 0x800);
 /// What the guest may use below the hole of old video memory.
 pub const BASE_RAM: Range = Range::new(0, 0xa_0000);
 /// ACPI tables, the RSDP first. RAM that the map calls reserved.
-pub const ACPI: Range = Range::new(0xe_0000, 0x2_0000);
+pub const ACPI: Range = Range::new(0xe_0000, 0x1_f000);
+/// What a PC has firmware in. RAM that the map calls reserved; see [`crate::boot`].
+pub const FIRMWARE: Range = Range::new(0xf_f000, PAGE_BYTES);
+/// Where a processor in real mode goes on after a reset, and where a kernel jumps to for one.
+pub const RESET_VECTOR: Range = Range::new(0xf_fff0, 0x10);
 /// Where RAM for kernels begins.
 pub const KERNEL_START: u64 = 0x10_0000;
 
@@ -91,7 +95,7 @@ pub const EVENT_PIN: u8 = 5;
 pub const IOAPIC_ID: u8 = 0xff;
 
 /// In ascending order, so that one pass shows that nothing overlaps.
-const ASCENDING: [Range; 14] = [
+const ASCENDING: [Range; 15] = [
     BOOT_GDT,
     START_INFO,
     MODULE_LIST,
@@ -99,6 +103,7 @@ const ASCENDING: [Range; 14] = [
     PAGE_TABLES,
     CMDLINE,
     ACPI,
+    FIRMWARE,
     Range::new(KERNEL_START, LOW_RAM_END - KERNEL_START),
     PCI_WINDOW,
     ECAM_RESERVED,
@@ -116,7 +121,8 @@ const _: () = {
         index += 1;
     }
     assert!(BASE_RAM.start <= BOOT_GDT.start && CMDLINE.end <= BASE_RAM.end);
-    assert!(BASE_RAM.end <= ACPI.start && ACPI.end <= KERNEL_START);
+    assert!(BASE_RAM.end <= ACPI.start && FIRMWARE.end <= KERNEL_START);
+    assert!(FIRMWARE.start <= RESET_VECTOR.start && RESET_VECTOR.end == FIRMWARE.end);
     assert!(CMDLINE.bytes() > berth_api::vmm::MAX_CMDLINE_BYTES as u64);
     assert!(ECAM.end <= ECAM_RESERVED.end);
 };
@@ -164,7 +170,10 @@ impl RamLayout {
         };
         let mut map = vec![
             usable(BASE_RAM),
-            reserved(ACPI),
+            reserved(Range {
+                start: ACPI.start,
+                end: FIRMWARE.end,
+            }),
             usable(Range::new(KERNEL_START, self.low_end - KERNEL_START)),
             reserved(ECAM_RESERVED),
             reserved(TSS),

@@ -6,6 +6,7 @@
 
 pub mod bzimage;
 mod entry;
+mod firmware;
 mod guest_write;
 pub mod pvh_elf;
 mod start_info;
@@ -110,6 +111,7 @@ pub fn load(memory: &Memory, input: &BootInput<'_>) -> Result<EntryState, BuildM
         .into());
     }
     let initrd = load_initrd(memory, input, footprint)?;
+    firmware::write(memory)?;
     write(
         memory,
         layout::CMDLINE,
