@@ -181,3 +181,104 @@ impl QueueExecutor for InlineExecutor {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+    use crate::virtio::testing::{BUFFERS, EVENT_IDX, Ring, TestGuest, WRITE};
+
+    /// What a [`Racing`] device saw while it served.
+    #[derive(Default)]
+    struct Seen {
+        /// Addresses of the available and the used ring.
+        rings: (u64, u64),
+        used_flags: Vec<u16>,
+        chains: usize,
+    }
+
+    /// Serves a driver that adds one chain just after the device found the ring empty.
+    struct Racing(Arc<Mutex<Seen>>);
+
+    impl VirtioDevice for Racing {
+        fn device_type(&self) -> u16 {
+            4
+        }
+        fn features(&self) -> u64 {
+            0
+        }
+        fn queue_max_sizes(&self) -> &[u16] {
+            &[16]
+        }
+        fn config(&self) -> &[u8] {
+            &[]
+        }
+        fn activate(&mut self, _: u64) {}
+        fn serve(
+            &mut self,
+            _: u16,
+            queue: &mut VirtQueue,
+            memory: &Memory,
+        ) -> Result<(), QueueBroken> {
+            let mut seen = lock(&self.0);
+            let (available, used) = seen.rings;
+            if used != 0 {
+                seen.used_flags
+                    .push(memory.read_obj(GuestAddress(used)).unwrap());
+            }
+            while let Some(chain) = queue.pop(memory)? {
+                seen.chains += 1;
+                queue.complete(memory, chain, 0)?;
+            }
+            if seen.chains == 1 {
+                memory
+                    .write_obj(2_u16, GuestAddress(available + 2))
+                    .unwrap();
+            }
+            Ok(())
+        }
+        fn reset(&mut self) {}
+    }
+
+    fn racing(features: u64) -> (TestGuest, Ring, Arc<Mutex<Seen>>) {
+        let seen = Arc::new(Mutex::new(Seen::default()));
+        let guest = TestGuest::new(Box::new(Racing(seen.clone())));
+        let ring = guest.bring_up(features, 16);
+        lock(&seen).rings = (ring.available, ring.used);
+        (guest, ring, seen)
+    }
+
+    #[test]
+    fn a_chain_added_while_notifications_are_off_is_not_forgotten() {
+        for features in [0, EVENT_IDX] {
+            let (guest, mut ring, seen) = racing(features);
+            ring.submit(&[(BUFFERS, 4, WRITE)]);
+            guest.notify(0);
+            assert_eq!(lock(&seen).chains, 2);
+            assert_eq!(ring.take_used().len(), 2);
+            assert_eq!(guest.messages.take(), [1], "still one interrupt");
+        }
+    }
+
+    #[test]
+    fn the_driver_need_not_notify_while_its_queue_is_served() {
+        let (guest, mut ring, seen) = racing(0);
+        ring.submit(&[(BUFFERS, 4, WRITE)]);
+        guest.notify(0);
+        assert_eq!(lock(&seen).used_flags, [1, 1]);
+        assert!(!ring.suppresses_notifications());
+    }
+
+    #[test]
+    fn a_queue_that_is_not_enabled_or_not_there_is_idle() {
+        let (guest, _, _) = racing(0);
+        let memory = guest.memory.clone();
+        let msix = crate::pci::msix::Msix::new(1, guest.messages.clone(), guest.errors.clone());
+        let interrupt = Arc::new(VirtioInterrupt::new(1, msix));
+        let device = Box::new(Racing(Arc::default()));
+        let mut active = ActiveDevice::new(device, vec![None], memory, interrupt);
+        assert_eq!(active.queue_count(), 1);
+        assert_eq!([active.serve(0), active.serve(1)], [Served::Idle; 2]);
+    }
+}

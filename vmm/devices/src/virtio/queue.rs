@@ -260,9 +260,8 @@ fn checked_ring(addresses: QueueAddresses, has_event_idx: bool, memory: &Memory)
         (addresses.used, RING_FRAME_BYTES + USED_ELEMENT_BYTES * size),
     ];
     let is_in_memory = lengths.into_iter().all(|(start, bytes)| {
-        let is_bounded = start.checked_add(bytes).is_some();
         let bytes = usize::try_from(bytes);
-        is_bounded && bytes.is_ok_and(|bytes| memory.check_range(GuestAddress(start), bytes))
+        bytes.is_ok_and(|bytes| memory.check_range(GuestAddress(start), bytes))
     });
     let mut ring = Queue::new(addresses.size).ok()?;
     ring.try_set_desc_table_address(GuestAddress(addresses.descriptors))

@@ -146,10 +146,7 @@ fn checked_offset(sector: u64, data: &Buffers, disk: DiskShape) -> Result<u64, R
         return Err(Refusal::Failed(GuestError::VirtioRequest));
     }
     let end = sector.checked_add(bytes / SECTOR_BYTES);
-    if end.is_none_or(|end| end > disk.sectors) {
-        return Err(Refusal::Failed(GuestError::BlockRange));
-    }
-    sector
-        .checked_mul(SECTOR_BYTES)
-        .ok_or(Refusal::Failed(GuestError::BlockRange))
+    let is_on_disk = end.is_some_and(|end| end <= disk.sectors);
+    let offset = sector.checked_mul(SECTOR_BYTES).filter(|_| is_on_disk);
+    offset.ok_or(Refusal::Failed(GuestError::BlockRange))
 }

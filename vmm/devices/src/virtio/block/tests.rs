@@ -242,9 +242,10 @@ fn indirect_descriptors_are_followed() {
 fn an_indirect_table_longer_than_the_queue_breaks_it() {
     let (guest, mut ring, _) = guest();
     let table = BUFFERS + 0x8000;
-    for index in 0..=QUEUE_SIZE {
+    for index in 0..QUEUE_SIZE {
         ring.describe_in(table, index, (DATA, 512), WRITE | NEXT, index + 1);
     }
+    ring.describe_in(table, QUEUE_SIZE, (STATUS, 1), WRITE, 0);
     ring.submit(&[(table, 16 * (u32::from(QUEUE_SIZE) + 1), INDIRECT)]);
     guest.notify(0);
     assert_eq!(guest.errors.count(GuestError::VirtioQueueBroken), 1);
