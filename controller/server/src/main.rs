@@ -1,2 +1,73 @@
-//! Placeholder until the first commit of this crate's owner.
-fn main() {}
+//! `berth-controller`: the tenants' REST API, quotas, placement, the ledger and the agents' endpoint.
+//!
+//! This file reads the command line and hands on. `serve` wires the parts together.
+#![forbid(unsafe_code)]
+
+mod api_error;
+mod app;
+mod config;
+mod console_desk;
+mod http;
+mod keys;
+mod listener;
+mod logging;
+mod node_links;
+mod offline;
+mod rates;
+mod serve;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// The controller of a berth deployment.
+#[derive(Parser, Debug)]
+#[command(name = "berth-controller", version)]
+struct Arguments {
+    /// Where the database, the keys and the first token are.
+    #[arg(long, global = true, default_value = "/var/lib/berth/controller")]
+    state_dir: PathBuf,
+    /// Settings; the file may be absent.
+    #[arg(long, global = true, default_value = "/etc/berth/controller.toml")]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Make what is missing: database, keys, the first administrator token. Repeatable.
+    Init,
+    /// Serve the API.
+    Serve(serve::ServeOptions),
+    /// Mint one more administrator token and print it.
+    AdminToken {
+        /// How long it is valid, in days; at most 365.
+        #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..=365))]
+        days: u16,
+    },
+    /// Check every entry of the ledger; exit 1 naming the first that is not what was signed.
+    VerifyLedger,
+    /// Count charges again; exit 1 if a counter does not agree with its rows.
+    Check,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let state = offline::StateDir::new(arguments.state_dir);
+    let outcome = match arguments.command {
+        Command::Init => offline::init(&state),
+        Command::AdminToken { days } => offline::admin_token(&state, days),
+        Command::VerifyLedger => offline::verify_ledger(&state),
+        Command::Check => offline::check(&state),
+        Command::Serve(options) => serve::run(&state, &arguments.config, &options),
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            offline::say_error(&error);
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,1 +1,39 @@
-//! Placeholder until the first commit of this crate's owner.
+//! The controller's database: the only crate with SQL.
+//!
+//! SQLite in WAL mode with `synchronous=FULL`. One thread writes; every change and the ledger entry
+//! that records it are one transaction, or neither happens. Readers have their own connections.
+//! It knows no HTTP and decides nothing: the rules are `berth-controller-core`'s.
+#![forbid(unsafe_code)]
+
+mod check;
+mod error;
+mod idempotency;
+mod ledger;
+mod nodes;
+mod operations;
+mod rows;
+mod schema;
+mod store;
+mod sync;
+mod tasks;
+mod tenants;
+mod tokens;
+mod vm_create;
+mod vm_events;
+mod vms;
+mod writer;
+
+pub use check::Difference;
+pub use error::{OpenStoreError, StoreError};
+pub use idempotency::{IdempotencyKey, Remembered};
+pub use ledger::{Cause, EntryFilter, NewEvent, VerifyLedgerError, request_cause};
+pub use nodes::{EnrollDenied, NewJoinToken, NodeIdentity};
+pub use store::{Db, Keys, Store};
+pub use sync::{SyncAccepted, SyncDenied};
+pub use tasks::VmTarget;
+pub use tenants::{CreateTenantDenied, DeleteTenantDenied, NewTenant, TenantChange};
+pub use tokens::NewTokenRecord;
+pub use vm_create::{CreateVmDenied, CreatedVm};
+pub use vm_events::{ActOnVmDenied, VmWish};
+pub use vms::VmRef;
+pub use writer::WriteTx;

@@ -1,0 +1,284 @@
+//! From a failure to the one error body. Only this file chooses texts and statuses.
+
+use std::collections::BTreeMap;
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use berth_api::ids::RequestId;
+use berth_api::rest::{ErrorBody, ErrorCode, QuotaDetail};
+use berth_controller_core::shape::ShapeDenied;
+use berth_controller_core::vm::Denied;
+use berth_controller_store::{ActOnVmDenied, CreateVmDenied, StoreError};
+use berth_token::Scope;
+
+/// An error on its way to the client. The request's id is added by the outermost layer.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ApiError {
+    code: ErrorCode,
+    error: String,
+    detail: String,
+    retryable: bool,
+    fields: BTreeMap<String, String>,
+    required_scope: Option<String>,
+    limit: Option<u64>,
+    retry_after_s: Option<u64>,
+    quota: Option<QuotaDetail>,
+    reasons: BTreeMap<String, u32>,
+}
+
+impl ApiError {
+    pub(crate) fn new(
+        code: ErrorCode,
+        error: impl Into<String>,
+        detail: impl Into<String>,
+    ) -> Self {
+        Self {
+            code,
+            error: error.into(),
+            detail: detail.into(),
+            retryable: false,
+            fields: BTreeMap::new(),
+            required_scope: None,
+            limit: None,
+            retry_after_s: None,
+            quota: None,
+            reasons: BTreeMap::new(),
+        }
+    }
+
+    pub(crate) fn code(&self) -> ErrorCode {
+        self.code
+    }
+
+    fn retryable(mut self) -> Self {
+        self.retryable = true;
+        self
+    }
+
+    /// A field that is not what it should be.
+    pub(crate) fn field(field: &str, problem: &str) -> Self {
+        Self::field_as(ErrorCode::InvalidRequest, field, problem)
+    }
+
+    pub(crate) fn field_as(code: ErrorCode, field: &str, problem: &str) -> Self {
+        let mut error = Self::new(
+            code,
+            format!("field `{field}`: {problem}"),
+            "Correct the field and send the request again.",
+        );
+        error.fields.insert(field.to_owned(), problem.to_owned());
+        error
+    }
+
+    pub(crate) fn unknown_field(field: &str) -> Self {
+        let mut error = Self::new(
+            ErrorCode::UnknownField,
+            format!("there is no field `{field}` here"),
+            "Remove it or correct its spelling; nothing was changed.",
+        );
+        error.fields.insert(field.to_owned(), "unknown".to_owned());
+        error
+    }
+
+    /// Absent or foreign: one text for both.
+    pub(crate) fn not_found() -> Self {
+        Self::new(
+            ErrorCode::NotFound,
+            "there is no such object",
+            "Check the id or name; GET on the collection lists what there is.",
+        )
+    }
+
+    pub(crate) fn internal() -> Self {
+        Self::new(
+            ErrorCode::Internal,
+            "the controller could not answer",
+            "Give the request id to your administrator.",
+        )
+        .retryable()
+    }
+
+    pub(crate) fn permission_denied(required: Scope) -> Self {
+        let mut error = Self::new(
+            ErrorCode::PermissionDenied,
+            format!("the token does not cover `{required}`"),
+            "Ask for a token with that scope.",
+        );
+        error.required_scope = Some(required.as_str().to_owned());
+        error
+    }
+
+    pub(crate) fn rate_limited(limit_rpm: u32, retry_after_s: u64) -> Self {
+        let mut error = Self::new(
+            ErrorCode::RateLimited,
+            format!("more than {limit_rpm} requests per minute"),
+            format!("Wait {retry_after_s} seconds, or ask your administrator to raise api_rate_limit_rpm."),
+        )
+        .retryable();
+        error.limit = Some(limit_rpm.into());
+        error.retry_after_s = Some(retry_after_s);
+        error
+    }
+
+    /// A failure of the database. The reason is logged here, once, and not told.
+    pub(crate) fn store(failure: &StoreError) -> Self {
+        let chain = causes(failure);
+        if failure.is_unavailable() {
+            tracing::error!(cause = %chain, "the database or the ledger cannot be written");
+            return Self::new(
+                ErrorCode::AuditUnavailable,
+                "the ledger cannot be written, so nothing was changed",
+                "Your administrator must look at the controller's disk; then try again.",
+            )
+            .retryable();
+        }
+        tracing::error!(cause = %chain, "the database did not answer");
+        Self::internal()
+    }
+
+    pub(crate) fn timed_out(code: ErrorCode, error: &str, detail: &str) -> Self {
+        Self::new(code, error, detail).retryable()
+    }
+
+    fn with_reasons(mut self, reasons: BTreeMap<String, u32>) -> Self {
+        self.reasons = reasons;
+        self
+    }
+
+    /// The body for this request.
+    pub(crate) fn into_body(self, request_id: RequestId) -> ErrorBody {
+        ErrorBody {
+            type_uri: format!("urn:berth:error:{}", self.code.as_str()),
+            title: self.code.title().to_owned(),
+            status: self.code.status(),
+            code: self.code,
+            error: self.error,
+            detail: self.detail,
+            retryable: self.retryable,
+            request_id,
+            fields: self.fields,
+            required_scope: self.required_scope,
+            limit: self.limit,
+            reset: self.retry_after_s,
+            quota: self.quota,
+            reasons: self.reasons,
+        }
+    }
+}
+
+/// An error and its sources in one line, for the log.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+impl From<ShapeDenied> for ApiError {
+    fn from(denied: ShapeDenied) -> Self {
+        match denied {
+            ShapeDenied::Field { field, problem } => Self::field(field, problem),
+            ShapeDenied::TooLarge { field, max } => Self::field_as(
+                ErrorCode::ShapeNotSupported,
+                field,
+                &format!("no host can run that; the most is {max}"),
+            ),
+        }
+    }
+}
+
+impl From<CreateVmDenied> for ApiError {
+    fn from(denied: CreateVmDenied) -> Self {
+        match denied {
+            CreateVmDenied::NoTenant => Self::not_found(),
+            CreateVmDenied::NameTaken { .. } => Self::new(
+                ErrorCode::AlreadyExists,
+                "a VM of that name exists already",
+                "Choose another name, or delete the VM that has it.",
+            ),
+            CreateVmDenied::Quota(denied) => {
+                let field = denied.counter.resource.limit_field();
+                let mut error = Self::new(
+                    ErrorCode::QuotaExceeded,
+                    format!("Quota exceeded: {denied}"),
+                    format!("Delete something or ask your administrator to raise {field}."),
+                );
+                error.limit = Some(denied.counter.limit);
+                error.quota = Some(denied.to_detail());
+                error
+            }
+            CreateVmDenied::DiskTooSmall { least_gb } => {
+                Self::field("disk_gb", &format!("the image needs at least {least_gb}"))
+            }
+            CreateVmDenied::Impossible(reasons) => Self::new(
+                ErrorCode::PlacementImpossible,
+                "no node could take this VM even if it were empty",
+                "See `reasons`; GET /v1/images lists the images that nodes have.",
+            )
+            .with_reasons(reasons),
+            CreateVmDenied::NoCapacity(reasons) => Self::new(
+                ErrorCode::NoCapacity,
+                "all nodes that could take this VM are full",
+                "Try again later, or ask for less.",
+            )
+            .retryable()
+            .with_reasons(reasons),
+        }
+    }
+}
+
+impl From<ActOnVmDenied> for ApiError {
+    fn from(denied: ActOnVmDenied) -> Self {
+        match denied {
+            ActOnVmDenied::NotFound => Self::not_found(),
+            ActOnVmDenied::State(Denied { state, allowed }) => Self::new(
+                ErrorCode::InvalidState,
+                format!("the VM is {}", wire(&state)),
+                format!("Possible while it is: {}.", wire_list(allowed)),
+            ),
+        }
+    }
+}
+
+/// A value's own wire text.
+pub(crate) fn wire(value: &impl serde::Serialize) -> String {
+    serde_json::to_value(value)
+        .ok()
+        .and_then(|value| value.as_str().map(ToOwned::to_owned))
+        .unwrap_or_default()
+}
+
+fn wire_list(values: &[impl serde::Serialize]) -> String {
+    let texts: Vec<_> = values.iter().map(wire).collect();
+    texts.join(", ")
+}
+
+impl IntoResponse for ApiError {
+    /// Status and headers here; the body is written by the outermost layer, which knows the
+    /// request's id.
+    fn into_response(self) -> Response {
+        let status =
+            StatusCode::from_u16(self.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = status.into_response();
+        let headers = response.headers_mut();
+        if status == StatusCode::UNAUTHORIZED {
+            let challenge = match self.code {
+                ErrorCode::Unauthorized => "Bearer realm=\"berth\"",
+                _ => "Bearer realm=\"berth\", error=\"invalid_token\"",
+            };
+            headers.insert(
+                header::WWW_AUTHENTICATE,
+                HeaderValue::from_static(challenge),
+            );
+        }
+        if let Some(seconds) = self.retry_after_s {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response.extensions_mut().insert(self);
+        response
+    }
+}

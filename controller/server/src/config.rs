@@ -1,0 +1,32 @@
+//! `/etc/berth/controller.toml`: every key optional, unknown keys refused.
+
+use std::path::Path;
+
+use anyhow::Context as _;
+use serde::Deserialize;
+
+/// Settings of the service.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Config {
+    /// Address to listen on, without socket activation.
+    pub(crate) listen: Option<std::net::SocketAddr>,
+    /// What nodes are told to dial; the listening address unless set.
+    pub(crate) public_url: Option<String>,
+}
+
+impl Config {
+    /// Read the file; an absent one is all defaults.
+    pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(Self::default());
+            }
+            Err(error) => {
+                return Err(error).with_context(|| format!("could not read {}", path.display()));
+            }
+        };
+        toml::from_str(&text).with_context(|| format!("{} is not valid", path.display()))
+    }
+}

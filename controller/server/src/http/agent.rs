@@ -1,0 +1,183 @@
+//! `/v1/agent`: enrolment and the long poll. Agents prove themselves by their signature.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use berth_api::agent::{
+    ENROLL_PAYLOAD_TYPE, EnrollReply, EnrollRequest, LONG_POLL_SECONDS, PROTOCOL_VERSION,
+    SYNC_PAYLOAD_TYPE, SignedEnvelope, SyncReply, SyncRequest,
+};
+use berth_api::ids::NodeId;
+use berth_api::rest::ErrorCode;
+use berth_controller_store::{Cause, EnrollDenied, SyncDenied};
+use berth_ledger::envelope::{OpenError, open_self_signed};
+use berth_ledger::keys::PublicKey;
+use serde::de::DeserializeOwned;
+
+use crate::api_error::ApiError;
+use crate::app::App;
+use crate::http::body::AgentJson;
+use crate::http::gate::Source;
+use crate::http::nodes::{is_node_name, secret_hash};
+
+const MAX_ID_CHARS: usize = 128;
+
+pub(crate) async fn enroll(
+    State(app): State<Arc<App>>,
+    Source(source): Source,
+    AgentJson(envelope): AgentJson<SignedEnvelope>,
+) -> Result<(StatusCode, Json<EnrollReply>), ApiError> {
+    let (key, request) = open::<EnrollRequest>(ENROLL_PAYLOAD_TYPE, &envelope)?;
+    must_speak(request.protocol_version)?;
+    must_be_whole(&key, &request)?;
+    let hash = secret_hash(&request.secret);
+    let cause = Cause::node(&key, Some(source));
+    let node = app
+        .write(move |tx| tx.enroll(&hash, &key, &request, &cause))
+        .await?
+        .map_err(|denied| match denied {
+            EnrollDenied::JoinToken | EnrollDenied::NodeName => ApiError::new(
+                ErrorCode::InvalidToken,
+                denied.to_string(),
+                "Make a new one with POST /v1/nodes/join-tokens.",
+            ),
+            EnrollDenied::Exists => ApiError::new(
+                ErrorCode::AlreadyExists,
+                denied.to_string(),
+                "Choose another node name.",
+            ),
+        })?;
+    tracing::info!(node_id = %node.node_id, "node enrolled");
+    Ok((
+        StatusCode::CREATED,
+        Json(EnrollReply {
+            node_id: node.node_id,
+            node_epoch: node.epoch,
+            task_public_keys: vec![app.task_key.public().to_base64()],
+            ledger_public_key: app.store.ledger_key().to_base64(),
+        }),
+    ))
+}
+
+fn must_be_whole(key: &PublicKey, request: &EnrollRequest) -> Result<(), ApiError> {
+    if request.node_public_key != key.to_base64() {
+        return Err(ApiError::field(
+            "node_public_key",
+            "must be the key that signed the request",
+        ));
+    }
+    if !is_node_name(&request.node_name) {
+        return Err(ApiError::field("node_name", "must be a host name"));
+    }
+    for (field, text) in [
+        ("machine_id", &request.machine_id),
+        ("boot_id", &request.boot_id),
+        ("agent_version", &request.agent_version),
+    ] {
+        if text.len() > MAX_ID_CHARS {
+            return Err(ApiError::field(field, "must be at most 128 characters"));
+        }
+    }
+    if request.capacity.memory_mib > 1 << 40 || request.capacity.disk_mib > 1 << 40 {
+        return Err(ApiError::field("capacity", "no host has that much"));
+    }
+    Ok(())
+}
+
+pub(crate) async fn sync(
+    State(app): State<Arc<App>>,
+    AgentJson(envelope): AgentJson<SignedEnvelope>,
+) -> Result<Json<SyncReply>, ApiError> {
+    let (key, request) = open::<SyncRequest>(SYNC_PAYLOAD_TYPE, &envelope)?;
+    must_speak(request.protocol_version)?;
+    let request = Arc::new(request);
+    let taken = Arc::clone(&request);
+    let accepted = app
+        .write(move |tx| tx.sync(&key, &taken))
+        .await?
+        .map_err(|denied| refuse(&denied))?;
+    let node = request.node_id;
+    let link = app.links.of(node);
+    let mut work = link.watch();
+    app.console.answer(node, &request.results);
+    app.vms_changed(accepted.wake.into_iter().filter(|woken| *woken != node));
+    let patience = Duration::from_secs(request.wait_seconds.min(LONG_POLL_SECONDS));
+    let end = tokio::time::Instant::now() + patience;
+    let tasks = loop {
+        work.mark_unchanged();
+        let tasks = link.due(request.agent_instance_id, unanswered(&app, node).await?);
+        // What was acknowledged is news to the agent as well.
+        if !tasks.is_empty() || !accepted.acknowledged.is_empty() {
+            break tasks;
+        }
+        tokio::select! {
+            changed = work.changed() => if changed.is_err() { break Vec::new(); },
+            () = tokio::time::sleep_until(end) => break Vec::new(),
+            () = app.stopped() => break Vec::new(),
+        }
+    };
+    Ok(Json(SyncReply {
+        tasks,
+        acknowledged: accepted.acknowledged,
+        controller_time: jiff::Timestamp::now().as_second(),
+    }))
+}
+
+async fn unanswered(
+    app: &App,
+    node: NodeId,
+) -> Result<Vec<(berth_api::ids::TaskId, SignedEnvelope)>, ApiError> {
+    let mut tasks = app.read(move |db| db.pending_tasks(node)).await?;
+    tasks.extend(app.console.waiting(node));
+    Ok(tasks)
+}
+
+fn open<T: DeserializeOwned>(
+    payload_type: &str,
+    envelope: &SignedEnvelope,
+) -> Result<(PublicKey, T), ApiError> {
+    open_self_signed(payload_type, envelope).map_err(|error| match error {
+        OpenError::Payload(_) => ApiError::new(
+            ErrorCode::InvalidRequest,
+            error.to_string(),
+            "Install an agent of this controller's version.",
+        ),
+        OpenError::PayloadType
+        | OpenError::Malformed
+        | OpenError::UnknownKey
+        | OpenError::BadSignature => ApiError::new(
+            ErrorCode::InvalidToken,
+            error.to_string(),
+            "Sign the request with the node's key.",
+        ),
+    })
+}
+
+fn must_speak(version: u32) -> Result<(), ApiError> {
+    if version == PROTOCOL_VERSION {
+        Ok(())
+    } else {
+        Err(ApiError::field(
+            "protocol_version",
+            &format!("must be {PROTOCOL_VERSION}; install an agent of this controller's version"),
+        ))
+    }
+}
+
+fn refuse(denied: &SyncDenied) -> ApiError {
+    match denied {
+        SyncDenied::UnknownKey | SyncDenied::WrongNode => ApiError::new(
+            ErrorCode::InvalidToken,
+            denied.to_string(),
+            "Enrol the node with `berth-agent join`.",
+        ),
+        SyncDenied::OldEpoch { .. } | SyncDenied::Replayed => ApiError::new(
+            ErrorCode::InvalidState,
+            denied.to_string(),
+            "Restart the agent.",
+        ),
+    }
+}

@@ -1,0 +1,371 @@
+//! Who may pass: authenticate, then namespace, then permission, then rate. Quota and audit follow in
+//! the transaction of the change itself.
+//!
+//! The tenant of a request comes from its token alone. Handlers get a [`Scoped`] and nothing else to
+//! tell tenants apart by.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::extract::{ConnectInfo, FromRequestParts, MatchedPath, RawPathParams, Request, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderValue, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
+use berth_api::ids::{TenantId, TokenId};
+use berth_api::rest::{AuditActor, AuditRequest, ErrorCode};
+use berth_controller_core::rate::Standing;
+use berth_controller_store::{Cause, NewEvent, request_cause};
+use berth_token::{Grant, Scope, VerifyError};
+
+use crate::api_error::ApiError;
+use crate::app::App;
+use crate::http::frame::ThisRequest;
+
+/// Longest user agent that is written down, in characters.
+const MAX_USER_AGENT_CHARS: usize = 200;
+
+/// Who may use a route.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Access {
+    /// Anybody; agents prove themselves by the signature of what they send.
+    Public,
+    /// Any valid token. Not counted against the tenant's rate.
+    AnyToken,
+    /// Operators alone.
+    Operator(Scope),
+    /// Operators, and tenants whose token names the tenant in the path.
+    TenantPath(Scope),
+    /// Tenants inside their namespace; operators see all of them.
+    Namespace(Scope),
+    /// Tenants inside their namespace, nobody else.
+    Tenant(Scope),
+    /// As `Tenant`, not counted against the tenant's rate.
+    TenantUnrated(Scope),
+}
+
+impl Access {
+    fn scope(self) -> Option<Scope> {
+        match self {
+            Self::Public | Self::AnyToken => None,
+            Self::Operator(scope)
+            | Self::TenantPath(scope)
+            | Self::Namespace(scope)
+            | Self::Tenant(scope)
+            | Self::TenantUnrated(scope) => Some(scope),
+        }
+    }
+
+    fn is_rated(self) -> bool {
+        match self {
+            Self::Public | Self::AnyToken | Self::TenantUnrated(_) => false,
+            Self::Operator(_) | Self::TenantPath(_) | Self::Namespace(_) | Self::Tenant(_) => true,
+        }
+    }
+}
+
+/// A caller who has passed the gate.
+#[derive(Clone, Debug)]
+pub(crate) struct Scoped {
+    /// What the token allows.
+    pub(crate) grant: Grant,
+    /// The request, for the ledger.
+    pub(crate) request: AuditRequest,
+    /// The tenant named in the path, checked.
+    path_tenant: Option<TenantId>,
+}
+
+impl Scoped {
+    /// The namespace: a tenant's own, or `None` for an operator, who sees all.
+    pub(crate) fn namespace(&self) -> Option<&TenantId> {
+        self.grant.tenant.as_ref()
+    }
+
+    /// The tenant that this request acts for.
+    pub(crate) fn tenant(&self) -> Result<&TenantId, ApiError> {
+        self.path_tenant
+            .as_ref()
+            .or(self.grant.tenant.as_ref())
+            .ok_or_else(ApiError::internal)
+    }
+
+    /// The token's id; the last link's, where there are several.
+    pub(crate) fn token_id(&self) -> Result<TokenId, ApiError> {
+        self.grant
+            .token_ids
+            .last()
+            .copied()
+            .ok_or_else(ApiError::internal)
+    }
+
+    /// Who and what is behind a change, for the ledger.
+    pub(crate) fn cause(&self) -> Cause {
+        let kind = if self.grant.tenant.is_some() {
+            "tenant"
+        } else {
+            "operator"
+        };
+        let actor = AuditActor {
+            kind: kind.to_owned(),
+            token_id: self.grant.token_ids.last().copied(),
+            subject_key: Some(self.grant.holder.to_base64url()),
+        };
+        request_cause(actor, self.request.clone())
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Scoped {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        // Absent only if a public route asks for it, which is our own mistake.
+        parts
+            .extensions
+            .get::<Self>()
+            .cloned()
+            .ok_or_else(ApiError::internal)
+    }
+}
+
+/// Where a request came from; present on every route.
+#[derive(Clone, Debug)]
+pub(crate) struct Source(pub(crate) AuditRequest);
+
+impl<S: Sync> FromRequestParts<S> for Source {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        parts
+            .extensions
+            .get::<Self>()
+            .cloned()
+            .ok_or_else(ApiError::internal)
+    }
+}
+
+/// The layer around every handler.
+pub(crate) async fn guard(
+    State((app, access)): State<(Arc<App>, Access)>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    path: MatchedPath,
+    params: RawPathParams,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let source = audit_request(&request, peer, path.as_str());
+    request.extensions_mut().insert(Source(source.clone()));
+    if matches!(access, Access::Public) {
+        return next.run(request).await;
+    }
+    let grant = match authenticate(&app, request.headers()) {
+        Ok(grant) => grant,
+        Err(error) => return denied(&app, peer, source, None, error).await,
+    };
+    let path_tenant = match admit(access, &grant, &params) {
+        Ok(path_tenant) => path_tenant,
+        Err(error) => return denied(&app, peer, source, Some(&grant), error).await,
+    };
+    let rate = match rated(&app, access, &grant).await {
+        Ok(rate) => rate,
+        Err(error) => return error.into_response(),
+    };
+    request.extensions_mut().insert(Scoped {
+        grant,
+        request: source,
+        path_tenant,
+    });
+    let mut response = match rate {
+        Some((rpm, standing)) if !standing.allowed => {
+            ApiError::rate_limited(rpm, standing.retry_after_s).into_response()
+        }
+        Some(_) | None => next.run(request).await,
+    };
+    if let Some((rpm, standing)) = rate {
+        show_rate(&mut response, rpm, standing);
+    }
+    response
+}
+
+fn audit_request(request: &Request, peer: SocketAddr, route: &str) -> AuditRequest {
+    let id = request
+        .extensions()
+        .get::<ThisRequest>()
+        .map_or_else(berth_api::ids::RequestId::generate, |this| this.0);
+    let user_agent = request.headers().get(header::USER_AGENT).map(|value| {
+        String::from_utf8_lossy(value.as_bytes())
+            .chars()
+            .take(MAX_USER_AGENT_CHARS)
+            .collect()
+    });
+    AuditRequest {
+        id,
+        source_ip: peer.ip().to_string(),
+        user_agent,
+        method: request.method().to_string(),
+        route: route.to_owned(),
+    }
+}
+
+fn authenticate(app: &App, headers: &HeaderMap) -> Result<Grant, ApiError> {
+    let invalid = || {
+        ApiError::new(
+            ErrorCode::InvalidToken,
+            "Invalid token",
+            "Use a token that this controller issued.",
+        )
+    };
+    let missing = || {
+        ApiError::new(
+            ErrorCode::Unauthorized,
+            "Unauthorized",
+            "Send `Authorization: Bearer <token>`.",
+        )
+    };
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let value = values.next().ok_or_else(missing)?;
+    if values.next().is_some() {
+        return Err(invalid());
+    }
+    let text = value.to_str().map_err(|_| invalid())?;
+    let (scheme, token) = text.split_once(' ').ok_or_else(missing)?;
+    if !scheme.eq_ignore_ascii_case("bearer") {
+        return Err(missing());
+    }
+    let now = jiff::Timestamp::now().as_second();
+    let grant = app
+        .verifier
+        .verify(token, now)
+        .map_err(|error| match error {
+            VerifyError::Expired { .. } => ApiError::new(
+                ErrorCode::TokenExpired,
+                "the token has expired",
+                "Ask for a new token.",
+            ),
+            VerifyError::Malformed
+            | VerifyError::Signature
+            | VerifyError::Claims
+            | VerifyError::Audience
+            | VerifyError::NotYetValid => invalid(),
+        })?;
+    if grant.token_ids.iter().any(|id| app.is_revoked(*id)) {
+        return Err(revoked());
+    }
+    Ok(grant)
+}
+
+fn revoked() -> ApiError {
+    ApiError::new(
+        ErrorCode::TokenRevoked,
+        "the token was revoked",
+        "Ask for a new token.",
+    )
+}
+
+/// Namespace, then permission. The tenant in the path, if the route has one.
+fn admit(
+    access: Access,
+    grant: &Grant,
+    params: &RawPathParams,
+) -> Result<Option<TenantId>, ApiError> {
+    let mut path_tenant = None;
+    match access {
+        Access::Public | Access::AnyToken | Access::Namespace(_) => {}
+        Access::Operator(scope) => {
+            if grant.tenant.is_some() {
+                return Err(ApiError::permission_denied(scope));
+            }
+        }
+        Access::TenantPath(_) => path_tenant = Some(tenant_in_path(grant, params)?),
+        Access::Tenant(_) | Access::TenantUnrated(_) => {
+            if grant.tenant.is_none() {
+                return Err(ApiError::new(
+                    ErrorCode::PermissionDenied,
+                    "an operator's token belongs to no tenant",
+                    "Issue a token for the tenant (POST /v1/tenants/{tenant}/tokens) and use that.",
+                ));
+            }
+        }
+    }
+    match access.scope() {
+        Some(scope) if !grant.scopes.covers(scope) => Err(ApiError::permission_denied(scope)),
+        Some(_) | None => Ok(path_tenant),
+    }
+}
+
+fn tenant_in_path(grant: &Grant, params: &RawPathParams) -> Result<TenantId, ApiError> {
+    let text = params
+        .iter()
+        .find(|(name, _)| *name == "tenant")
+        .map(|(_, value)| value)
+        .ok_or_else(ApiError::internal)?;
+    match &grant.tenant {
+        Some(own) if own.as_str() == text => Ok(own.clone()),
+        Some(_) => Err(ApiError::not_found()),
+        None => text.parse().map_err(|_| ApiError::not_found()),
+    }
+}
+
+/// Take one request from the tenant's bucket. Operators have none.
+async fn rated(
+    app: &App,
+    access: Access,
+    grant: &Grant,
+) -> Result<Option<(u32, Standing)>, ApiError> {
+    let Some(tenant) = grant.tenant.as_ref().filter(|_| access.is_rated()) else {
+        return Ok(None);
+    };
+    if let Some(standing) = app.rates.take(tenant) {
+        return Ok(Some(standing));
+    }
+    let id = tenant.clone();
+    match app.read(move |db| db.tenant(&id)).await? {
+        None => Err(revoked()),
+        Some(found) => {
+            app.rates.set(tenant, found.api_rate_limit_rpm);
+            Ok(app.rates.take(tenant))
+        }
+    }
+}
+
+/// `RateLimit` and `RateLimit-Policy` of draft-ietf-httpapi-ratelimit-headers-10.
+fn show_rate(response: &mut Response, rpm: u32, standing: Standing) {
+    let policy = format!("\"tenant\";q={rpm};w=60");
+    let limit = format!(
+        "\"tenant\";r={};t={}",
+        standing.remaining, standing.retry_after_s
+    );
+    for (name, text) in [("ratelimit-policy", policy), ("ratelimit", limit)] {
+        if let Ok(value) = HeaderValue::from_str(&text) {
+            response.headers_mut().insert(name, value);
+        }
+    }
+}
+
+/// Refuse, and write it down unless this source was refused just now.
+async fn denied(
+    app: &App,
+    peer: SocketAddr,
+    request: AuditRequest,
+    grant: Option<&Grant>,
+    error: ApiError,
+) -> Response {
+    // A foreign or absent object is an answer, not a refused credential.
+    if error.code() != ErrorCode::NotFound && app.samples_denial(peer.ip()) {
+        let event = NewEvent {
+            event_type: "AUTH_DENIED",
+            tenant_id: grant.and_then(|grant| grant.tenant.clone()),
+            outcome: "denied",
+            code: Some(error.code().as_str().to_owned()),
+            ..NewEvent::default()
+        };
+        let actor = AuditActor {
+            kind: "unknown".to_owned(),
+            token_id: grant.and_then(|grant| grant.token_ids.last().copied()),
+            subject_key: None,
+        };
+        let cause = request_cause(actor, request);
+        // The refusal stands whether or not it can be written down; `write` logs the failure.
+        drop(app.write(move |tx| tx.append(event, &cause)).await);
+    }
+    error.into_response()
+}

@@ -1,0 +1,111 @@
+//! `/v1/nodes`, for operators.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use berth_api::agent::{JOIN_TOKEN_PREFIX, JoinToken};
+use berth_api::ids::NodeId;
+use berth_api::rest::{CreateJoinToken, IssuedJoinToken, ListQuery, Node, Page};
+use berth_controller_store::NewJoinToken;
+use ring::digest::{SHA256, digest};
+use ring::rand::{SecureRandom as _, SystemRandom};
+
+use crate::api_error::ApiError;
+use crate::app::App;
+use crate::http::body::{OptionalJson, QueryOf};
+use crate::http::gate::Scoped;
+use crate::http::page::{limit_of, page};
+use crate::http::tokens::rfc3339_s;
+
+const LIFETIME_S: std::ops::RangeInclusive<u64> = 60..=86_400;
+const DEFAULT_LIFETIME_S: u64 = 3_600;
+const MAX_NODE_NAME_CHARS: usize = 253;
+
+/// Whether a text can name a node: a host name.
+pub(crate) fn is_node_name(text: &str) -> bool {
+    (1..=MAX_NODE_NAME_CHARS).contains(&text.len())
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_'))
+        && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+}
+
+/// What a join token's secret is known by here.
+pub(crate) fn secret_hash(secret: &str) -> Vec<u8> {
+    digest(&SHA256, secret.as_bytes()).as_ref().to_vec()
+}
+
+pub(crate) async fn join_token(
+    State(app): State<Arc<App>>,
+    caller: Scoped,
+    OptionalJson(asked): OptionalJson<CreateJoinToken>,
+) -> Result<(StatusCode, Json<IssuedJoinToken>), ApiError> {
+    if asked
+        .node_name
+        .as_deref()
+        .is_some_and(|name| !is_node_name(name))
+    {
+        return Err(ApiError::field("node_name", "must be a host name"));
+    }
+    let lifetime = asked.ttl_s.unwrap_or(DEFAULT_LIFETIME_S);
+    if !LIFETIME_S.contains(&lifetime) {
+        return Err(ApiError::field("ttl_s", "must be 60 to 86400"));
+    }
+    let mut random = [0; 16];
+    SystemRandom::new()
+        .fill(&mut random)
+        .map_err(|_| ApiError::internal())?;
+    let secret = URL_SAFE_NO_PAD.encode(random);
+    let now = jiff::Timestamp::now().as_second();
+    let expires_at = now.saturating_add(i64::try_from(lifetime).unwrap_or(i64::MAX));
+    let new = NewJoinToken {
+        secret_hash: secret_hash(&secret),
+        node_name: asked.node_name.clone(),
+        expires_at: expires_at.saturating_mul(1000),
+    };
+    let cause = caller.cause();
+    app.write(move |tx| tx.add_join_token(&new, &cause)).await?;
+    let token = JoinToken {
+        controller_url: app.public_url.clone(),
+        secret,
+        expires_at,
+        node_name: asked.node_name,
+    };
+    let text = serde_json::to_vec(&token).map_err(|_| ApiError::internal())?;
+    let token = format!("{JOIN_TOKEN_PREFIX}{}", URL_SAFE_NO_PAD.encode(text));
+    Ok((
+        StatusCode::CREATED,
+        Json(IssuedJoinToken {
+            install_command: format!("berth-agent join {token}"),
+            token,
+            expires_at: rfc3339_s(expires_at),
+        }),
+    ))
+}
+
+pub(crate) async fn list(
+    State(app): State<Arc<App>>,
+    _caller: Scoped,
+    QueryOf(query): QueryOf<ListQuery>,
+) -> Result<Json<Page<Node>>, ApiError> {
+    let limit = limit_of(query.limit)?;
+    let after = query.page_token.unwrap_or_default();
+    let nodes = app.read(move |db| db.nodes(&after, limit + 1)).await?;
+    Ok(page(nodes, limit, |node| node.id.to_string()))
+}
+
+pub(crate) async fn get(
+    State(app): State<Arc<App>>,
+    _caller: Scoped,
+    Path(node): Path<String>,
+) -> Result<Json<Node>, ApiError> {
+    let id: NodeId = node.parse().map_err(|_| ApiError::not_found())?;
+    app.read(move |db| db.node(id))
+        .await?
+        .map(Json)
+        .ok_or_else(ApiError::not_found)
+}

@@ -1,0 +1,241 @@
+//! `/v1/tenants` and `/v1/usage`.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::{HeaderName, StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use berth_api::ids::TenantId;
+use berth_api::rest::{CreateTenant, ErrorCode, ListQuery, Page, Tenant, Usage};
+use berth_controller_store::{CreateTenantDenied, DeleteTenantDenied, NewTenant, TenantChange};
+use serde::Deserialize;
+
+use crate::api_error::ApiError;
+use crate::app::App;
+use crate::http::body::{self, QueryOf};
+use crate::http::gate::Scoped;
+use crate::http::once::{Idempotency, Once, once};
+use crate::http::page::{limit_of, page};
+
+const MAX_DISPLAY_NAME_CHARS: usize = 200;
+
+/// `PATCH /v1/tenants/{tenant}`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ChangeTenant {
+    display_name: Option<String>,
+    max_vms: Option<u32>,
+    storage_quota_gb: Option<u32>,
+    api_rate_limit_rpm: Option<u32>,
+    tenant_id: Option<serde::de::IgnoredAny>,
+}
+
+/// `GET /v1/usage`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct UsageQuery {
+    tenant_id: Option<String>,
+}
+
+pub(crate) async fn create(
+    State(app): State<Arc<App>>,
+    caller: Scoped,
+    idempotency: Idempotency,
+    body: body::Json<CreateTenant>,
+) -> Result<Response, ApiError> {
+    let tenant_id: TenantId = body.value.tenant_id.parse().map_err(|_| bad_tenant_id())?;
+    must_be_display_name(&body.value.display_name)?;
+    must_be_rate(body.value.api_rate_limit_rpm)?;
+    let new = NewTenant {
+        tenant_id,
+        display_name: body.value.display_name,
+        max_vms: body.value.max_vms,
+        storage_quota_gb: body.value.storage_quota_gb,
+        api_rate_limit_rpm: body.value.api_rate_limit_rpm,
+    };
+    let key = idempotency.key(&caller, &body.bytes);
+    let cause = caller.cause();
+    let done = once(
+        &app,
+        key,
+        StatusCode::CREATED,
+        move |tx| Ok(tx.create_tenant(new, &cause)?.map_err(exists)),
+        Clone::clone,
+    )
+    .await?;
+    Ok(match done {
+        Once::Replayed(answer) => answer,
+        Once::Done(tenant) => {
+            let location = format!("/v1/tenants/{}", tenant.tenant_id);
+            (
+                StatusCode::CREATED,
+                [(header::LOCATION, location)],
+                Json(tenant),
+            )
+                .into_response()
+        }
+    })
+}
+
+fn exists(denied: CreateTenantDenied) -> ApiError {
+    match denied {
+        CreateTenantDenied::Exists(_) => ApiError::new(
+            ErrorCode::TenantExists,
+            "a tenant of that id exists already",
+            "Choose another id, or change the tenant with PATCH.",
+        ),
+        CreateTenantDenied::Tombstone(_) => ApiError::new(
+            ErrorCode::TenantExists,
+            "a tenant of that id existed, and ids are never used again",
+            "Choose another id.",
+        ),
+    }
+}
+
+fn bad_tenant_id() -> ApiError {
+    let rule = berth_api::ids::ParseTenantIdError.to_string();
+    ApiError::field_as(ErrorCode::InvalidTenantId, "tenant_id", &rule)
+}
+
+fn must_be_display_name(name: &str) -> Result<(), ApiError> {
+    let fits = (1..=MAX_DISPLAY_NAME_CHARS).contains(&name.chars().count());
+    if fits && !name.chars().any(char::is_control) {
+        Ok(())
+    } else {
+        Err(ApiError::field(
+            "display_name",
+            "must be 1 to 200 characters, none of them control characters",
+        ))
+    }
+}
+
+fn must_be_rate(rpm: u32) -> Result<(), ApiError> {
+    if rpm == 0 {
+        Err(ApiError::field("api_rate_limit_rpm", "must be at least 1"))
+    } else {
+        Ok(())
+    }
+}
+
+pub(crate) async fn list(
+    State(app): State<Arc<App>>,
+    _caller: Scoped,
+    QueryOf(query): QueryOf<ListQuery>,
+) -> Result<Json<Page<Tenant>>, ApiError> {
+    let limit = limit_of(query.limit)?;
+    let after = query.page_token.unwrap_or_default();
+    let tenants = app.read(move |db| db.tenants(&after, limit + 1)).await?;
+    Ok(page(tenants, limit, |tenant| tenant.tenant_id.to_string()))
+}
+
+pub(crate) async fn get(State(app): State<Arc<App>>, caller: Scoped) -> Result<Response, ApiError> {
+    let id = caller.tenant()?.clone();
+    let tenant = app
+        .read(move |db| db.tenant(&id))
+        .await?
+        .ok_or_else(ApiError::not_found)?;
+    Ok(tagged(tenant))
+}
+
+fn tagged(tenant: Tenant) -> Response {
+    let tag: (HeaderName, String) = (header::ETAG, format!("\"{}\"", tenant.revision));
+    ([tag], Json(tenant)).into_response()
+}
+
+pub(crate) async fn change(
+    State(app): State<Arc<App>>,
+    caller: Scoped,
+    Path(tenant): Path<String>,
+    body: body::Json<ChangeTenant>,
+) -> Result<Response, ApiError> {
+    let asked = body.value;
+    if asked.tenant_id.is_some() {
+        return Err(ApiError::field("tenant_id", "a tenant's id never changes"));
+    }
+    asked
+        .display_name
+        .as_deref()
+        .map_or(Ok(()), must_be_display_name)?;
+    asked.api_rate_limit_rpm.map_or(Ok(()), must_be_rate)?;
+    let id: TenantId = tenant.parse().map_err(|_| ApiError::not_found())?;
+    let change = TenantChange {
+        display_name: asked.display_name,
+        max_vms: asked.max_vms,
+        storage_quota_gb: asked.storage_quota_gb,
+        api_rate_limit_rpm: asked.api_rate_limit_rpm,
+    };
+    let cause = caller.cause();
+    let tenant = app
+        .write(move |tx| tx.change_tenant(&id, change, &cause))
+        .await?
+        .ok_or_else(ApiError::not_found)?;
+    app.rates.set(&tenant.tenant_id, tenant.api_rate_limit_rpm);
+    Ok(tagged(tenant))
+}
+
+pub(crate) async fn delete(
+    State(app): State<Arc<App>>,
+    caller: Scoped,
+    Path(tenant): Path<String>,
+) -> Result<StatusCode, ApiError> {
+    let id: TenantId = tenant.parse().map_err(|_| ApiError::not_found())?;
+    let cause = caller.cause();
+    let deleted = id.clone();
+    let tokens = app
+        .write(move |tx| {
+            let outcome = tx.delete_tenant(&deleted, &cause)?;
+            let tokens = tx.token_ids(&deleted)?;
+            Ok(outcome.map(|()| tokens))
+        })
+        .await?
+        .map_err(|denied| match denied {
+            DeleteTenantDenied::NotFound => ApiError::not_found(),
+            DeleteTenantDenied::NotEmpty { vms } => ApiError::new(
+                ErrorCode::TenantNotEmpty,
+                format!("the tenant still owns {vms} VMs"),
+                "Delete them first.",
+            ),
+        })?;
+    app.revoke(tokens);
+    app.rates.forget(&id);
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(crate) async fn usage(
+    State(app): State<Arc<App>>,
+    caller: Scoped,
+    QueryOf(query): QueryOf<UsageQuery>,
+) -> Result<Json<Page<Usage>>, ApiError> {
+    let tenant = namespace_or_named(&caller, query.tenant_id.as_deref())?
+        .ok_or_else(|| ApiError::field("tenant_id", "is required of an operator"))?;
+    let counters = app
+        .read(move |db| match db.tenant(&tenant)? {
+            None => Ok(None),
+            Some(_) => db.counters(&tenant).map(Some),
+        })
+        .await?
+        .ok_or_else(ApiError::not_found)?;
+    Ok(Json(Page {
+        items: counters.iter().map(|counter| counter.to_usage()).collect(),
+        next_page_token: None,
+    }))
+}
+
+/// The namespace of a read: a tenant's own, whatever it names; for an operator the one it names, or
+/// all.
+pub(crate) fn namespace_or_named(
+    caller: &Scoped,
+    named: Option<&str>,
+) -> Result<Option<TenantId>, ApiError> {
+    match (caller.namespace(), named) {
+        (Some(own), Some(named)) if own.as_str() != named => Err(ApiError::field_as(
+            ErrorCode::TenantMismatch,
+            "tenant_id",
+            "names another tenant than the token; leave it out",
+        )),
+        (Some(own), _) => Ok(Some(own.clone())),
+        (None, Some(named)) => named.parse().map(Some).map_err(|_| bad_tenant_id()),
+        (None, None) => Ok(None),
+    }
+}

@@ -1,0 +1,229 @@
+//! `/v1/vms`, `/v1/operations`, `/v1/images`.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use berth_api::ids::OperationId;
+use berth_api::rest::{CreateVm, ErrorCode, Image, ListQuery, Operation, Page, Vm, VmState};
+use berth_controller_core::shape;
+use berth_controller_store::{CreatedVm, VmRef, VmWish};
+use serde::Deserialize;
+
+use crate::api_error::{ApiError, wire};
+use crate::app::App;
+use crate::http::body::{self, NoBody, QueryOf};
+use crate::http::gate::Scoped;
+use crate::http::once::{Idempotency, Once, once};
+use crate::http::page::{limit_of, page};
+use crate::http::tenants::namespace_or_named;
+use crate::http::waiting::{WaitQuery, patience, wait_for};
+
+/// `GET /v1/vms`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct VmListQuery {
+    limit: Option<u32>,
+    page_token: Option<String>,
+    tenant_id: Option<String>,
+}
+
+/// `GET /v1/vms/{vm}/wait`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct StateQuery {
+    state: VmState,
+    timeout: Option<u64>,
+}
+
+pub(crate) async fn create(
+    State(app): State<Arc<App>>,
+    caller: Scoped,
+    QueryOf(query): QueryOf<WaitQuery>,
+    idempotency: Idempotency,
+    body: body::Json<CreateVm>,
+) -> Result<Response, ApiError> {
+    let wish = query.wish()?;
+    namespace_or_named(&caller, body.value.tenant_id.as_deref())?;
+    let tenant = caller.tenant()?.clone();
+    let shape = shape::validate(body.value)?;
+    let key = idempotency.key(&caller, &body.bytes);
+    let cause = caller.cause();
+    let done = once(
+        &app,
+        key,
+        StatusCode::CREATED,
+        move |tx| {
+            Ok(tx
+                .create_vm(&tenant, shape, &cause)?
+                .map_err(ApiError::from))
+        },
+        |created: &CreatedVm| created.vm.clone(),
+    )
+    .await?;
+    let CreatedVm { mut vm, wake } = match done {
+        Once::Replayed(answer) => return Ok(answer),
+        Once::Done(created) => created,
+    };
+    tracing::info!(vm_id = %vm.id, tenant_id = %vm.tenant_id, request_id = %caller.request.id, "VM accepted");
+    app.vms_changed(wake);
+    if let Some((state, patience)) = wish {
+        vm = wait_for(&app, vm.id, state, patience).await?.unwrap_or(vm);
+    }
+    let location = format!("/v1/vms/{}", vm.id);
+    Ok((
+        StatusCode::CREATED,
+        [(header::LOCATION, location)],
+        Json(vm),
+    )
+        .into_response())
+}
+
+pub(crate) async fn list(
+    State(app): State<Arc<App>>,
+    caller: Scoped,
+    QueryOf(query): QueryOf<VmListQuery>,
+) -> Result<Json<Page<Vm>>, ApiError> {
+    let limit = limit_of(query.limit)?;
+    let tenant = namespace_or_named(&caller, query.tenant_id.as_deref())?;
+    let after = query.page_token.unwrap_or_default();
+    let vms = app
+        .read(move |db| db.vms(tenant.as_ref(), &after, limit + 1))
+        .await?;
+    Ok(page(vms, limit, |vm| vm.id.to_string()))
+}
+
+async fn find(app: &Arc<App>, caller: &Scoped, text: &str) -> Result<Vm, ApiError> {
+    let namespace = caller.namespace().cloned();
+    let vm = VmRef::parse(text);
+    app.read(move |db| db.vm(namespace.as_ref(), &vm))
+        .await?
+        .ok_or_else(ApiError::not_found)
+}
+
+pub(crate) async fn get(
+    State(app): State<Arc<App>>,
+    caller: Scoped,
+    Path(vm): Path<String>,
+) -> Result<Json<Vm>, ApiError> {
+    find(&app, &caller, &vm).await.map(Json)
+}
+
+pub(crate) async fn wait(
+    State(app): State<Arc<App>>,
+    caller: Scoped,
+    Path(vm): Path<String>,
+    QueryOf(query): QueryOf<StateQuery>,
+) -> Result<Json<Vm>, ApiError> {
+    let patience = patience(query.timeout)?;
+    // Of a VM that is gone its tenant may still learn that it is gone.
+    let id = match VmRef::parse(&vm) {
+        VmRef::Id(id) if query.state == VmState::Deleted => {
+            let namespace = caller.namespace().cloned();
+            app.read(move |db| db.vm_or_tombstone(id))
+                .await?
+                .filter(|vm| namespace.is_none_or(|own| own == vm.tenant_id))
+                .ok_or_else(ApiError::not_found)?
+                .id
+        }
+        VmRef::Id(_) | VmRef::Name(_) => find(&app, &caller, &vm).await?.id,
+    };
+    let vm = wait_for(&app, id, query.state, patience)
+        .await?
+        .ok_or_else(ApiError::not_found)?;
+    if vm.state == query.state {
+        return Ok(Json(vm));
+    }
+    Err(ApiError::timed_out(
+        ErrorCode::WaitTimeout,
+        &format!("the VM is {}, not {}", wire(&vm.state), wire(&query.state)),
+        "Wait again, or look at the VM's state_reason.",
+    ))
+}
+
+async fn act(
+    app: Arc<App>,
+    caller: Scoped,
+    vm: &str,
+    wish: VmWish,
+    query: WaitQuery,
+) -> Result<Response, ApiError> {
+    let waiting = query.wish()?;
+    let tenant = caller.tenant()?.clone();
+    let cause = caller.cause();
+    let vm = VmRef::parse(vm);
+    let (vm, mut operation) = app
+        .write(move |tx| tx.act_on_vm(&tenant, &vm, wish, &cause))
+        .await??;
+    tracing::info!(vm_id = %vm.id, tenant_id = %vm.tenant_id, request_id = %caller.request.id, operation_id = %operation.id, ?wish, "wish accepted");
+    app.vms_changed(vm.node_id);
+    if let Some((state, patience)) = waiting {
+        wait_for(&app, vm.id, state, patience).await?;
+        let id = operation.id;
+        if let Some(now) = app.read(move |db| db.operation(None, id)).await? {
+            operation = now;
+        }
+    }
+    let location = format!("/v1/operations/{}", operation.id);
+    Ok((
+        StatusCode::ACCEPTED,
+        [(header::LOCATION, location)],
+        Json(operation),
+    )
+        .into_response())
+}
+
+pub(crate) async fn start(
+    State(app): State<Arc<App>>,
+    caller: Scoped,
+    Path(vm): Path<String>,
+    QueryOf(query): QueryOf<WaitQuery>,
+    _: NoBody,
+) -> Result<Response, ApiError> {
+    act(app, caller, &vm, VmWish::Start, query).await
+}
+
+pub(crate) async fn stop(
+    State(app): State<Arc<App>>,
+    caller: Scoped,
+    Path(vm): Path<String>,
+    QueryOf(query): QueryOf<WaitQuery>,
+    _: NoBody,
+) -> Result<Response, ApiError> {
+    act(app, caller, &vm, VmWish::Stop, query).await
+}
+
+pub(crate) async fn delete(
+    State(app): State<Arc<App>>,
+    caller: Scoped,
+    Path(vm): Path<String>,
+    QueryOf(query): QueryOf<WaitQuery>,
+) -> Result<Response, ApiError> {
+    act(app, caller, &vm, VmWish::Delete, query).await
+}
+
+pub(crate) async fn operation(
+    State(app): State<Arc<App>>,
+    caller: Scoped,
+    Path(operation): Path<String>,
+) -> Result<Json<Operation>, ApiError> {
+    let id: OperationId = operation.parse().map_err(|_| ApiError::not_found())?;
+    let namespace = caller.namespace().cloned();
+    app.read(move |db| db.operation(namespace.as_ref(), id))
+        .await?
+        .map(Json)
+        .ok_or_else(ApiError::not_found)
+}
+
+pub(crate) async fn images(
+    State(app): State<Arc<App>>,
+    _caller: Scoped,
+    QueryOf(query): QueryOf<ListQuery>,
+) -> Result<Json<Page<Image>>, ApiError> {
+    let limit = limit_of(query.limit)?;
+    let after = query.page_token.unwrap_or_default();
+    let images = app.read(move |db| db.images(&after, limit + 1)).await?;
+    Ok(page(images, limit, |image| image.name.clone()))
+}

@@ -1,0 +1,87 @@
+//! Waking the long polls of nodes, and remembering what each run of an agent was sent.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use berth_api::agent::SignedEnvelope;
+use berth_api::ids::{AgentInstanceId, NodeId, TaskId};
+use tokio::sync::watch;
+
+/// An unanswered task is sent again to the same run of an agent after this long.
+const RESEND_AFTER: Duration = Duration::from_secs(10);
+
+/// One node's side of the desk.
+#[derive(Debug)]
+pub(crate) struct NodeLink {
+    work: watch::Sender<u64>,
+    sent: Mutex<Sent>,
+}
+
+#[derive(Debug, Default)]
+struct Sent {
+    run: Option<AgentInstanceId>,
+    at: HashMap<TaskId, Instant>,
+}
+
+/// The links of all nodes that have spoken or been given work since the start.
+#[derive(Debug, Default)]
+pub(crate) struct NodeLinks {
+    links: Mutex<HashMap<NodeId, Arc<NodeLink>>>,
+}
+
+impl NodeLinks {
+    /// The link of a node.
+    pub(crate) fn of(&self, node: NodeId) -> Arc<NodeLink> {
+        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        let link = links.entry(node).or_insert_with(|| {
+            Arc::new(NodeLink {
+                work: watch::Sender::new(0),
+                sent: Mutex::default(),
+            })
+        });
+        Arc::clone(link)
+    }
+
+    /// Tell a node's long poll that there is work.
+    pub(crate) fn wake(&self, node: NodeId) {
+        self.of(node)
+            .work
+            .send_modify(|count| *count = count.wrapping_add(1));
+    }
+}
+
+impl NodeLink {
+    /// See every wake from here on.
+    pub(crate) fn watch(&self) -> watch::Receiver<u64> {
+        self.work.subscribe()
+    }
+
+    /// Of the unanswered tasks, those that this run of the agent was not sent lately. They count as
+    /// sent from here on.
+    pub(crate) fn due(
+        &self,
+        run: AgentInstanceId,
+        tasks: Vec<(TaskId, SignedEnvelope)>,
+    ) -> Vec<SignedEnvelope> {
+        let now = Instant::now();
+        let mut sent = self.lock();
+        if sent.run != Some(run) {
+            *sent = Sent {
+                run: Some(run),
+                at: HashMap::new(),
+            };
+        }
+        sent.at
+            .retain(|_, at| now.duration_since(*at) < RESEND_AFTER);
+        tasks
+            .into_iter()
+            .filter(|(id, _)| sent.at.insert(*id, now).is_none())
+            .map(|(_, envelope)| envelope)
+            .collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Sent> {
+        self.sent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,162 @@
+//! The subcommands that work on the state directory without serving.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use berth_api::ids::TokenId;
+use berth_api::rest::AuditActor;
+use berth_controller_store::{Cause, Keys, NewTokenRecord, Store};
+use berth_ledger::keys::SigningKey;
+use berth_token::{NewLink, RootKey, Scope, ScopeSet, SubjectKey};
+
+use crate::keys::{KeyRing, private_folder, write_once};
+
+/// How long the first administrator token is valid, in days.
+const FIRST_TOKEN_DAYS: u16 = 365;
+const SECONDS_PER_DAY: i64 = 86_400;
+
+/// The controller's state directory and what is where in it.
+#[derive(Clone, Debug)]
+pub(crate) struct StateDir(PathBuf);
+
+impl StateDir {
+    pub(crate) fn new(path: PathBuf) -> Self {
+        Self(path)
+    }
+
+    fn path(&self) -> &Path {
+        &self.0
+    }
+
+    fn database(&self) -> PathBuf {
+        self.0.join("berth.db")
+    }
+
+    fn keys(&self) -> PathBuf {
+        self.0.join("keys")
+    }
+
+    fn admin_token(&self) -> PathBuf {
+        self.0.join("admin.token")
+    }
+
+    /// Read the keys and open the database.
+    pub(crate) fn open(&self) -> anyhow::Result<(KeyRing, Store)> {
+        let keys = KeyRing::read(&self.keys())?;
+        let signing = Keys {
+            ledger: SigningKey::from_seed(keys.ledger.seed())?,
+            task: SigningKey::from_seed(keys.task.seed())?,
+        };
+        Ok((keys, Store::open(&self.database(), signing)?))
+    }
+}
+
+/// Make what is missing. Repeatable: what exists stays as it is.
+pub(crate) fn init(state: &StateDir) -> anyhow::Result<ExitCode> {
+    private_folder(state.path())?;
+    KeyRing::ensure(&state.keys())?;
+    let id = Store::init(&state.database())?;
+    if !state.admin_token().exists() {
+        let (keys, store) = state.open()?;
+        let token = mint_admin(&keys, &store, FIRST_TOKEN_DAYS)?;
+        write_once(&state.admin_token(), token.as_bytes())?;
+    }
+    say(&format!(
+        "controller {id} is ready in {}\nadministrator token: {}",
+        state.path().display(),
+        state.admin_token().display()
+    ))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Mint one more administrator token and print it.
+pub(crate) fn admin_token(state: &StateDir, days: u16) -> anyhow::Result<ExitCode> {
+    let (keys, store) = state.open()?;
+    say(&mint_admin(&keys, &store, days)?)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The holder of an administrator token is a key that nobody keeps: it is a bearer token.
+fn mint_admin(keys: &KeyRing, store: &Store, days: u16) -> anyhow::Result<String> {
+    let holder = SubjectKey::from_bytes(SigningKey::generate()?.public().as_bytes())?;
+    let now = jiff::Timestamp::now().as_second();
+    let link = NewLink {
+        token_id: TokenId::generate(),
+        tenant: None,
+        holder,
+        scopes: ScopeSet::new([Scope::PlatformAdmin])?,
+        not_before: now,
+        expires_at: now.saturating_add(i64::from(days) * SECONDS_PER_DAY),
+    };
+    let token = RootKey::new(&keys.token, store.controller_id())?.mint(&link)?;
+    let record = NewTokenRecord {
+        token_id: link.token_id,
+        tenant_id: None,
+        scope: link.scopes.to_texts(),
+        subject_pubkey: holder.to_base64url(),
+        label: Some("administrator".to_owned()),
+        issued_at_s: link.not_before,
+        expires_at_s: link.expires_at,
+    };
+    let cause = Cause {
+        actor: AuditActor {
+            kind: "operator".to_owned(),
+            token_id: None,
+            subject_key: None,
+        },
+        request: None,
+    };
+    store.write(move |tx| tx.record_token(&record, &cause))?;
+    Ok(token)
+}
+
+/// Check every ledger entry.
+pub(crate) fn verify_ledger(state: &StateDir) -> anyhow::Result<ExitCode> {
+    let keys = KeyRing::read(&state.keys())?;
+    let entries = Store::inspect(&state.database(), |db| {
+        Ok(db.verify_ledger(&keys.ledger.public()))
+    })?;
+    match entries {
+        Ok(count) => {
+            say(&format!("the ledger verifies: {count} entries"))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(error) => {
+            say_error(&anyhow::Error::new(error).context("the ledger does not verify"));
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+/// Count everything that has a counter again.
+pub(crate) fn check(state: &StateDir) -> anyhow::Result<ExitCode> {
+    let differences = Store::inspect(&state.database(), |db| db.check())?;
+    if differences.is_empty() {
+        say("every counter agrees with its rows")?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    for difference in &differences {
+        say(&format!(
+            "{}: the counter says {}, its rows say {}",
+            difference.counter, difference.stored, difference.counted
+        ))?;
+    }
+    Ok(ExitCode::FAILURE)
+}
+
+fn say(text: &str) -> anyhow::Result<()> {
+    writeln!(std::io::stdout().lock(), "{text}").context("could not write to standard output")
+}
+
+/// An error with its causes, on standard error.
+pub(crate) fn say_error(error: &anyhow::Error) {
+    let mut text = String::from("berth-controller");
+    for cause in error.chain() {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+    }
+    // There is nowhere left to complain if standard error is closed.
+    drop(writeln!(std::io::stderr().lock(), "{text}"));
+}

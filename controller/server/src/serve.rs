@@ -1,0 +1,146 @@
+//! `serve`: open everything, listen, tell systemd, serve until told to stop.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use berth_token::RootKey;
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::app::{App, Parts};
+use crate::config::Config;
+use crate::listener::{self, DEFAULT_LISTEN, ListenError};
+use crate::offline::{StateDir, say_error};
+use crate::{http, logging};
+
+/// `EX_CONFIG` of sysexits.h: a restart would not help.
+const EXIT_CONFIG: u8 = 78;
+/// How long open requests may take to end after a stop was asked for.
+const STOP_PATIENCE: Duration = Duration::from_secs(4);
+
+/// Options of `serve`.
+#[derive(clap::Args, Debug)]
+pub(crate) struct ServeOptions {
+    /// Address to listen on when systemd passes no socket; port 0 picks a free one.
+    #[arg(long)]
+    listen: Option<SocketAddr>,
+    /// Write the bound port into this file once the API answers.
+    #[arg(long)]
+    port_file: Option<PathBuf>,
+}
+
+/// Serve until SIGTERM or SIGINT.
+pub(crate) fn run(
+    state: &StateDir,
+    config: &Path,
+    options: &ServeOptions,
+) -> anyhow::Result<ExitCode> {
+    logging::install()?;
+    let config = Config::read(config)?;
+    let default = DEFAULT_LISTEN.parse().context("the default address")?;
+    let wanted = options.listen.or(config.listen).unwrap_or(default);
+    let listener = match listener::open(wanted) {
+        Ok(listener) => listener,
+        Err(error @ ListenError::NotLoopback { .. }) => {
+            say_error(&error.into());
+            return Ok(ExitCode::from(EXIT_CONFIG));
+        }
+        Err(error @ ListenError::Bind { .. }) => return Err(error.into()),
+    };
+    let address = listener.local_addr()?;
+    let (keys, store) = state.open()?;
+    let differences = store.read(|db| db.check())?;
+    for found in &differences {
+        tracing::error!(
+            counter = found.counter,
+            stored = found.stored,
+            counted = found.counted,
+            "a counter does not agree with its rows"
+        );
+    }
+    let app = Arc::new(App::new(Parts {
+        root_key: RootKey::new(&keys.token, store.controller_id())?,
+        revoked: store.read(|db| db.revoked_tokens())?,
+        task_key: keys.task,
+        public_url: config
+            .public_url
+            .unwrap_or_else(|| format!("http://{address}")),
+        store,
+    }));
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(serve(app, listener, options.port_file.as_deref()))?;
+    // Reads still on blocking threads hold nothing that a kill could harm.
+    runtime.shutdown_background();
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn serve(
+    app: Arc<App>,
+    listener: std::net::TcpListener,
+    port_file: Option<&Path>,
+) -> anyhow::Result<()> {
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let address = listener.local_addr()?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let service =
+        http::router(Arc::clone(&app)).into_make_service_with_connect_info::<SocketAddr>();
+    let stopping = Arc::clone(&app);
+    let server = axum::serve(listener, service)
+        .with_graceful_shutdown(async move { stopping.stopped().await });
+    let mut server = tokio::spawn(async move { server.await });
+    if let Some(path) = port_file {
+        listener::write_port_file(path, address)
+            .with_context(|| format!("could not write {}", path.display()))?;
+    }
+    notify(&[NotifyState::Ready]);
+    tracing::info!(%address, controller = %app.store.controller_id(), "serving");
+    let watchdog = tokio::spawn(feed_watchdog(Arc::clone(&app)));
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        ended = &mut server => {
+            ended??;
+            anyhow::bail!("the HTTP server ended by itself");
+        }
+    }
+    notify(&[NotifyState::Stopping]);
+    tracing::info!("stopping");
+    watchdog.abort();
+    app.stop();
+    match tokio::time::timeout(STOP_PATIENCE, &mut server).await {
+        Ok(ended) => ended??,
+        Err(_) => {
+            tracing::warn!("some requests did not end in time");
+            server.abort();
+        }
+    }
+    Ok(())
+}
+
+/// Tell systemd that we live, for as long as the database answers.
+async fn feed_watchdog(app: Arc<App>) {
+    let mut microseconds = 0;
+    if !sd_notify::watchdog_enabled(false, &mut microseconds) {
+        return;
+    }
+    let mut ticks = tokio::time::interval(Duration::from_micros(microseconds / 3));
+    loop {
+        ticks.tick().await;
+        if app.write(|_| Ok(())).await.is_ok() {
+            notify(&[NotifyState::Watchdog]);
+        }
+    }
+}
+
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(false, state) {
+        tracing::warn!(%error, "could not tell systemd");
+    }
+}

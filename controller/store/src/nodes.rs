@@ -1,0 +1,318 @@
+//! Nodes, their join tokens, their images.
+
+use berth_api::agent::{Capacity, EnrollRequest};
+use berth_api::ids::NodeId;
+use berth_api::rest::{Image, Node};
+use berth_controller_core::liveness::Liveness;
+use berth_controller_core::placement::Candidate;
+use berth_ledger::keys::PublicKey;
+use rusqlite::{OptionalExtension as _, Row};
+use serde_json::json;
+
+use crate::error::StoreError;
+use crate::ledger::{Cause, NewEvent};
+use crate::rows::{parsed, rfc3339};
+use crate::store::Db;
+use crate::tenants::object;
+use crate::writer::WriteTx;
+
+/// The epoch of a node that was enrolled once.
+const FIRST_EPOCH: u64 = 1;
+
+const SELECT: &str =
+    "SELECT node_id, name, last_sync_at, boot_id, agent_version, vcpus, memory_mib,
+    memory_used_mib, kvm, vms FROM node";
+
+/// A join token as it is stored: never its secret.
+#[derive(Clone, Debug)]
+pub struct NewJoinToken {
+    /// SHA-256 of the secret.
+    pub secret_hash: Vec<u8>,
+    /// The only name that may enrol with it.
+    pub node_name: Option<String>,
+    /// Milliseconds since the epoch.
+    pub expires_at: i64,
+}
+
+/// Who a node is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeIdentity {
+    /// Its id.
+    pub node_id: NodeId,
+    /// The epoch that tasks for it carry.
+    pub epoch: u64,
+}
+
+/// Why a host did not become a node.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EnrollDenied {
+    /// Unknown, used or expired.
+    #[error("the join token is unknown, used or expired")]
+    JoinToken,
+    /// The token is bound to another name.
+    #[error("the join token is for another node name")]
+    NodeName,
+    /// A node has that name or that key.
+    #[error("a node with this name or this key is enrolled already")]
+    Exists,
+}
+
+impl Db<'_> {
+    /// Nodes after an id, in the order of their enrolment.
+    pub fn nodes(&self, after: &str, limit: u32) -> Result<Vec<Node>, StoreError> {
+        let sql = format!("{SELECT} WHERE node_id > ?1 ORDER BY node_id LIMIT ?2");
+        let mut select = self.conn.prepare_cached(&sql)?;
+        let rows = select
+            .query_map((after, limit), |row| self.node_row(row))?
+            .collect::<Result<Vec<_>, _>>()?;
+        rows.into_iter().collect()
+    }
+
+    /// One node.
+    pub fn node(&self, id: NodeId) -> Result<Option<Node>, StoreError> {
+        let sql = format!("{SELECT} WHERE node_id = ?1");
+        self.conn
+            .prepare_cached(&sql)?
+            .query_row([id.to_string()], |row| self.node_row(row))
+            .optional()?
+            .transpose()
+    }
+
+    /// The node that signs with this key.
+    pub fn node_of_key(&self, key: &PublicKey) -> Result<Option<NodeIdentity>, StoreError> {
+        let row: Option<(String, u64)> = self
+            .conn
+            .prepare_cached("SELECT node_id, epoch FROM node WHERE public_key = ?1")?
+            .query_row([key.as_bytes().as_slice()], |row| {
+                Ok((row.get(0)?, row.get(1)?))
+            })
+            .optional()?;
+        row.map(|(node_id, epoch)| {
+            Ok(NodeIdentity {
+                node_id: parsed(&node_id, "node id")?,
+                epoch,
+            })
+        })
+        .transpose()
+    }
+
+    /// How alive a node looks.
+    pub fn liveness(&self, id: NodeId) -> Result<Liveness, StoreError> {
+        let last: Option<Option<i64>> = self
+            .conn
+            .prepare_cached("SELECT last_sync_at FROM node WHERE node_id = ?1")?
+            .query_row([id.to_string()], |row| row.get(0))
+            .optional()?;
+        Ok(Liveness::judge(last.flatten(), self.now))
+    }
+
+    /// Images that some node can start, by name.
+    pub fn images(&self, after: &str, limit: u32) -> Result<Vec<Image>, StoreError> {
+        let mut select = self.conn.prepare_cached(
+            "SELECT name, MAX(disk_mib) FROM node_image WHERE name > ?1
+             GROUP BY name ORDER BY name LIMIT ?2",
+        )?;
+        let images = select
+            .query_map((after, limit), |row| {
+                Ok(Image {
+                    name: row.get(0)?,
+                    min_disk_gb: gib_of(row.get(1)?),
+                })
+            })?
+            .collect::<Result<_, _>>()?;
+        Ok(images)
+    }
+
+    /// Least root disk of an image, in GiB; `None` if no node has it.
+    pub(crate) fn image_disk_gb(&self, image: &str) -> Result<Option<u32>, StoreError> {
+        let largest: Option<u64> = self
+            .conn
+            .prepare_cached("SELECT MAX(disk_mib) FROM node_image WHERE name = ?1")?
+            .query_row([image], |row| row.get(0))?;
+        Ok(largest.map(gib_of))
+    }
+
+    /// All nodes as placement sees them.
+    pub(crate) fn candidates(&self, image: &str) -> Result<Vec<Candidate>, StoreError> {
+        let mut select = self.conn.prepare_cached(
+            "SELECT node.node_id, last_sync_at, vcpus, memory_mib, node.disk_mib, kvm,
+             node_image.name IS NOT NULL, vcpus_used, memory_used_mib
+             FROM node LEFT JOIN node_image ON node_image.node_id = node.node_id AND node_image.name = ?1",
+        )?;
+        let rows = select
+            .query_map([image], |row| {
+                Ok((
+                    row.get::<_, String>(0)?,
+                    Candidate {
+                        node_id: NodeId::generate(),
+                        liveness: Liveness::judge(row.get(1)?, self.now),
+                        capacity: Capacity {
+                            vcpus: row.get(2)?,
+                            memory_mib: row.get(3)?,
+                            disk_mib: row.get(4)?,
+                            kvm: row.get(5)?,
+                        },
+                        has_image: row.get(6)?,
+                        vcpus_used: row.get(7)?,
+                        memory_used_mib: row.get(8)?,
+                    },
+                ))
+            })?
+            .collect::<Result<Vec<_>, _>>()?;
+        rows.into_iter()
+            .map(|(id, candidate)| {
+                Ok(Candidate {
+                    node_id: parsed(&id, "node id")?,
+                    ..candidate
+                })
+            })
+            .collect()
+    }
+
+    fn node_row(&self, row: &Row<'_>) -> rusqlite::Result<Result<Node, StoreError>> {
+        let id: String = row.get(0)?;
+        let last_sync: Option<i64> = row.get(2)?;
+        let name = row.get(1)?;
+        let boot_id = row.get(3)?;
+        let agent_version = row.get(4)?;
+        let vcpus = row.get(5)?;
+        let memory_mb = row.get(6)?;
+        let memory_used_mb = row.get(7)?;
+        let kvm = row.get(8)?;
+        let vms = row.get(9)?;
+        Ok(parsed(&id, "node id").map(|id| Node {
+            id,
+            name,
+            liveness: Liveness::judge(last_sync, self.now).as_str().to_owned(),
+            last_heartbeat: last_sync.map(rfc3339),
+            boot_id,
+            agent_version,
+            vcpus,
+            memory_mb,
+            memory_used_mb,
+            kvm,
+            vms,
+        }))
+    }
+}
+
+fn gib_of(mib: u64) -> u32 {
+    u32::try_from(mib.div_ceil(1024)).unwrap_or(u32::MAX).max(1)
+}
+
+impl WriteTx<'_> {
+    /// Store a join token.
+    pub fn add_join_token(&mut self, new: &NewJoinToken, cause: &Cause) -> Result<(), StoreError> {
+        self.append(
+            NewEvent {
+                event_type: "JOIN_TOKEN_ISSUED",
+                outcome: "completed",
+                detail: object(json!({
+                    "node_name": new.node_name,
+                    "expires_at": rfc3339(new.expires_at),
+                })),
+                ..NewEvent::default()
+            },
+            cause,
+        )?;
+        self.conn.execute(
+            "INSERT INTO join_token (secret_hash, node_name, expires_at) VALUES (?1, ?2, ?3)",
+            (&new.secret_hash, &new.node_name, new.expires_at),
+        )?;
+        Ok(())
+    }
+
+    /// Make a host a node. A repeat with the same token and key, as after a lost answer, gives the
+    /// same node.
+    pub fn enroll(
+        &mut self,
+        secret_hash: &[u8],
+        key: &PublicKey,
+        request: &EnrollRequest,
+        cause: &Cause,
+    ) -> Result<Result<NodeIdentity, EnrollDenied>, StoreError> {
+        let token: Option<(Option<String>, i64, Option<String>)> = self
+            .conn
+            .query_row(
+                "SELECT node_name, expires_at, used_by FROM join_token WHERE secret_hash = ?1",
+                [secret_hash],
+                |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+            )
+            .optional()?;
+        let Some((bound_to, expires_at, used_by)) = token else {
+            return Ok(Err(EnrollDenied::JoinToken));
+        };
+        let known = self.node_of_key(key)?;
+        if let Some(used_by) = used_by {
+            return Ok(known
+                .filter(|node| node.node_id.to_string() == used_by)
+                .ok_or(EnrollDenied::JoinToken));
+        }
+        if self.now >= expires_at {
+            return Ok(Err(EnrollDenied::JoinToken));
+        }
+        if bound_to.is_some_and(|name| name != request.node_name) {
+            return Ok(Err(EnrollDenied::NodeName));
+        }
+        let name_taken: bool = self.conn.query_row(
+            "SELECT EXISTS (SELECT 1 FROM node WHERE name = ?1)",
+            [&request.node_name],
+            |row| row.get(0),
+        )?;
+        if name_taken || known.is_some() {
+            return Ok(Err(EnrollDenied::Exists));
+        }
+        self.insert_node(secret_hash, key, request, cause).map(Ok)
+    }
+
+    fn insert_node(
+        &mut self,
+        secret_hash: &[u8],
+        key: &PublicKey,
+        request: &EnrollRequest,
+        cause: &Cause,
+    ) -> Result<NodeIdentity, StoreError> {
+        let node_id = NodeId::generate();
+        self.conn.execute(
+            "INSERT INTO node (node_id, name, public_key, machine_id, epoch, boot_id, agent_version,
+             enrolled_at, vcpus, memory_mib, disk_mib, kvm)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+            (
+                node_id.to_string(),
+                &request.node_name,
+                key.as_bytes().as_slice(),
+                &request.machine_id,
+                FIRST_EPOCH,
+                &request.boot_id,
+                &request.agent_version,
+                self.now,
+                request.capacity.vcpus,
+                request.capacity.memory_mib,
+                request.capacity.disk_mib,
+                request.capacity.kvm,
+            ),
+        )?;
+        self.conn.execute(
+            "UPDATE join_token SET used_by = ?2 WHERE secret_hash = ?1",
+            (secret_hash, node_id.to_string()),
+        )?;
+        self.append(
+            NewEvent {
+                event_type: "NODE_ENROLLED",
+                node_id: Some(node_id),
+                outcome: "completed",
+                detail: object(json!({
+                    "node_name": request.node_name,
+                    "public_key": key.to_base64(),
+                    "agent_version": request.agent_version,
+                })),
+                ..NewEvent::default()
+            },
+            cause,
+        )?;
+        Ok(NodeIdentity {
+            node_id,
+            epoch: FIRST_EPOCH,
+        })
+    }
+}

@@ -1,0 +1,128 @@
+//! Long actions that callers can wait for.
+
+use berth_api::ids::{OperationId, TenantId, VmId};
+use berth_api::rest::{Operation, StateReason};
+use berth_controller_core::vm::TaskKind;
+use rusqlite::OptionalExtension as _;
+
+use crate::error::StoreError;
+use crate::rows::{parsed, rfc3339};
+use crate::store::Db;
+use crate::writer::WriteTx;
+
+struct OperationRow {
+    operation_id: String,
+    vm_id: String,
+    kind: String,
+    state: String,
+    phase: String,
+    error_code: Option<String>,
+    error_message: Option<String>,
+    created_at: i64,
+}
+
+impl Db<'_> {
+    /// An operation of this tenant, or of any if `tenant` is `None`.
+    pub fn operation(
+        &self,
+        tenant: Option<&TenantId>,
+        id: OperationId,
+    ) -> Result<Option<Operation>, StoreError> {
+        let row = self
+            .conn
+            .prepare_cached(
+                "SELECT operation_id, vm_id, kind, state, phase, error_code, error_message, created_at
+                 FROM operation WHERE operation_id = ?1 AND (?2 IS NULL OR tenant_id = ?2)",
+            )?
+            .query_row((id.to_string(), tenant.map(TenantId::as_str)), |row| {
+                Ok(OperationRow {
+                    operation_id: row.get(0)?,
+                    vm_id: row.get(1)?,
+                    kind: row.get(2)?,
+                    state: row.get(3)?,
+                    phase: row.get(4)?,
+                    error_code: row.get(5)?,
+                    error_message: row.get(6)?,
+                    created_at: row.get(7)?,
+                })
+            })
+            .optional()?;
+        row.map(|row| {
+            Ok(Operation {
+                id: parsed(&row.operation_id, "operation id")?,
+                vm_id: parsed(&row.vm_id, "VM id")?,
+                kind: row.kind,
+                state: row.state,
+                phase: row.phase,
+                error: row.error_code.map(|code| StateReason {
+                    code,
+                    message: row.error_message.unwrap_or_default(),
+                }),
+                created_at: rfc3339(row.created_at),
+            })
+        })
+        .transpose()
+    }
+}
+
+impl WriteTx<'_> {
+    /// Begin an operation and make it the one that works on the VM.
+    pub(crate) fn begin_operation(
+        &mut self,
+        tenant: &TenantId,
+        vm_id: VmId,
+        kind: TaskKind,
+        phase: &str,
+    ) -> Result<OperationId, StoreError> {
+        let id = OperationId::generate();
+        self.conn
+            .prepare_cached(
+                "INSERT INTO operation (operation_id, tenant_id, vm_id, kind, state, phase, created_at)
+                 VALUES (?1, ?2, ?3, ?4, 'running', ?5, ?6)",
+            )?
+            .execute((
+                id.to_string(),
+                tenant.as_str(),
+                vm_id.to_string(),
+                kind.as_str(),
+                phase,
+                self.now,
+            ))?;
+        self.conn
+            .prepare_cached("UPDATE vm SET operation_id = ?2 WHERE vm_id = ?1")?
+            .execute((vm_id.to_string(), id.to_string()))?;
+        Ok(id)
+    }
+
+    /// End the operation that works on the VM, if one is running.
+    pub(crate) fn end_operation(
+        &mut self,
+        vm_id: VmId,
+        error: Option<&StateReason>,
+    ) -> Result<(), StoreError> {
+        let state = if error.is_some() { "failed" } else { "done" };
+        self.conn
+            .prepare_cached(
+                "UPDATE operation SET state = ?2, phase = ?2, error_code = ?3, error_message = ?4
+                 WHERE operation_id = (SELECT operation_id FROM vm WHERE vm_id = ?1) AND state = 'running'",
+            )?
+            .execute((
+                vm_id.to_string(),
+                state,
+                error.map(|reason| &reason.code),
+                error.map(|reason| &reason.message),
+            ))?;
+        Ok(())
+    }
+
+    /// Show where the operation that works on the VM stands.
+    pub(crate) fn show_phase(&mut self, vm_id: VmId, phase: &str) -> Result<(), StoreError> {
+        self.conn
+            .prepare_cached(
+                "UPDATE operation SET phase = ?2
+                 WHERE operation_id = (SELECT operation_id FROM vm WHERE vm_id = ?1) AND state = 'running'",
+            )?
+            .execute((vm_id.to_string(), phase))?;
+        Ok(())
+    }
+}

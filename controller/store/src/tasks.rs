@@ -1,0 +1,253 @@
+//! Signed orders to nodes: made here, kept until they are answered.
+
+use berth_api::agent::{SignedEnvelope, StopMode, TASK_PAYLOAD_TYPE, Task, TaskAction, VmSpec};
+use berth_api::ids::{NodeId, TaskId, TenantId, VmId};
+use berth_api::rest::Vm;
+use berth_controller_core::liveness::Liveness;
+use berth_controller_core::vm::TaskKind;
+use berth_ledger::envelope;
+use serde_json::json;
+
+use crate::error::StoreError;
+use crate::ledger::{Cause, NewEvent};
+use crate::rows::parsed;
+use crate::store::Db;
+use crate::tenants::object;
+use crate::vms::{StoredVm, VmRef};
+use crate::writer::WriteTx;
+
+/// How long a task may be carried out after it was signed, in seconds. An unanswered task is signed
+/// anew when it comes to its end.
+const TASK_LIFETIME_S: i64 = 3_600;
+/// A task with less than this left is signed anew before it is sent, in seconds.
+const TASK_LEAST_LEFT_S: i64 = 300;
+/// How long a guest has to power itself off before its process is ended, in seconds.
+const STOP_TIMEOUT_S: u32 = 30;
+/// Most tasks in one answer to a node.
+const MAX_TASKS_PER_SYNC: u32 = 64;
+
+/// Where a VM is, for tasks that change nothing and are not kept.
+#[derive(Clone, Debug)]
+pub struct VmTarget {
+    /// The VM.
+    pub vm_id: VmId,
+    /// Its owner.
+    pub tenant_id: TenantId,
+    /// Its newest generation.
+    pub generation: u64,
+    /// Its node, if it has one.
+    pub node: Option<(NodeId, u64, Liveness)>,
+    /// Index of the entry that accepted the newest wish about it.
+    pub ledger_index: u64,
+}
+
+impl Db<'_> {
+    /// Where a live VM of this tenant is; of any tenant if `tenant` is `None`.
+    pub fn vm_target(
+        &self,
+        tenant: Option<&TenantId>,
+        vm: &VmRef,
+    ) -> Result<Option<VmTarget>, StoreError> {
+        let Some((StoredVm { vm, audit_index }, last_sync)) = self.find_vm(tenant, vm)? else {
+            return Ok(None);
+        };
+        if vm.state == berth_api::rest::VmState::Deleted {
+            return Ok(None);
+        }
+        let node = match vm.node_id {
+            None => None,
+            Some(node_id) => {
+                let liveness = Liveness::judge(last_sync, self.now);
+                Some((node_id, self.node_epoch(node_id)?, liveness))
+            }
+        };
+        Ok(Some(VmTarget {
+            vm_id: vm.id,
+            tenant_id: vm.tenant_id,
+            generation: vm.generation,
+            node,
+            ledger_index: audit_index,
+        }))
+    }
+
+    /// What a node has not answered, oldest first.
+    pub fn pending_tasks(&self, node: NodeId) -> Result<Vec<(TaskId, SignedEnvelope)>, StoreError> {
+        let mut select = self.conn.prepare_cached(
+            "SELECT task_id, envelope FROM task WHERE node_id = ?1 AND state = 'pending'
+             ORDER BY task_id LIMIT ?2",
+        )?;
+        let rows = select
+            .query_map((node.to_string(), MAX_TASKS_PER_SYNC), |row| {
+                Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))
+            })?
+            .collect::<Result<Vec<_>, _>>()?;
+        rows.iter()
+            .map(|(id, text)| {
+                let envelope = serde_json::from_str(text).map_err(|_| StoreError::Corrupt {
+                    what: "task envelope",
+                })?;
+                Ok((parsed(id, "task id")?, envelope))
+            })
+            .collect()
+    }
+
+    pub(crate) fn has_pending_task(
+        &self,
+        vm_id: VmId,
+        kind: Option<TaskKind>,
+    ) -> Result<bool, StoreError> {
+        let found = self
+            .conn
+            .prepare_cached(
+                "SELECT EXISTS (SELECT 1 FROM task WHERE vm_id = ?1 AND state = 'pending'
+                 AND (?2 IS NULL OR kind = ?2))",
+            )?
+            .query_row((vm_id.to_string(), kind.map(TaskKind::as_str)), |row| {
+                row.get(0)
+            })?;
+        Ok(found)
+    }
+
+    fn node_epoch(&self, node: NodeId) -> Result<u64, StoreError> {
+        Ok(self
+            .conn
+            .prepare_cached("SELECT epoch FROM node WHERE node_id = ?1")?
+            .query_row([node.to_string()], |row| row.get(0))?)
+    }
+}
+
+impl WriteTx<'_> {
+    /// Sign an order about a placed VM under its next generation, and keep it.
+    pub(crate) fn sign_task(
+        &mut self,
+        stored: &StoredVm,
+        kind: TaskKind,
+        cause: &Cause,
+    ) -> Result<(), StoreError> {
+        let vm = &stored.vm;
+        let Some(node_id) = vm.node_id else {
+            return Err(StoreError::Corrupt { what: "VM's node" });
+        };
+        let now_s = self.now.div_euclid(1000);
+        let generation = vm.generation.saturating_add(1);
+        let task = Task {
+            task_id: TaskId::generate(),
+            node_id,
+            node_epoch: self.node_epoch(node_id)?,
+            vm_id: vm.id,
+            tenant_id: vm.tenant_id.clone(),
+            generation,
+            not_before: now_s,
+            expires_at: now_s.saturating_add(TASK_LIFETIME_S),
+            ledger_index: stored.audit_index,
+            action: action(kind, vm),
+        };
+        let (envelope, signature) = self.seal(&task)?;
+        self.conn
+            .prepare_cached("UPDATE vm SET generation = ?2 WHERE vm_id = ?1")?
+            .execute((vm.id.to_string(), generation))?;
+        self.conn
+            .prepare_cached(
+                "INSERT INTO task (task_id, tenant_id, vm_id, node_id, kind, generation, state,
+                 envelope, expires_at_s, created_at)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, 'pending', ?7, ?8, ?9)",
+            )?
+            .execute((
+                task.task_id.to_string(),
+                vm.tenant_id.as_str(),
+                vm.id.to_string(),
+                node_id.to_string(),
+                kind.as_str(),
+                generation,
+                envelope,
+                task.expires_at,
+                self.now,
+            ))?;
+        let detail = object(json!({
+            "task_id": task.task_id,
+            "kind": kind.as_str(),
+            "generation": generation,
+            "signature": signature,
+        }));
+        self.append(
+            NewEvent {
+                event_type: "TASK_SIGNED",
+                tenant_id: Some(vm.tenant_id.clone()),
+                vm_id: Some(vm.id),
+                node_id: Some(node_id),
+                outcome: "accepted",
+                detail,
+                ..NewEvent::default()
+            },
+            cause,
+        )?;
+        Ok(())
+    }
+
+    /// Sign anew what a node has not answered and will soon not be allowed to do.
+    pub(crate) fn refresh_tasks(&mut self, node: NodeId) -> Result<(), StoreError> {
+        let now_s = self.now.div_euclid(1000);
+        let ending: Vec<String> = self
+            .conn
+            .prepare_cached(
+                "SELECT envelope FROM task WHERE node_id = ?1 AND state = 'pending' AND expires_at_s < ?2",
+            )?
+            .query_map((node.to_string(), now_s.saturating_add(TASK_LEAST_LEFT_S)), |row| row.get(0))?
+            .collect::<Result<_, _>>()?;
+        for text in ending {
+            let corrupt = StoreError::Corrupt {
+                what: "task envelope",
+            };
+            let Ok(sealed) = serde_json::from_str(&text) else {
+                return Err(corrupt);
+            };
+            let trusted = [self.keys.task.public()];
+            let Ok(mut task) = envelope::open::<Task>(&trusted, TASK_PAYLOAD_TYPE, &sealed) else {
+                return Err(corrupt);
+            };
+            task.not_before = now_s;
+            task.expires_at = now_s.saturating_add(TASK_LIFETIME_S);
+            let (envelope, _) = self.seal(&task)?;
+            self.conn
+                .prepare_cached(
+                    "UPDATE task SET envelope = ?2, expires_at_s = ?3 WHERE task_id = ?1",
+                )?
+                .execute((task.task_id.to_string(), envelope, task.expires_at))?;
+        }
+        Ok(())
+    }
+
+    /// The envelope's JSON and its signature.
+    fn seal(&self, task: &Task) -> Result<(String, String), StoreError> {
+        let unstorable = |_| StoreError::Unstorable { what: "task" };
+        let sealed =
+            envelope::seal(&self.keys.task, TASK_PAYLOAD_TYPE, task).map_err(unstorable)?;
+        let signature = sealed
+            .signatures
+            .first()
+            .map(|signature| signature.sig.clone())
+            .unwrap_or_default();
+        let text = serde_json::to_string(&sealed).map_err(unstorable)?;
+        Ok((text, signature))
+    }
+}
+
+fn action(kind: TaskKind, vm: &Vm) -> TaskAction {
+    match kind {
+        TaskKind::Create => TaskAction::VmCreate {
+            spec: VmSpec {
+                name: vm.name.clone(),
+                vcpus: vm.vcpus,
+                memory_mib: vm.memory_mb,
+                disk_mib: u64::from(vm.disk_gb) * 1024,
+                image: vm.image.clone(),
+            },
+        },
+        TaskKind::Start => TaskAction::VmStart {},
+        TaskKind::Stop => TaskAction::VmStop {
+            mode: StopMode::Graceful,
+            timeout_s: STOP_TIMEOUT_S,
+        },
+        TaskKind::Delete => TaskAction::VmDelete {},
+    }
+}

@@ -1,0 +1,279 @@
+//! Carrying out what `berth_controller_core::vm::transition` decides, in the running transaction.
+
+use berth_api::ids::{NodeId, TenantId, VmId};
+use berth_api::rest::{Operation, StateReason, Vm, VmState};
+use berth_controller_core::vm::{Denied, Effect, Event, Record, TaskKind, transition};
+use serde_json::json;
+
+use crate::error::StoreError;
+use crate::ledger::{Cause, NewEvent};
+use crate::rows::state_text;
+use crate::tenants::object;
+use crate::vms::{StoredVm, VmRef};
+use crate::writer::WriteTx;
+
+/// What a tenant wants of an existing VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VmWish {
+    /// That it runs.
+    Start,
+    /// That it stops.
+    Stop,
+    /// That it is gone.
+    Delete,
+}
+
+impl VmWish {
+    fn event(self) -> Event {
+        match self {
+            Self::Start => Event::Start,
+            Self::Stop => Event::Stop,
+            Self::Delete => Event::Delete,
+        }
+    }
+
+    fn kind(self) -> TaskKind {
+        match self {
+            Self::Start => TaskKind::Start,
+            Self::Stop => TaskKind::Stop,
+            Self::Delete => TaskKind::Delete,
+        }
+    }
+}
+
+/// Why a wish was not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ActOnVmDenied {
+    /// There is no such VM in this namespace.
+    #[error("there is no such VM")]
+    NotFound,
+    /// Not possible in its state.
+    #[error(transparent)]
+    State(#[from] Denied),
+}
+
+impl WriteTx<'_> {
+    /// Take a wish about a VM of this tenant; the VM and the operation that works on it.
+    pub fn act_on_vm(
+        &mut self,
+        tenant: &TenantId,
+        vm: &VmRef,
+        wish: VmWish,
+        cause: &Cause,
+    ) -> Result<Result<(Vm, Operation), ActOnVmDenied>, StoreError> {
+        let found = self
+            .find_vm(Some(tenant), vm)?
+            .filter(|(row, _)| row.vm.state != VmState::Deleted);
+        let Some((row, _)) = found else {
+            return Ok(Err(ActOnVmDenied::NotFound));
+        };
+        let vm_id = row.vm.id;
+        // A repeat while the same order is unanswered is the same operation.
+        let again = wish == VmWish::Delete
+            && row.vm.state == VmState::Deleting
+            && self.has_pending_task(vm_id, Some(TaskKind::Delete))?;
+        if !again {
+            if let Err(denied) = self.apply_event(vm_id, wish.event(), None, cause)? {
+                return Ok(Err(denied.into()));
+            }
+        }
+        let vm = self
+            .stored_vm(vm_id)?
+            .ok_or(StoreError::Corrupt { what: "VM" })?
+            .vm;
+        let operation = match vm.operation {
+            None => None,
+            Some(id) => self.operation(Some(tenant), id)?,
+        };
+        let operation = operation.ok_or(StoreError::Corrupt {
+            what: "VM's operation",
+        })?;
+        Ok(Ok((vm, operation)))
+    }
+
+    /// Let an event happen to a VM: store its next state, then carry out the effects in order.
+    pub(crate) fn apply_event(
+        &mut self,
+        vm_id: VmId,
+        event: Event,
+        reason: Option<StateReason>,
+        cause: &Cause,
+    ) -> Result<Result<(), Denied>, StoreError> {
+        let stored = self
+            .stored_vm(vm_id)?
+            .ok_or(StoreError::Corrupt { what: "VM" })?;
+        let old = stored.vm.state;
+        let (next, effects) = match transition(old, event) {
+            Ok(step) => step,
+            Err(denied) => return Ok(Err(denied)),
+        };
+        if next != old {
+            self.store_state(&stored, next, event, reason.as_ref())?;
+        }
+        for effect in effects {
+            self.carry_out(vm_id, *effect, event, reason.as_ref(), cause)?;
+        }
+        // Gone without any node's help: the operation is over as it begins.
+        if event == Event::Delete && next == VmState::Deleted {
+            let tenant = &stored.vm.tenant_id;
+            self.begin_operation(tenant, vm_id, TaskKind::Delete, "done")?;
+            self.end_operation(vm_id, None)?;
+        }
+        Ok(Ok(()))
+    }
+
+    fn store_state(
+        &mut self,
+        stored: &StoredVm,
+        next: VmState,
+        event: Event,
+        reason: Option<&StateReason>,
+    ) -> Result<(), StoreError> {
+        let desired = desired_after(event).unwrap_or(stored.vm.desired_state);
+        self.conn
+            .prepare_cached(
+                "UPDATE vm SET state = ?2, reason_code = ?3, reason_message = ?4, state_since = ?5,
+                 desired_state = ?6 WHERE vm_id = ?1",
+            )?
+            .execute((
+                stored.vm.id.to_string(),
+                state_text(next),
+                reason.map(|reason| &reason.code),
+                reason.map(|reason| &reason.message),
+                self.now,
+                state_text(desired),
+            ))?;
+        self.show_phase(stored.vm.id, state_text(next))
+    }
+
+    fn carry_out(
+        &mut self,
+        vm_id: VmId,
+        effect: Effect,
+        event: Event,
+        reason: Option<&StateReason>,
+        cause: &Cause,
+    ) -> Result<(), StoreError> {
+        let stored = self
+            .stored_vm(vm_id)?
+            .ok_or(StoreError::Corrupt { what: "VM" })?;
+        match effect {
+            Effect::Record(record) => self.record(&stored, record, reason, cause),
+            Effect::WithdrawTasks => self.withdraw_tasks(vm_id),
+            Effect::SignTask(kind) => {
+                if self.has_pending_task(vm_id, Some(kind))? {
+                    return Ok(());
+                }
+                if wish_of(event).is_some_and(|wish| wish.kind() == kind) {
+                    self.begin_operation(&stored.vm.tenant_id, vm_id, kind, "scheduled")?;
+                }
+                self.sign_task(&stored, kind, cause)
+            }
+            Effect::FinishOperation => self.end_operation(vm_id, None),
+            Effect::FailOperation => {
+                let unnamed = StateReason {
+                    code: "failed".to_owned(),
+                    message: "the node could not do it".to_owned(),
+                };
+                self.end_operation(vm_id, Some(reason.unwrap_or(&unnamed)))
+            }
+            Effect::ReleaseCharges => self.release_charges(&stored),
+        }
+    }
+
+    fn record(
+        &mut self,
+        stored: &StoredVm,
+        record: Record,
+        reason: Option<&StateReason>,
+        cause: &Cause,
+    ) -> Result<(), StoreError> {
+        let index = self.append(
+            NewEvent {
+                event_type: record.event_type(),
+                tenant_id: Some(stored.vm.tenant_id.clone()),
+                vm_id: Some(stored.vm.id),
+                node_id: stored.vm.node_id,
+                outcome: record.outcome(),
+                code: reason.map(|reason| reason.code.clone()),
+                detail: object(json!({
+                    "name": stored.vm.name,
+                    "reason": reason.map(|reason| &reason.message),
+                })),
+            },
+            cause,
+        )?;
+        if record.outcome() == "accepted" {
+            self.conn
+                .prepare_cached("UPDATE vm SET audit_index = ?2 WHERE vm_id = ?1")?
+                .execute((stored.vm.id.to_string(), index))?;
+        }
+        Ok(())
+    }
+
+    fn withdraw_tasks(&mut self, vm_id: VmId) -> Result<(), StoreError> {
+        self.conn
+            .prepare_cached(
+                "UPDATE task SET state = 'withdrawn' WHERE vm_id = ?1 AND state = 'pending'",
+            )?
+            .execute([vm_id.to_string()])?;
+        let overtaken = StateReason {
+            code: "overtaken".to_owned(),
+            message: "the VM is being deleted".to_owned(),
+        };
+        self.end_operation(vm_id, Some(&overtaken))
+    }
+
+    fn release_charges(&mut self, stored: &StoredVm) -> Result<(), StoreError> {
+        let vm_id = stored.vm.id.to_string();
+        self.conn
+            .prepare_cached(
+                "UPDATE quota SET used = used - (SELECT amount FROM charge
+                   WHERE charge.vm_id = ?1 AND charge.resource = quota.resource)
+                 WHERE tenant_id = ?2 AND resource IN (SELECT resource FROM charge WHERE vm_id = ?1)",
+            )?
+            .execute((&vm_id, stored.vm.tenant_id.as_str()))?;
+        self.conn
+            .prepare_cached("DELETE FROM charge WHERE vm_id = ?1")?
+            .execute([&vm_id])?;
+        self.release_room(stored.vm.node_id, &stored.vm)
+    }
+
+    fn release_room(&mut self, node: Option<NodeId>, vm: &Vm) -> Result<(), StoreError> {
+        if let Some(node) = node {
+            self.conn
+                .prepare_cached(
+                    "UPDATE node SET vms = vms - 1, vcpus_used = vcpus_used - ?2,
+                     memory_used_mib = memory_used_mib - ?3 WHERE node_id = ?1",
+                )?
+                .execute((node.to_string(), vm.vcpus, vm.memory_mb))?;
+        }
+        Ok(())
+    }
+}
+
+fn wish_of(event: Event) -> Option<VmWish> {
+    [VmWish::Start, VmWish::Stop, VmWish::Delete]
+        .into_iter()
+        .find(|wish| wish.event() == event)
+}
+
+/// What the VM should do from here on, where the event says so.
+fn desired_after(event: Event) -> Option<VmState> {
+    match event {
+        Event::Start => Some(VmState::Running),
+        Event::Stop | Event::GuestShutdown => Some(VmState::Stopped),
+        Event::Delete => Some(VmState::Deleted),
+        Event::Placed
+        | Event::Changing
+        | Event::Running
+        | Event::StopDone
+        | Event::HostRebooted
+        | Event::Broke
+        | Event::Missing
+        | Event::LaunchFailed
+        | Event::StopFailed
+        | Event::DeleteFailed
+        | Event::DeleteDone => None,
+    }
+}

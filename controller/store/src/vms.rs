@@ -1,0 +1,203 @@
+//! Reading VMs, always inside a tenant's namespace or explicitly in all of them.
+
+use berth_api::ids::{NodeId, TenantId, VmId};
+use berth_api::rest::{StateReason, Vm, VmState};
+use berth_controller_core::liveness::{Liveness, shown_state};
+use rusqlite::{OptionalExtension as _, Row};
+
+use crate::error::StoreError;
+use crate::rows::{parsed, parsed_option, rfc3339, state_of};
+use crate::store::Db;
+
+const SELECT: &str =
+    "SELECT vm.vm_id, vm.tenant_id, vm.name, vm.state, reason_code, reason_message,
+    state_since, desired_state, generation, vm.vcpus, memory_mb, disk_gb, image, vm.node_id, labels,
+    created_at, operation_id, last_sync_at, audit_index
+    FROM vm LEFT JOIN node ON node.node_id = vm.node_id";
+
+/// How a caller names a VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VmRef {
+    /// By its id.
+    Id(VmId),
+    /// By its name, which is unique among a tenant's live VMs.
+    Name(String),
+}
+
+impl VmRef {
+    /// Read a path segment.
+    #[must_use]
+    pub fn parse(text: &str) -> Self {
+        text.parse()
+            .map_or_else(|_| Self::Name(text.to_owned()), Self::Id)
+    }
+}
+
+/// A VM as stored: not coloured by its node's silence.
+#[derive(Clone, Debug)]
+pub(crate) struct StoredVm {
+    pub(crate) vm: Vm,
+    pub(crate) audit_index: u64,
+}
+
+impl Db<'_> {
+    /// A live VM of this tenant, or of any if `tenant` is `None`.
+    pub fn vm(&self, tenant: Option<&TenantId>, vm: &VmRef) -> Result<Option<Vm>, StoreError> {
+        Ok(self
+            .find_vm(tenant, vm)?
+            .map(|(row, last_sync)| self.shown(row.vm, last_sync))
+            .filter(|vm| vm.state != VmState::Deleted))
+    }
+
+    /// A VM by its id, even a deleted one.
+    pub fn vm_or_tombstone(&self, id: VmId) -> Result<Option<Vm>, StoreError> {
+        Ok(self
+            .find_vm(None, &VmRef::Id(id))?
+            .map(|(row, last_sync)| self.shown(row.vm, last_sync)))
+    }
+
+    /// Live VMs after an id, in the order of their making.
+    pub fn vms(
+        &self,
+        tenant: Option<&TenantId>,
+        after: &str,
+        limit: u32,
+    ) -> Result<Vec<Vm>, StoreError> {
+        let filter = match tenant {
+            Some(_) => "vm.tenant_id = ?1",
+            None => "?1 IS NULL",
+        };
+        let sql = format!(
+            "{SELECT} WHERE {filter} AND vm.vm_id > ?2 AND vm.state <> 'deleted' ORDER BY vm.vm_id LIMIT ?3"
+        );
+        let mut select = self.conn.prepare_cached(&sql)?;
+        let rows = select
+            .query_map((tenant.map(TenantId::as_str), after, limit), vm_row)?
+            .collect::<Result<Vec<_>, _>>()?;
+        rows.into_iter()
+            .map(|row| {
+                let last_sync = row.last_sync_at;
+                Ok(self.shown(row.into_stored()?.vm, last_sync))
+            })
+            .collect()
+    }
+
+    pub(crate) fn stored_vm(&self, id: VmId) -> Result<Option<StoredVm>, StoreError> {
+        Ok(self.find_vm(None, &VmRef::Id(id))?.map(|(row, _)| row))
+    }
+
+    pub(crate) fn find_vm(
+        &self,
+        tenant: Option<&TenantId>,
+        vm: &VmRef,
+    ) -> Result<Option<(StoredVm, Option<i64>)>, StoreError> {
+        let (filter, text) = match vm {
+            VmRef::Id(id) => ("vm.vm_id = ?1", id.to_string()),
+            VmRef::Name(name) => ("vm.name = ?1 AND vm.state <> 'deleted'", name.clone()),
+        };
+        // A name means nothing outside one namespace.
+        if tenant.is_none() && matches!(vm, VmRef::Name(_)) {
+            return Ok(None);
+        }
+        let sql = format!("{SELECT} WHERE {filter} AND (?2 IS NULL OR vm.tenant_id = ?2)");
+        let row = self
+            .conn
+            .prepare_cached(&sql)?
+            .query_row((text, tenant.map(TenantId::as_str)), vm_row)
+            .optional()?;
+        row.map(|row| {
+            let last_sync = row.last_sync_at;
+            Ok((row.into_stored()?, last_sync))
+        })
+        .transpose()
+    }
+
+    fn shown(&self, mut vm: Vm, last_sync: Option<i64>) -> Vm {
+        let liveness = vm.node_id.map(|_| Liveness::judge(last_sync, self.now));
+        vm.state = shown_state(vm.state, liveness);
+        if vm.state == VmState::Unreachable {
+            vm.state_reason = Some(StateReason {
+                code: "node_unreachable".to_owned(),
+                message: "its node is silent; the VM may well be running".to_owned(),
+            });
+        }
+        vm
+    }
+}
+
+struct VmRow {
+    vm_id: String,
+    tenant_id: String,
+    name: String,
+    state: String,
+    reason_code: Option<String>,
+    reason_message: Option<String>,
+    state_since: i64,
+    desired_state: String,
+    generation: u64,
+    vcpus: u32,
+    memory_mb: u64,
+    disk_gb: u32,
+    image: String,
+    node_id: Option<String>,
+    labels: String,
+    created_at: i64,
+    operation_id: Option<String>,
+    last_sync_at: Option<i64>,
+    audit_index: u64,
+}
+
+fn vm_row(row: &Row<'_>) -> rusqlite::Result<VmRow> {
+    Ok(VmRow {
+        vm_id: row.get(0)?,
+        tenant_id: row.get(1)?,
+        name: row.get(2)?,
+        state: row.get(3)?,
+        reason_code: row.get(4)?,
+        reason_message: row.get(5)?,
+        state_since: row.get(6)?,
+        desired_state: row.get(7)?,
+        generation: row.get(8)?,
+        vcpus: row.get(9)?,
+        memory_mb: row.get(10)?,
+        disk_gb: row.get(11)?,
+        image: row.get(12)?,
+        node_id: row.get(13)?,
+        labels: row.get(14)?,
+        created_at: row.get(15)?,
+        operation_id: row.get(16)?,
+        last_sync_at: row.get(17)?,
+        audit_index: row.get(18)?,
+    })
+}
+
+impl VmRow {
+    fn into_stored(self) -> Result<StoredVm, StoreError> {
+        let vm = Vm {
+            id: parsed(&self.vm_id, "VM id")?,
+            name: self.name,
+            tenant_id: parsed(&self.tenant_id, "tenant id")?,
+            state: state_of(&self.state)?,
+            state_reason: self.reason_code.map(|code| StateReason {
+                code,
+                message: self.reason_message.unwrap_or_default(),
+            }),
+            state_since: rfc3339(self.state_since),
+            desired_state: state_of(&self.desired_state)?,
+            generation: self.generation,
+            vcpus: self.vcpus,
+            memory_mb: self.memory_mb,
+            disk_gb: self.disk_gb,
+            image: self.image,
+            node_id: parsed_option::<NodeId>(self.node_id, "node id")?,
+            labels: serde_json::from_str(&self.labels)
+                .map_err(|_| StoreError::Corrupt { what: "label list" })?,
+            created_at: rfc3339(self.created_at),
+            operation: parsed_option(self.operation_id, "operation id")?,
+        };
+        Ok(StoredVm {
+            vm,
+            audit_index: self.audit_index,
+        })
+    }
+}

@@ -1,0 +1,149 @@
+//! The one thread that writes.
+//!
+//! Changes that wait at the same moment share one transaction and one fsync. Each has its own
+//! savepoint, so one that fails takes nobody with it. Answers go out after the commit alone.
+
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use berth_ledger::chain::Head;
+use rusqlite::Connection;
+
+use crate::error::StoreError;
+use crate::ledger;
+use crate::rows::clock_ms;
+use crate::store::{Db, Keys};
+
+/// Most changes that share one commit.
+const MAX_BATCH: usize = 64;
+
+/// One change inside the writing transaction. What it can do stands beside each table.
+#[derive(Debug)]
+pub struct WriteTx<'c> {
+    pub(crate) db: Db<'c>,
+    pub(crate) keys: &'c Keys,
+    pub(crate) head: Head,
+}
+
+impl<'c> Deref for WriteTx<'c> {
+    type Target = Db<'c>;
+
+    fn deref(&self) -> &Db<'c> {
+        &self.db
+    }
+}
+
+/// A change with its answer's way back.
+trait Job: Send {
+    /// Do it; whether its effects are to stay.
+    fn run(&mut self, tx: &mut WriteTx<'_>) -> bool;
+    /// Tell the caller, after the commit.
+    fn finish(self: Box<Self>, commit: Result<(), Arc<rusqlite::Error>>);
+}
+
+struct Change<T, F, D> {
+    change: Option<F>,
+    result: Option<Result<T, StoreError>>,
+    done: D,
+}
+
+impl<T, F, D> Job for Change<T, F, D>
+where
+    T: Send,
+    F: FnOnce(&mut WriteTx<'_>) -> Result<T, StoreError> + Send,
+    D: FnOnce(Result<T, StoreError>) + Send,
+{
+    fn run(&mut self, tx: &mut WriteTx<'_>) -> bool {
+        let result = self.change.take().map(|change| change(tx));
+        let stays = matches!(result, Some(Ok(_)));
+        self.result = result;
+        stays
+    }
+
+    fn finish(self: Box<Self>, commit: Result<(), Arc<rusqlite::Error>>) {
+        let answer = match (commit, self.result) {
+            (Ok(()), Some(result)) => result,
+            (Ok(()), None) => Err(StoreError::Stopped),
+            (Err(cause), _) => Err(StoreError::Commit(cause)),
+        };
+        (self.done)(answer);
+    }
+}
+
+/// The way to the writing thread. The thread ends when this is dropped.
+pub(crate) struct Writer {
+    jobs: Sender<Box<dyn Job>>,
+}
+
+impl Writer {
+    pub(crate) fn start(conn: Connection, keys: Keys) -> std::io::Result<Self> {
+        let (jobs, waiting) = channel();
+        std::thread::Builder::new()
+            .name("store-writer".to_owned())
+            .spawn(move || write_until_closed(&conn, &keys, &waiting))?;
+        Ok(Self { jobs })
+    }
+
+    pub(crate) fn submit<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&mut WriteTx<'_>) -> Result<T, StoreError> + Send + 'static,
+        done: impl FnOnce(Result<T, StoreError>) + Send + 'static,
+    ) {
+        let job = Box::new(Change {
+            change: Some(change),
+            result: None,
+            done,
+        });
+        if let Err(refused) = self.jobs.send(job) {
+            let unsaid = std::io::Error::other("the writing thread has ended");
+            let cause = rusqlite::Error::ToSqlConversionFailure(Box::new(unsaid));
+            refused.0.finish(Err(Arc::new(cause)));
+        }
+    }
+}
+
+fn write_until_closed(conn: &Connection, keys: &Keys, waiting: &Receiver<Box<dyn Job>>) {
+    while let Ok(first) = waiting.recv() {
+        let mut batch = vec![first];
+        batch.extend(waiting.try_iter().take(MAX_BATCH - 1));
+        let commit = write_batch(conn, keys, &mut batch);
+        if commit.is_err() && !conn.is_autocommit() {
+            // It can only fail where there is nothing left to undo.
+            drop(conn.execute_batch("ROLLBACK"));
+        }
+        finish(batch, &commit.map_err(Arc::new));
+    }
+}
+
+fn finish(batch: Vec<Box<dyn Job>>, commit: &Result<(), Arc<rusqlite::Error>>) {
+    for job in batch {
+        job.finish(commit.clone());
+    }
+}
+
+/// The ledger's head is read anew in every transaction: another process may have written, and after
+/// a commit of unknown outcome only the file knows.
+fn write_batch(conn: &Connection, keys: &Keys, batch: &mut [Box<dyn Job>]) -> rusqlite::Result<()> {
+    conn.execute_batch("BEGIN IMMEDIATE")?;
+    let head = ledger::stored_head(conn)?;
+    let mut tx = WriteTx {
+        db: Db {
+            conn,
+            now: clock_ms(),
+        },
+        keys,
+        head,
+    };
+    for job in batch {
+        let before = tx.head;
+        conn.execute_batch("SAVEPOINT change")?;
+        if job.run(&mut tx) {
+            conn.execute_batch("RELEASE change")?;
+        } else {
+            conn.execute_batch("ROLLBACK TO change; RELEASE change")?;
+            tx.head = before;
+        }
+    }
+    conn.execute_batch("COMMIT")
+}
