@@ -4,13 +4,14 @@
 //! ssh, [`devices`] is what a scenario may plug in, [`scenario`] lists what can be shown. The node is
 //! installed from our own packages and nothing else. All of it lies under `build/lab/`.
 
-pub mod api;
 pub mod apt;
 pub mod cache;
 pub mod devices;
+pub mod document;
 pub mod image;
 pub mod initrd;
 pub mod node;
 pub mod scenario;
 pub mod scenarios;
+pub mod site;
 pub mod ssh;
