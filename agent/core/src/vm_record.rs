@@ -210,6 +210,23 @@ impl VmRecord {
         }
     }
 
+    /// The phase as one word, for logs.
+    #[must_use]
+    pub fn phase_name(&self) -> &'static str {
+        match self.phase {
+            Phase::Creating => "creating",
+            Phase::Undoing { .. } => "undoing",
+            Phase::Starting => "starting",
+            Phase::Running { .. } => "running",
+            Phase::Stopping { .. } => "stopping",
+            Phase::Halting => "halting",
+            Phase::Stopped { .. } => "stopped",
+            Phase::Failed { .. } => "failed",
+            Phase::Deleting => "deleting",
+            Phase::Deleted => "deleted",
+        }
+    }
+
     /// The VM as the controller is told; `None` for a tombstone.
     #[must_use]
     pub fn observed(&self) -> Option<ObservedVm> {

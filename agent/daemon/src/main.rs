@@ -1,2 +1,170 @@
-//! Placeholder until the first commit of this crate's owner.
-fn main() {}
+//! The `berth-agent` program: arguments, wiring, exit status.
+#![forbid(unsafe_code)]
+
+mod logging;
+mod run;
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use berth_agent::config::Config;
+use berth_agent::join;
+use berth_agent_host::images::{DEFAULT_CMDLINE, ImageSource, Images};
+use clap::{Args, Parser, Subcommand};
+
+/// Runs VMs on this host for a berth controller.
+#[derive(Debug, Parser)]
+#[command(name = "berth-agent", version)]
+struct Arguments {
+    /// Configuration file; it must be there if it is named.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The agent's own folder.
+    #[arg(long, global = true, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// The VMM's executable.
+    #[arg(long, global = true, value_name = "PATH")]
+    vmm: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make this host a node of a controller.
+    Join {
+        /// The token from `berthctl node join-token`.
+        token: String,
+        /// The node's name; the host's name if left out.
+        #[arg(long, value_name = "N")]
+        node_name: Option<String>,
+    },
+    /// Be the daemon.
+    Run,
+    /// Guest images of this host.
+    Image {
+        #[command(subcommand)]
+        command: ImageCommand,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum ImageCommand {
+    /// Make an image of a kernel and a raw disk.
+    Import(ImportArguments),
+    /// Show all images.
+    List,
+}
+
+#[derive(Debug, Args)]
+struct ImportArguments {
+    /// The new image's name.
+    #[arg(long)]
+    name: String,
+    /// An x86-64 Linux bzImage (vmlinuz) or PVH ELF image.
+    #[arg(long, value_name = "FILE")]
+    kernel: PathBuf,
+    /// The kernel's initial RAM disk.
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+    /// A raw disk.
+    #[arg(long, value_name = "FILE")]
+    disk: PathBuf,
+    /// The kernel's command line.
+    #[arg(long, value_name = "S", default_value = DEFAULT_CMDLINE)]
+    cmdline: String,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match execute(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nothing is left to be done if even this cannot be written.
+            drop(writeln!(std::io::stderr(), "berth-agent: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(arguments: Arguments) -> anyhow::Result<()> {
+    let mut config = Config::read(arguments.config.as_deref())?;
+    if let Some(state_dir) = arguments.state_dir {
+        config.state_dir = state_dir;
+    }
+    if let Some(vmm) = arguments.vmm {
+        config.vmm = vmm;
+    }
+    ensure_folder(&config.state_dir)?;
+    match arguments.command {
+        Command::Join { token, node_name } => join_node(&config, &token, node_name),
+        Command::Run => run::run(&config),
+        Command::Image { command } => image(&config, command),
+    }
+}
+
+/// The agent's folder, for its owner alone.
+fn ensure_folder(path: &Path) -> anyhow::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .with_context(|| format!("could not make {}", path.display()))
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("could not start the runtime")
+}
+
+fn join_node(config: &Config, token: &str, node_name: Option<String>) -> anyhow::Result<()> {
+    let version = env!("CARGO_PKG_VERSION");
+    let node = runtime()?.block_on(join::join(&config.state_dir, token, node_name, version))?;
+    writeln!(
+        std::io::stdout(),
+        "{} joined {} as {}",
+        node.node_name,
+        node.controller_url,
+        node.node_id
+    )?;
+    Ok(())
+}
+
+fn image(config: &Config, command: ImageCommand) -> anyhow::Result<()> {
+    let images = Images::new(config.state_dir.join("images")).with_context(|| {
+        format!(
+            "could not open the images in {}",
+            config.state_dir.display()
+        )
+    })?;
+    match command {
+        ImageCommand::Import(arguments) => {
+            let source = ImageSource {
+                name: arguments.name.parse().context("--name is not taken")?,
+                kernel: arguments.kernel,
+                initrd: arguments.initrd,
+                disk: arguments.disk,
+                cmdline: arguments.cmdline,
+            };
+            images.import(&source, &config.vmm)?;
+            writeln!(std::io::stdout(), "imported {}", source.name)?;
+        }
+        ImageCommand::List => {
+            let mut stdout = std::io::stdout();
+            writeln!(stdout, "{:<24} {:>9}  DIGEST", "NAME", "DISK_MIB")?;
+            for image in images.list().context("could not read the images")? {
+                writeln!(
+                    stdout,
+                    "{:<24} {:>9}  {}",
+                    image.name, image.disk_mib, image.digest
+                )?;
+            }
+        }
+    }
+    Ok(())
+}

@@ -66,6 +66,12 @@ pub fn identity() -> Result<HostIdentity, ReadHostError> {
     })
 }
 
+/// The user that this process runs as.
+#[must_use]
+pub fn own_uid() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
 /// Read what this host can give; disk space is that of the file system under `state`.
 pub fn capacity(state: &Path) -> Result<Capacity, ReadHostError> {
     let path = "/proc/meminfo";

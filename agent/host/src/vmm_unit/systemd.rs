@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use berth_agent_core::process_end::ProcessEnd;
 use berth_api::ids::VmId;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 use zbus::message::Type as MessageType;
 use zbus::{Connection, MatchRule, Message, MessageStream, OwnedObjectPath, OwnedVariant};
 
@@ -42,6 +42,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(500);
 pub struct SystemdUnits {
     connection: Connection,
     changes: broadcast::Sender<VmId>,
+    /// Signalled when a task that reads signals ends, which means that the connection has ended.
+    listening: watch::Sender<()>,
 }
 
 impl SystemdUnits {
@@ -50,19 +52,35 @@ impl SystemdUnits {
     pub async fn connect() -> Result<Self, UnitError> {
         let connection = Connection::system().await.map_err(UnitError::Connect)?;
         let (changes, _) = broadcast::channel(CHANGES_KEPT);
+        let listening = watch::Sender::new(());
         for rule in [changed_rule(), removed_rule()] {
             let stream =
                 MessageStream::for_match_rule(rule.map_err(UnitError::Connect)?, &connection, None)
                     .await
                     .map_err(UnitError::Connect)?;
-            tokio::spawn(forward_changes(stream, changes.clone()));
+            let (changes, ended) = (changes.clone(), listening.clone());
+            tokio::spawn(async move {
+                forward_changes(stream, changes).await;
+                ended.send_replace(());
+            });
         }
         let units = Self {
             connection,
             changes,
+            listening,
         };
         units.manager("Subscribe", "berth.slice", &()).await?;
         Ok(units)
+    }
+
+    /// Returns when the connection has ended: the bus was restarted, and only a new agent hears of
+    /// changes again.
+    pub fn disconnected(&self) -> impl Future<Output = ()> + use<> {
+        let mut listening = self.listening.subscribe();
+        async move {
+            // An error would mean that every sender is gone, which is an end as well.
+            drop(listening.changed().await);
+        }
     }
 
     async fn manager<B>(

@@ -1,0 +1,12 @@
+//! The wall clock, read in one place.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Seconds since the epoch; 0 for a clock before it, with which no task is valid.
+pub(crate) fn now() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .ok()
+        .and_then(|since| i64::try_from(since.as_secs()).ok())
+        .unwrap_or(0)
+}

@@ -1,0 +1,109 @@
+//! `berth-agent run`: the daemon's wiring, from the descriptors it inherits to its last word.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context as _, bail};
+use berth_agent::agent::Agent;
+use berth_agent::config::Config;
+use berth_agent::controller::{Controller, ControllerUrl};
+use berth_agent::host::Host;
+use berth_agent::node::{Node, load_key};
+use berth_agent::sync_loop::SyncLoop;
+use berth_agent_core::task_check::Trust;
+use berth_agent_host::capacity::{self, KVM_DEVICE};
+use berth_agent_host::images::Images;
+use berth_agent_host::service_manager::{ServiceManager, inherited_descriptors};
+use berth_agent_host::vm_files::LinuxVmFiles;
+use berth_agent_host::vmm_unit::SystemdUnits;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Run until SIGTERM or SIGINT. VMs go on.
+pub(crate) fn run(config: &Config) -> anyhow::Result<()> {
+    let inherited =
+        inherited_descriptors().context("could not take over the descriptors from systemd")?;
+    crate::logging::start();
+    // Held until the process ends: two agents on one state would both act on every task.
+    let _lock = lock(config)?;
+    let node = Node::load(&config.state_dir)?;
+    let key = load_key(&config.state_dir)?;
+    let Some(task_keys) = node.task_keys() else {
+        bail!("node.json holds a task key that is not a key; join again");
+    };
+    let trust = Trust {
+        node_id: node.node_id,
+        node_epoch: node.node_epoch,
+        task_keys,
+        policy: config.read_policy(berth_agent_host::capacity::own_uid())?,
+    };
+    let sync_loop = SyncLoop {
+        controller: Controller::new(ControllerUrl::parse(&node.controller_url)?),
+        node,
+        key,
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        state_dir: config.state_dir.clone(),
+    };
+    crate::runtime()?.block_on(serve(config, trust, sync_loop, inherited))
+}
+
+fn lock(config: &Config) -> anyhow::Result<File> {
+    let path = config.state_dir.join("agent.lock");
+    let file = File::create(&path).with_context(|| format!("could not open {}", path.display()))?;
+    if file.try_lock().is_err() {
+        bail!("another berth-agent runs on {}", config.state_dir.display());
+    }
+    Ok(file)
+}
+
+async fn serve(
+    config: &Config,
+    trust: Trust,
+    sync_loop: SyncLoop,
+    inherited: Vec<(String, std::os::fd::OwnedFd)>,
+) -> anyhow::Result<()> {
+    let manager = Arc::new(
+        ServiceManager::from_environment().context("could not reach the service manager")?,
+    );
+    let units = SystemdUnits::connect().await?;
+    let disconnected = units.disconnected();
+    let host = Host {
+        units,
+        files: Arc::new(LinuxVmFiles::new(config.state_dir.join("vms"))?),
+        store: Arc::clone(&manager),
+        images: Images::new(config.state_dir.join("images"))
+            .context("could not open the images")?,
+        vmm: config.vmm.clone(),
+        kvm: PathBuf::from(KVM_DEVICE),
+        boot_id: capacity::identity()?.boot_id,
+    };
+    let agent = Agent::adopt(host, trust, inherited).await?;
+    manager.ready()?;
+    tracing::info!(NODE_ID = %sync_loop.node.node_id, "ready");
+    let (mut terminate, mut interrupt) = (
+        signal(SignalKind::terminate()).context("could not catch SIGTERM")?,
+        signal(SignalKind::interrupt()).context("could not catch SIGINT")?,
+    );
+    tokio::select! {
+        () = sync_loop.run(&agent) => bail!("the sync loop ended"),
+        failed = keep_alive(&manager) => failed?,
+        () = disconnected => bail!("the connection to systemd ended"),
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    manager.stopping()?;
+    tracing::info!("stopping; VMs go on");
+    Ok(())
+}
+
+/// Tell systemd that the runtime's one thread is not stuck.
+async fn keep_alive(manager: &ServiceManager) -> anyhow::Result<()> {
+    let Some(interval) = manager.watchdog_interval() else {
+        return std::future::pending().await;
+    };
+    let mut ticks = tokio::time::interval(interval);
+    loop {
+        ticks.tick().await;
+        manager.alive()?;
+    }
+}

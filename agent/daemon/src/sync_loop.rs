@@ -1,0 +1,151 @@
+//! The long poll: one sync after the other, until the process ends.
+//!
+//! A poll that waits is abandoned as soon as there is something to tell. Failures are retried with
+//! a jittered, growing pause, so that a thousand agents do not come back at once.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use berth_agent_host::capacity;
+use berth_agent_host::service_manager::DescriptorStore;
+use berth_agent_host::vm_files::VmFiles;
+use berth_agent_host::vmm_unit::VmmUnits;
+use berth_api::agent::{
+    LONG_POLL_SECONDS, PROTOCOL_VERSION, SYNC_PAYLOAD_TYPE, SyncReply, SyncRequest,
+};
+use berth_api::ids::AgentInstanceId;
+use berth_ledger::envelope::seal;
+use berth_ledger::keys::SigningKey;
+use ring::rand::{SecureRandom as _, SystemRandom};
+use tokio::time::timeout;
+
+use crate::agent::Agent;
+use crate::clock;
+use crate::controller::Controller;
+use crate::host::blocking;
+use crate::launch::in_one_line;
+use crate::node::Node;
+
+/// What a call may take beyond the time that the controller may hold it.
+const CALL_MARGIN: Duration = Duration::from_secs(15);
+/// Pause after the first failure.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// Longest pause between failures.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// Pause when the controller repeats tasks that are at work already.
+const NOTHING_NEW_PAUSE: Duration = Duration::from_secs(1);
+
+/// What the loop needs beside the agent.
+#[derive(Debug)]
+pub struct SyncLoop {
+    /// Where to.
+    pub controller: Controller,
+    /// Who we are.
+    pub node: Node,
+    /// Our key.
+    pub key: SigningKey,
+    /// Our version.
+    pub agent_version: String,
+    /// The agent's folder, for its free space.
+    pub state_dir: PathBuf,
+}
+
+impl SyncLoop {
+    /// Sync until the future is dropped.
+    pub async fn run<U: VmmUnits, F: VmFiles, S: DescriptorStore>(self, agent: &Agent<U, F, S>) {
+        let instance = AgentInstanceId::generate();
+        let mut news = agent.news();
+        let mut pause = FIRST_PAUSE;
+        for seq in 0.. {
+            news.mark_unchanged();
+            let request = self.request(agent, instance, seq).await;
+            let call = self.call(&request);
+            let reply = tokio::select! {
+                reply = call => reply,
+                _ = news.changed() => continue,
+            };
+            match reply {
+                Ok(reply) => {
+                    pause = FIRST_PAUSE;
+                    agent.acknowledge(&reply.acknowledged);
+                    let repeated = !reply.tasks.is_empty();
+                    if agent.take(&reply.tasks).await == 0 && repeated {
+                        // Whichever comes first; both mean that it is time for the next sync.
+                        drop(timeout(NOTHING_NEW_PAUSE, news.changed()).await);
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(NODE_ID = %self.node.node_id, "sync failed: {error}");
+                    tokio::time::sleep(jittered(pause)).await;
+                    pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
+                }
+            }
+        }
+    }
+
+    async fn call(&self, request: &Result<SyncRequest, String>) -> Result<SyncReply, String> {
+        let request = request.as_ref().map_err(Clone::clone)?;
+        let envelope = seal(&self.key, SYNC_PAYLOAD_TYPE, request).map_err(|e| e.to_string())?;
+        let longest = Duration::from_secs(request.wait_seconds) + CALL_MARGIN;
+        self.controller
+            .sync(&envelope, longest)
+            .await
+            .map_err(|error| in_one_line(&error))
+    }
+
+    async fn request<U: VmmUnits, F: VmFiles, S: DescriptorStore>(
+        &self,
+        agent: &Agent<U, F, S>,
+        instance: AgentInstanceId,
+        seq: u64,
+    ) -> Result<SyncRequest, String> {
+        let images = agent.host().images.clone();
+        let state_dir = self.state_dir.clone();
+        let (images, capacity) =
+            blocking(move || (images.list(), capacity::capacity(&state_dir))).await;
+        let report = agent.report();
+        Ok(SyncRequest {
+            protocol_version: PROTOCOL_VERSION,
+            node_id: self.node.node_id,
+            node_epoch: self.node.node_epoch,
+            agent_instance_id: instance,
+            boot_id: agent.host().boot_id.clone(),
+            seq,
+            agent_version: self.agent_version.clone(),
+            clock: clock::now(),
+            // A call that brings results is answered at once, so that they are not sent again.
+            wait_seconds: if report.results.is_empty() {
+                LONG_POLL_SECONDS
+            } else {
+                0
+            },
+            results: report.results,
+            vms: report.vms,
+            images: images.map_err(|error| in_one_line(&error))?,
+            capacity: capacity.map_err(|error| in_one_line(&error))?,
+        })
+    }
+}
+
+/// Between half of a pause and the whole of it.
+fn jittered(pause: Duration) -> Duration {
+    let mut byte = [255];
+    if SystemRandom::new().fill(&mut byte).is_err() {
+        return pause;
+    }
+    let [byte] = byte;
+    pause / 2 + (pause / 2).mul_f64(f64::from(byte) / 255.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_jittered_pause_is_between_its_half_and_its_whole() {
+        for _ in 0..1000 {
+            let pause = jittered(Duration::from_secs(8));
+            assert!((4.0..=8.0).contains(&pause.as_secs_f64()), "{pause:?}");
+        }
+    }
+}

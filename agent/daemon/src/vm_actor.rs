@@ -1,0 +1,484 @@
+//! One task per VM, the sole writer of its record.
+//!
+//! It takes events one after the other: a checked task, a word of the VMM, a change of the unit, a
+//! deadline. Each becomes a transition of the record, which is persisted before its effects are
+//! carried out. An agent that dies anywhere in here is followed by one that begins with
+//! [`VmActor::resume`].
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use berth_agent_core::phase::{Effect, End, Event, Phase};
+use berth_agent_core::plan::{Observed, Step, UnitPresence, Want, plan};
+use berth_agent_core::vm_record::VmRecord;
+use berth_agent_host::service_manager::DescriptorStore;
+use berth_agent_host::vm_files::{VmFiles, VmFilesError};
+use berth_agent_host::vmm_socket::{TalkError, VmmSocket};
+use berth_agent_host::vmm_unit::{UnitState, VmmUnits, unit_name};
+use berth_api::agent::{FailureCode, Task, TaskOutcome};
+use berth_api::vmm;
+use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
+
+use crate::clock;
+use crate::host::Host;
+use crate::launch::{self, StepError, in_one_line};
+use crate::registry::{Message, Registry};
+
+/// Longest time from a unit's start to its guest's first instruction. Building a machine takes
+/// milliseconds; a host that swaps takes seconds.
+const LAUNCH_TIMEOUT: Duration = Duration::from_secs(30);
+/// Pause before a record that could not be written is written again.
+const PERSIST_RETRY: Duration = Duration::from_secs(1);
+/// Longest message of a VMM that is repeated, in characters.
+const MAX_VMM_WORDS: usize = 1000;
+
+pub(crate) struct VmActor<U, F, S> {
+    host: Arc<Host<U, F, S>>,
+    registry: Arc<Registry>,
+    record: VmRecord,
+    socket: Option<VmmSocket>,
+    /// When a launch or a graceful stop has taken too long.
+    deadline: Option<Instant>,
+}
+
+/// How a VM's task begins.
+pub(crate) enum Beginning {
+    /// With a task that comes as the first message.
+    Fresh,
+    /// With what an earlier agent left.
+    Adopted,
+}
+
+impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> VmActor<U, F, S> {
+    pub(crate) fn new(
+        host: Arc<Host<U, F, S>>,
+        registry: Arc<Registry>,
+        record: VmRecord,
+        socket: Option<VmmSocket>,
+    ) -> Self {
+        Self {
+            host,
+            registry,
+            record,
+            socket,
+            deadline: None,
+        }
+    }
+
+    pub(crate) async fn run(
+        mut self,
+        beginning: Beginning,
+        mut messages: mpsc::UnboundedReceiver<Message>,
+        look: Arc<Notify>,
+    ) {
+        match beginning {
+            Beginning::Fresh => {}
+            Beginning::Adopted => self.resume().await,
+        }
+        loop {
+            if self.registry.retire(&self.record) {
+                return;
+            }
+            let deadline = self.deadline;
+            tokio::select! {
+                message = messages.recv() => match message {
+                    Some(message) => self.on_message(message).await,
+                    None => return,
+                },
+                word = hear(self.socket.as_ref()) => self.on_word(word).await,
+                () = look.notified() => self.look().await,
+                () = wait_until(deadline) => self.on_deadline().await,
+            }
+        }
+    }
+
+    /// Take up what an earlier agent left.
+    async fn resume(&mut self) {
+        let runs = match self.host.units.state(self.record.vm_id).await {
+            Ok(state) => matches!(state, UnitState::Running { .. }),
+            Err(error) => {
+                self.log_failure("could not look at the unit", &error);
+                true
+            }
+        };
+        if self.record.boot_id != self.host.boot_id && !runs {
+            self.step(Event::HostRebooted).await;
+            return;
+        }
+        let effects = self.record.phase.resume();
+        if let Phase::Creating | Phase::Starting = self.record.phase {
+            self.deadline = Some(Instant::now() + LAUNCH_TIMEOUT);
+        }
+        self.carry_out(effects).await;
+        self.look().await;
+    }
+
+    async fn on_message(&mut self, message: Message) {
+        match message {
+            Message::Task(task) => self.on_task(&task).await,
+            Message::Acknowledged(task_id) => {
+                if self.record.acknowledge(task_id) {
+                    self.persist().await;
+                }
+            }
+            Message::SendAgain(task_id) => {
+                self.record.send_again(task_id);
+                self.registry.publish(&self.record);
+            }
+        }
+    }
+
+    async fn on_task(&mut self, task: &Task) {
+        let before = self.record.clone();
+        let now = clock::now();
+        let Ok(effects) = self.record.accept(task, now) else {
+            // It comes again until it is answered.
+            self.registry.drop_pending(self.record.vm_id);
+            return;
+        };
+        tracing::info!(
+            VM_ID = %task.vm_id, TENANT_ID = %task.tenant_id, TASK_ID = %task.task_id,
+            GENERATION = task.generation, "task accepted: {}", self.record.phase_name()
+        );
+        let effects = self.settle(effects).await;
+        if let Err(error) = self.try_persist().await {
+            // Nothing was done yet, so nothing has to be undone.
+            self.record = before;
+            self.registry.drop_pending(self.record.vm_id);
+            let outcome = TaskOutcome::Failed {
+                code: if error.is_out_of_room() {
+                    FailureCode::NoRoom
+                } else {
+                    FailureCode::Internal
+                },
+                message: in_one_line(&error),
+            };
+            self.registry
+                .add_loose(task.task_id, outcome, now, clock::now());
+            return;
+        }
+        self.carry_out(effects).await;
+    }
+
+    async fn on_word(&mut self, word: Result<Option<vmm::Event>, TalkError>) {
+        match word {
+            Ok(Some(vmm::Event::Running { pid })) => self.on_running(pid).await,
+            Ok(Some(vmm::Event::Refused {
+                field,
+                problem,
+                remedy,
+            })) => {
+                let message = clean(&format!("{field}: {problem}; {remedy}"));
+                self.step(Event::LaunchFailed {
+                    code: FailureCode::VmmRefused,
+                    message,
+                })
+                .await;
+            }
+            // Its exit status says the same, and is systemd's word instead of the VMM's.
+            Ok(Some(vmm::Event::Exited { .. } | vmm::Event::Statistics { .. })) => {}
+            Ok(None) => self.hang_up(None).await,
+            Err(error) => self.hang_up(Some(error)).await,
+        }
+    }
+
+    async fn on_running(&mut self, claimed_pid: u32) {
+        let pid = match self.host.units.state(self.record.vm_id).await {
+            Ok(UnitState::Running { pid, .. }) if pid != 0 => pid,
+            Ok(_) | Err(_) => claimed_pid,
+        };
+        self.step(Event::GuestRuns { pid }).await;
+        self.look().await;
+    }
+
+    /// Stop listening to a VMM that has closed its socket or talks nonsense.
+    async fn hang_up(&mut self, error: Option<TalkError>) {
+        if let Some(error) = error {
+            self.log_failure("the VMM is not listened to any more", &error);
+        }
+        self.socket = None;
+        if let Err(error) = launch::forget_socket(&self.host, self.record.vm_id).await {
+            self.log_failure("could not forget the control socket", &error);
+        }
+        self.look().await;
+    }
+
+    /// See whether the process ended.
+    async fn look(&mut self) {
+        let expects_process = match self.record.phase {
+            Phase::Creating | Phase::Starting | Phase::Running { .. } | Phase::Stopping { .. } => {
+                true
+            }
+            Phase::Undoing { .. }
+            | Phase::Halting
+            | Phase::Stopped { .. }
+            | Phase::Failed { .. }
+            | Phase::Deleting
+            | Phase::Deleted => false,
+        };
+        if !expects_process {
+            return;
+        }
+        let end = match self.host.units.state(self.record.vm_id).await {
+            Ok(UnitState::Running { .. } | UnitState::Ending) => return,
+            Ok(UnitState::Absent) => End::Stopped,
+            Ok(UnitState::Ended(end)) => end.status.meaning(&end.result),
+            Err(error) => {
+                self.log_failure("could not look at the unit", &error);
+                return;
+            }
+        };
+        let event = if end != End::PowerOff && self.host_goes_down().await {
+            Event::HostRebooted
+        } else {
+            Event::Ended(end)
+        };
+        self.step(event).await;
+    }
+
+    /// Whether processes end because the host does.
+    async fn host_goes_down(&self) -> bool {
+        match self.host.units.host_is_stopping().await {
+            Ok(stopping) => stopping,
+            Err(error) => {
+                self.log_failure("could not ask for the host's state", &error);
+                false
+            }
+        }
+    }
+
+    async fn on_deadline(&mut self) {
+        self.deadline = None;
+        let event = match self.record.phase {
+            Phase::Stopping { .. } => Event::DeadlinePassed,
+            Phase::Creating | Phase::Starting => Event::LaunchFailed {
+                code: FailureCode::UnitFailed,
+                message: "the VMM reported no running guest within 30 s".to_owned(),
+            },
+            Phase::Undoing { .. }
+            | Phase::Running { .. }
+            | Phase::Halting
+            | Phase::Stopped { .. }
+            | Phase::Failed { .. }
+            | Phase::Deleting
+            | Phase::Deleted => return,
+        };
+        self.step(event).await;
+    }
+
+    /// Take in an event, and all events that its effects bring.
+    async fn step(&mut self, event: Event) {
+        let before = self.record.phase.clone();
+        let effects = self.record.apply(event, clock::now());
+        let effects = self.settle(effects).await;
+        if self.record.phase != before {
+            tracing::info!(
+                VM_ID = %self.record.vm_id, TENANT_ID = %self.record.tenant_id,
+                GENERATION = self.record.generation, "now {}", self.record.phase_name()
+            );
+        }
+        self.persist().await;
+        self.carry_out(effects).await;
+    }
+
+    /// Put the end of a task into the record, so that it is persisted with the phase that it
+    /// belongs to. Returns the effects that are left.
+    async fn settle(&mut self, effects: Vec<Effect>) -> Vec<Effect> {
+        let mut left = Vec::new();
+        for effect in effects {
+            match effect {
+                Effect::Finish(verdict) => {
+                    let evidence = self.evidence().await;
+                    self.record.finish(verdict.outcome(evidence), clock::now());
+                }
+                Effect::Converge | Effect::PressPowerButton | Effect::CountReset => {
+                    left.push(effect);
+                }
+            }
+        }
+        left
+    }
+
+    async fn evidence(&self) -> BTreeMap<String, String> {
+        let mut facts = BTreeMap::from([("unit".to_owned(), unit_name(self.record.vm_id))]);
+        let digest = self
+            .record
+            .definition
+            .as_ref()
+            .and_then(|definition| definition.image_digest.clone());
+        facts.extend(digest.map(|digest| ("image_digest".to_owned(), digest)));
+        if let Ok(UnitState::Running { pid, invocation_id }) =
+            self.host.units.state(self.record.vm_id).await
+        {
+            facts.insert("pid".to_owned(), pid.to_string());
+            facts.insert("invocation_id".to_owned(), invocation_id);
+        }
+        facts
+    }
+
+    /// Carry out effects; what they bring is taken in, in turn.
+    async fn carry_out(&mut self, effects: Vec<Effect>) {
+        let mut effects = VecDeque::from(effects);
+        while let Some(effect) = effects.pop_front() {
+            let event = match effect {
+                Effect::Converge => self.converge().await,
+                Effect::PressPowerButton => self.press_power_button(),
+                Effect::CountReset | Effect::Finish(_) => None,
+            };
+            if let Some(event) = event {
+                let brought = self.record.apply(event, clock::now());
+                let brought = self.settle(brought).await;
+                self.persist().await;
+                effects.extend(brought);
+            }
+        }
+    }
+
+    fn press_power_button(&mut self) -> Option<Event> {
+        let Phase::Stopping { deadline } = self.record.phase else {
+            return None;
+        };
+        let pressed = self
+            .socket
+            .as_ref()
+            .map(|socket| socket.send(&vmm::Request::PowerButton));
+        match pressed {
+            Some(Ok(())) => {
+                let left = u64::try_from(deadline.saturating_sub(clock::now())).unwrap_or(0);
+                self.deadline = Some(Instant::now() + Duration::from_secs(left));
+                None
+            }
+            Some(Err(error)) => {
+                self.log_failure("could not press the power button", &error);
+                Some(Event::DeadlinePassed)
+            }
+            // No agent has this VMM's socket any more, so its guest cannot be asked.
+            None => Some(Event::DeadlinePassed),
+        }
+    }
+
+    /// Bring the host to what the phase wants. Returns what came of it.
+    async fn converge(&mut self) -> Option<Event> {
+        let want = self.record.phase.want();
+        match self.follow_plan(want).await {
+            Ok(()) => match want {
+                Want::NoGuest | Want::Nothing => Some(Event::Cleared),
+                Want::NewGuest | Want::Guest | Want::AsItIs => None,
+            },
+            Err(error) => {
+                self.log_failure("could not do what is wanted", &error);
+                let message = in_one_line(&error);
+                match want {
+                    Want::NewGuest | Want::Guest => Some(Event::LaunchFailed {
+                        code: error.code(),
+                        message,
+                    }),
+                    Want::NoGuest | Want::Nothing => Some(Event::ClearFailed { message }),
+                    Want::AsItIs => None,
+                }
+            }
+        }
+    }
+
+    async fn follow_plan(&mut self, want: Want) -> Result<(), StepError> {
+        for step in plan(want, self.observe().await?)? {
+            match step {
+                Step::EnsureUnitGone => {
+                    self.socket = None;
+                    launch::ensure_unit_gone(&self.host, self.record.vm_id).await?;
+                }
+                Step::EnsureDisk => self.ensure_disk().await?,
+                Step::EnsureUnit => {
+                    self.socket = Some(launch::start_unit(&self.host, &self.record).await?);
+                    self.deadline = Some(Instant::now() + LAUNCH_TIMEOUT);
+                }
+                Step::EnsureFilesGone => {
+                    let vm_id = self.record.vm_id;
+                    self.host
+                        .on_files(move |files| files.ensure_gone(vm_id))
+                        .await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn observe(&self) -> Result<Observed, StepError> {
+        let vm_id = self.record.vm_id;
+        let files = self
+            .host
+            .on_files(move |files| files.presence(vm_id))
+            .await?;
+        let unit = match self.host.units.state(vm_id).await? {
+            UnitState::Absent => UnitPresence::Absent,
+            UnitState::Running { .. } if self.socket.is_some() => UnitPresence::Reachable,
+            UnitState::Running { .. } => UnitPresence::Unreachable,
+            UnitState::Ending | UnitState::Ended(_) => UnitPresence::Ending,
+        };
+        Ok(Observed {
+            disk: files.disk,
+            files: files.any,
+            unit,
+        })
+    }
+
+    async fn ensure_disk(&mut self) -> Result<(), StepError> {
+        let image = launch::open_image(&self.host, &self.record).await?;
+        if let Some(definition) = &mut self.record.definition {
+            definition.image_digest = Some(image.digest.clone());
+        }
+        self.try_persist().await?;
+        launch::ensure_disk(&self.host, &self.record, image).await
+    }
+
+    async fn try_persist(&mut self) -> Result<(), VmFilesError> {
+        self.record.boot_id.clone_from(&self.host.boot_id);
+        let record = self.record.clone();
+        self.host
+            .on_files(move |files| files.write_record(&record))
+            .await?;
+        self.registry.publish(&self.record);
+        Ok(())
+    }
+
+    /// Write the record, however long it takes: what happened cannot be refused, and nothing may be
+    /// done about it before it is on the disk.
+    async fn persist(&mut self) {
+        while let Err(error) = self.try_persist().await {
+            self.log_failure("could not write the record, trying again", &error);
+            tokio::time::sleep(PERSIST_RETRY).await;
+        }
+    }
+
+    fn log_failure(&self, what: &str, error: &dyn std::error::Error) {
+        tracing::warn!(
+            VM_ID = %self.record.vm_id, TENANT_ID = %self.record.tenant_id,
+            GENERATION = self.record.generation, "{what}: {}", in_one_line(error)
+        );
+    }
+}
+
+async fn hear(socket: Option<&VmmSocket>) -> Result<Option<vmm::Event>, TalkError> {
+    match socket {
+        Some(socket) => socket.receive().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn wait_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// A hostile process's words, made fit for a log line and a report.
+fn clean(words: &str) -> String {
+    words
+        .chars()
+        .take(MAX_VMM_WORDS)
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
+}
