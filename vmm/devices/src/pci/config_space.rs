@@ -182,14 +182,6 @@ impl ConfigSpace {
     fn allow(&mut self, place: usize, mask: &[u8]) {
         self.writable[place..place + mask.len()].copy_from_slice(mask);
     }
-
-    /// Overwrites a register from the device's side, regardless of its write mask. Bytes beyond
-    /// the space are dropped.
-    pub fn set_value(&mut self, offset: u8, bytes: &[u8]) {
-        for (value, &byte) in self.values.iter_mut().skip(usize::from(offset)).zip(bytes) {
-            *value = byte;
-        }
-    }
 }
 
 /// The BAR register that byte `position` belongs to.

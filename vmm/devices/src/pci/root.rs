@@ -407,6 +407,23 @@ mod tests {
     }
 
     #[test]
+    fn a_32_bit_bar_never_lies_above_4_gib() {
+        let slot = DeviceSlot::new(1).unwrap();
+        let function = probe(&[(0, 0x2000, BarKind::Memory32)]);
+        let windows = BarWindows {
+            low: 0xffff_f000..0x2_0000_0000,
+            high: 0..0,
+        };
+        let root = PciRoot::new(vec![(slot, function as _)], &windows, Arc::default());
+        let expected = BuildPciRootError::WindowFull {
+            slot: 1,
+            index: 0,
+            bytes: 0x2000,
+        };
+        assert_eq!(root.unwrap_err(), expected);
+    }
+
+    #[test]
     fn slots_are_1_to_31() {
         assert_eq!(DeviceSlot::new(0), None);
         assert_eq!(DeviceSlot::new(32), None);

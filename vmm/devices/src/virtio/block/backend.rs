@@ -46,12 +46,6 @@ impl FileBackend {
     pub fn new(file: File, bytes: u64) -> Self {
         Self { file, bytes }
     }
-
-    /// The file behind the disk.
-    #[must_use]
-    pub fn file(&self) -> &File {
-        &self.file
-    }
 }
 
 impl BlockBackend for FileBackend {

@@ -9,9 +9,9 @@ use virtio_bindings::virtio_blk::{
 };
 use vm_memory::{Bytes, GuestAddress};
 
-use super::super::queue::{Buffers, Chain};
 use crate::guest_error::GuestError;
 use crate::memory::Memory;
+use crate::virtio::queue::{Buffers, Chain};
 
 /// Bytes of a sector: the unit of positions and of the disk's length.
 pub const SECTOR_BYTES: u64 = 512;

@@ -14,15 +14,15 @@ use std::sync::Arc;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
-use super::super::device::VirtioDevice;
-use super::super::executor::{ActiveDevice, QueueExecutor};
-use super::super::interrupt::VirtioInterrupt;
-use super::super::queue::{QueueAddresses, VirtQueue};
 use super::layout::MAX_QUEUES;
 use super::status::{self, StatusWrite};
 use crate::guest_error::{GuestError, GuestErrors};
 use crate::memory::Memory;
 use crate::pci::DeviceSlot;
+use crate::virtio::device::VirtioDevice;
+use crate::virtio::executor::{ActiveDevice, QueueExecutor};
+use crate::virtio::interrupt::VirtioInterrupt;
+use crate::virtio::queue::{QueueAddresses, VirtQueue};
 
 const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
 const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;

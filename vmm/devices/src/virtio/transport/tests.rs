@@ -7,14 +7,16 @@ use std::thread;
 
 use proptest::prelude::*;
 
-use super::super::device::{Served, VirtioDevice};
-use super::super::executor::{ActivateError, ActiveDevice, InlineExecutor, QueueExecutor};
-use super::super::queue::{QueueBroken, VirtQueue};
-use super::super::testing::{BUFFERS, EVENT_IDX, NEXT, RAM_BYTES, TestGuest, VERSION_1, WRITE};
 use crate::guest_error::GuestError;
 use crate::memory::Memory;
 use crate::pci::{DeviceSlot, PciFunction};
 use crate::sync::lock;
+use crate::virtio::device::{Served, VirtioDevice};
+use crate::virtio::executor::{ActivateError, ActiveDevice, InlineExecutor, QueueExecutor};
+use crate::virtio::queue::{QueueBroken, VirtQueue};
+use crate::virtio::testing::{
+    BUFFERS, EVENT_IDX, NEXT, RAM_BYTES, Ring, TestGuest, VERSION_1, WRITE,
+};
 
 const NEEDS_RESET: u64 = 0x40;
 const QUEUE_SIZE: u16 = 16;
@@ -366,6 +368,20 @@ fn a_masked_vector_is_held_back_until_it_is_unmasked() {
 }
 
 #[test]
+fn an_interrupt_that_is_pending_at_a_reset_is_forgotten() {
+    let guest = guest();
+    let mut ring = guest.bring_up(0, QUEUE_SIZE);
+    guest.write(guest.at.table + 16 + 12, 4, 1);
+    ring.submit(&[(BUFFERS, 4, WRITE)]);
+    guest.notify(0);
+    assert_eq!(guest.read(guest.at.pending, 8), 0b10);
+    guest.set_status(0);
+    assert_eq!(guest.read(guest.at.pending, 8), 0);
+    guest.write(guest.at.table + 16 + 12, 4, 0);
+    assert!(guest.messages.take().is_empty());
+}
+
+#[test]
 fn msix_control_works_as_a_part_of_its_dword() {
     let guest = guest();
     let mut ring = guest.bring_up(0, QUEUE_SIZE);
@@ -498,7 +514,7 @@ fn an_available_index_that_jumps_asks_for_a_reset() {
 
 #[test]
 fn looped_and_torn_chains_ask_for_a_reset() {
-    type Prepare = fn(&super::super::testing::Ring);
+    type Prepare = fn(&Ring);
     let chains: [(&str, Prepare); 7] = [
         ("a loop", |ring| {
             ring.describe(0, BUFFERS, 1, NEXT, 1);
