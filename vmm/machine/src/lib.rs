@@ -12,6 +12,7 @@ pub mod ending;
 pub mod layout;
 pub mod machine;
 pub mod memory;
+pub mod preflight;
 pub mod queue_executor;
 pub mod refusal;
 pub mod spec;

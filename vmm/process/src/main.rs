@@ -4,10 +4,12 @@
 //! are `check-kernel` and `probe`. Owns the choice of the mode and the exit status, nothing else.
 #![forbid(unsafe_code)]
 
+mod check_kernel;
 mod control_socket;
 mod exit_code;
 mod guest;
 mod log;
+mod probe;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -29,6 +31,8 @@ fn main() {
         .collect();
     let code = match words[..] {
         [] => guest::run(),
+        ["check-kernel"] => check_kernel::run(),
+        ["probe"] => probe::run(),
         ["--version"] => print(
             &mut std::io::stdout(),
             &format!("berth-vmm {}\n", env!("CARGO_PKG_VERSION")),

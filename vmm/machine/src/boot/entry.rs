@@ -134,7 +134,7 @@ pub(super) fn pvh(memory: &Memory, entry: u32) -> Result<EntryState, BuildMachin
 }
 
 /// Prepares a 64-bit entry: RSI points to the zero page.
-pub(super) fn long_mode(memory: &Memory, entry: u64) -> Result<EntryState, BuildMachineError> {
+pub(crate) fn long_mode(memory: &Memory, entry: u64) -> Result<EntryState, BuildMachineError> {
     // 64-bit code, flat data.
     write_gdt(memory, 0x00af_9b00_0000_ffff)?;
     write_page_tables(memory)?;

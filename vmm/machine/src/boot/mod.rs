@@ -18,6 +18,7 @@ use std::io::{self, Seek, SeekFrom};
 use berth_vmm_devices::memory::Memory;
 use vm_memory::{Bytes, GuestAddress};
 
+pub(crate) use entry::long_mode as enter_long_mode;
 pub use entry::{EntryRegisters, EntryState};
 
 use crate::layout::{self, RamLayout, Range};
