@@ -69,6 +69,7 @@ impl Path {
 #[derive(Debug)]
 pub(crate) struct Reply {
     request: String,
+    headers: http::HeaderMap,
     bytes: Vec<u8>,
 }
 
@@ -77,6 +78,18 @@ impl Reply {
     #[must_use]
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// The body as it came, for keeps.
+    #[must_use]
+    pub(crate) fn into_bytes(self) -> Vec<u8> {
+        self.bytes
+    }
+
+    /// A header that is a number.
+    #[must_use]
+    pub(crate) fn number(&self, header: &str) -> Option<u64> {
+        self.headers.get(header)?.to_str().ok()?.parse().ok()
     }
 
     /// The body as JSON with every member that the controller sent; `null` if it is empty.
@@ -186,6 +199,7 @@ impl Client {
         };
         let response = sent.map_err(|error| self.transport_failure(error))?;
         let status = response.status();
+        let headers = response.headers().clone();
         let bytes = response
             .into_body()
             .into_with_config()
@@ -193,7 +207,11 @@ impl Client {
             .read_to_vec()
             .map_err(|error| self.transport_failure(error))?;
         if status.is_success() {
-            return Ok(Reply { request, bytes });
+            return Ok(Reply {
+                request,
+                headers,
+                bytes,
+            });
         }
         Err(Failure::Refused(Box::new(Refusal {
             status: status.as_u16(),

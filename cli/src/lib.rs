@@ -99,7 +99,7 @@ enum RemoteCommand {
     Image(catalogue::ImageCommand),
     /// A tenant's ceilings and what is charged
     Usage {
-        /// Another tenant than the token's own (operators)
+        /// Which tenant (operators)
         #[arg(long)]
         tenant: Option<String>,
     },

@@ -92,6 +92,10 @@ enum Verdict {
     Underway,
 }
 
+fn is_running(operation: &Operation) -> bool {
+    operation.state == "running"
+}
+
 /// `operation` is the one that leads to the goal; with none, a VM at rest does not move again.
 fn judge(vm: &Vm, operation: Option<&Operation>, wanted: VmState) -> Verdict {
     if vm.state == wanted {
@@ -109,7 +113,7 @@ fn judge(vm: &Vm, operation: Option<&Operation>, wanted: VmState) -> Verdict {
             &format!("the {} failed", operation.kind),
             operation.error.as_ref(),
         ),
-        (_, Some(operation)) if operation.state != "done" => Verdict::Underway,
+        (_, Some(operation)) if is_running(operation) => Verdict::Underway,
         (VmState::Failed, _) => reason("it failed", vm.state_reason.as_ref()),
         _ => Verdict::Underway,
     }
@@ -163,7 +167,7 @@ impl Sight {
     fn phase(&self) -> String {
         let state = state_text(self.vm.state);
         match &self.operation {
-            Some(operation) if operation.phase != state => {
+            Some(operation) if is_running(operation) && operation.phase != state => {
                 format!("{state} ({})", operation.phase)
             }
             _ => state.to_owned(),
@@ -186,7 +190,9 @@ fn look(session: &Session, goal: &Goal) -> Result<Option<Sight>, Failure> {
     let operation = match goal.operation.or(vm.operation) {
         Some(operation) if vm.state != goal.state => {
             let path = Path::of(&["v1", "operations", &operation.to_string()]);
-            Some(session.client.get(path)?.read()?)
+            let operation: Operation = session.client.get(path)?.read()?;
+            // What the VM's last operation came to says nothing about a goal that is not its own.
+            Some(operation).filter(|one| goal.operation.is_some() || is_running(one))
         }
         _ => None,
     };

@@ -1,7 +1,8 @@
 //! The small read-only commands: `image list`, `usage`, `operation show`, `me`.
 
-use berth_api::rest::{Image, Me, Operation, Usage};
+use berth_api::rest::{Image, Me, Operation, Page, Usage};
 use clap::Subcommand;
+use serde_json::Value;
 
 use crate::client::Path;
 use crate::failure::Failure;
@@ -37,12 +38,9 @@ pub(crate) fn image(session: &mut Session, command: &ImageCommand) -> Result<(),
 
 /// `usage`, of the caller's tenant or of another one.
 pub(crate) fn usage(session: &mut Session, tenant: Option<&str>) -> Result<(), Failure> {
-    let path = match tenant {
-        Some(tenant) => Path::of(&["v1", "tenants", tenant, "usage"]),
-        None => Path::of(&["v1", "usage"]),
-    };
-    let items = session.client.list(&path, None)?;
-    session.show_list(&items, usage_table)
+    let path = Path::of(&["v1", "usage"]).with("tenant_id", tenant);
+    let page: Page<Value> = session.client.get(path)?.read()?;
+    session.show_list(&page.items, usage_table)
 }
 
 /// `operation …`

@@ -30,7 +30,7 @@ pub(crate) enum NodeCommand {
     },
     /// Show one node
     Show {
-        /// Its id or name
+        /// Its id, `node_…`
         node: String,
     },
 }

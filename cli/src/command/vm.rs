@@ -51,9 +51,6 @@ pub(crate) enum VmCommand {
     Stop {
         /// Its name or id
         vm: String,
-        /// Do not ask the guest, switch it off
-        #[arg(long)]
-        hard: bool,
         #[command(flatten)]
         wait: WaitArguments,
     },
@@ -158,12 +155,11 @@ pub(crate) fn run(session: &mut Session, command: VmCommand) -> Result<(), Failu
             session.show(&reply, object_table)
         }
         VmCommand::Start { vm, wait } => {
-            let reply = act(session, &vm, "start", None)?;
+            let reply = session.client.post(verb(&vm, "start"), None)?;
             show_operation_after(session, &reply, VmState::Running, &wait)
         }
-        VmCommand::Stop { vm, hard, wait } => {
-            let body = hard.then(|| json!({ "mode": "hard" }));
-            let reply = act(session, &vm, "stop", body.as_ref())?;
+        VmCommand::Stop { vm, wait } => {
+            let reply = session.client.post(verb(&vm, "stop"), None)?;
             show_operation_after(session, &reply, VmState::Stopped, &wait)
         }
         VmCommand::Console { vm, follow, tail } => console::print(session, &vm, follow, tail),
@@ -191,14 +187,8 @@ fn id_of(session: &Session, vm: &str) -> Result<VmId, Failure> {
     }
 }
 
-fn act(
-    session: &Session,
-    vm: &str,
-    verb: &str,
-    body: Option<&serde_json::Value>,
-) -> Result<Reply, Failure> {
-    let path = Path::of(&["v1", "vms", vm, verb]);
-    session.client.post(path, body)
+fn verb(vm: &str, verb: &str) -> Path {
+    Path::of(&["v1", "vms", vm, verb])
 }
 
 fn goal(

@@ -1,0 +1,307 @@
+//! A controller of its own for each test, and the programs pointed at it.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use berth_tests::workspace::{root, target_dir};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// How long a controller may take to listen, on a machine that is busy with other tests.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A running controller and the home of an operator who holds its admin token.
+pub(crate) struct Bench {
+    folder: TempDir,
+    url: String,
+    controller: Child,
+}
+
+/// What a program answered.
+pub(crate) struct Answer {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Bench {
+    pub(crate) fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().join("state");
+        let program = program("berth-controller");
+        let init = Command::new(&program)
+            .args(["init", "--state-dir"])
+            .arg(&state)
+            .output()
+            .unwrap();
+        assert!(
+            init.status.success(),
+            "{}",
+            String::from_utf8_lossy(&init.stderr)
+        );
+        let port_file = folder.path().join("port");
+        let controller = Command::new(&program)
+            .args(["serve", "--listen", "127.0.0.1:0", "--state-dir"])
+            .arg(&state)
+            .arg("--port-file")
+            .arg(&port_file)
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create(folder.path().join("controller.log")).unwrap())
+            .spawn()
+            .unwrap();
+        let mut bench = Self {
+            folder,
+            url: String::new(),
+            controller,
+        };
+        bench.url = format!("http://127.0.0.1:{}", bench.port(&port_file));
+        bench.settle_token(&state);
+        bench
+    }
+
+    fn port(&mut self, file: &Path) -> u16 {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let text = std::fs::read_to_string(file).unwrap_or_default();
+            if let Some(port) = text.strip_suffix('\n').unwrap_or(&text).parse().ok() {
+                return port;
+            }
+            let ended = self.controller.try_wait().unwrap();
+            assert!(
+                ended.is_none() && Instant::now() < deadline,
+                "the controller does not listen ({ended:?}): {}",
+                self.log()
+            );
+            std::thread::yield_now();
+        }
+    }
+
+    /// Put the admin token where a person keeps it.
+    fn settle_token(&self, state: &Path) {
+        let config = self.home().join(".config/berth");
+        std::fs::create_dir_all(&config).unwrap();
+        // The copy keeps the mode 0600.
+        std::fs::copy(state.join("admin.token"), config.join("token")).unwrap();
+    }
+
+    fn home(&self) -> PathBuf {
+        self.folder.path().join("home")
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("controller.log")).unwrap_or_default()
+    }
+
+    pub(crate) fn address(&self) -> &str {
+        self.url.trim_start_matches("http://")
+    }
+
+    pub(crate) fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    fn command(&self, name: &str) -> Command {
+        let mut command = Command::new(program(name));
+        command
+            .env_clear()
+            .env("HOME", self.home())
+            .env("BERTH_URL", &self.url);
+        command
+    }
+
+    /// Run a program as the operator.
+    pub(crate) fn run(&self, name: &str, arguments: &[&str]) -> Answer {
+        self.command(name).args(arguments).output().unwrap().into()
+    }
+
+    /// Run `berthctl` as the operator.
+    pub(crate) fn berthctl(&self, arguments: &[&str]) -> Answer {
+        self.run("berthctl", arguments)
+    }
+
+    /// Run `berthctl` with a token.
+    pub(crate) fn berthctl_as(&self, token: &str, arguments: &[&str]) -> Answer {
+        self.command("berthctl")
+            .env("BERTH_TOKEN", token)
+            .args(arguments)
+            .output()
+            .unwrap()
+            .into()
+    }
+
+    /// A raw call with a long body.
+    pub(crate) fn post(&self, path: &str, body: &str) -> Answer {
+        let mut child = self
+            .command("berthctl")
+            .args(["api", "POST", path, "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(body.as_bytes())
+            .unwrap();
+        child.wait_with_output().unwrap().into()
+    }
+
+    /// Start a `berthctl` whose output comes line by line; end it by dropping.
+    pub(crate) fn follow(&self, token: &str, arguments: &[&str]) -> Following {
+        let mut child = self
+            .command("berthctl")
+            .env("BERTH_TOKEN", token)
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Following { child, lines }
+    }
+
+    /// A tenant with room for `max_vms`.
+    pub(crate) fn tenant(&self, tenant: &str, max_vms: &str) {
+        let made = self.berthctl(&[
+            "tenant",
+            "create",
+            tenant,
+            "--max-vms",
+            max_vms,
+            "--storage-quota-gb",
+            "100",
+            "--api-rate-limit-rpm",
+            "6000",
+        ]);
+        made.expect(0);
+    }
+
+    /// A token for a tenant's administrator.
+    pub(crate) fn tenant_token(&self, tenant: &str) -> String {
+        let key = self.path(&format!("{tenant}.key"));
+        let public = self
+            .berthctl(&["token", "keygen", &key])
+            .expect(0)
+            .stdout
+            .clone();
+        let issued = self.berthctl(&[
+            "token",
+            "issue",
+            tenant,
+            "--subject-pubkey",
+            public.trim(),
+            "--scope",
+            "service:tenant-admin",
+            "--json",
+        ]);
+        issued.expect(0).json()["token"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        self.controller.kill().ok();
+        self.controller.wait().ok();
+        if std::thread::panicking() {
+            // Captured by the test's runner and shown with the failure.
+            println!("the controller's log:\n{}", self.log());
+        }
+    }
+}
+
+/// A program that goes on printing.
+pub(crate) struct Following {
+    child: Child,
+    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
+}
+
+impl Following {
+    pub(crate) fn line(&mut self) -> String {
+        self.lines.next().unwrap().unwrap()
+    }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+impl From<Output> for Answer {
+    fn from(output: Output) -> Self {
+        Self {
+            code: output.status.code(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+}
+
+impl Answer {
+    #[track_caller]
+    pub(crate) fn expect(&self, code: i32) -> &Self {
+        assert_eq!(
+            self.code,
+            Some(code),
+            "\nstdout: {}\nstderr: {}",
+            self.stdout,
+            self.stderr
+        );
+        self
+    }
+
+    #[track_caller]
+    pub(crate) fn shows(&self, text: &str) -> &Self {
+        assert!(
+            self.stdout.contains(text),
+            "{text} is not in: {}",
+            self.stdout
+        );
+        self
+    }
+
+    #[track_caller]
+    pub(crate) fn complains(&self, text: &str) -> &Self {
+        assert!(
+            self.stderr.contains(text),
+            "{text} is not in: {}",
+            self.stderr
+        );
+        self
+    }
+
+    #[track_caller]
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap()
+    }
+}
+
+/// A program of the workspace, built if need be.
+fn program(name: &str) -> PathBuf {
+    static BUILT: OnceLock<()> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let status = Command::new(cargo)
+            .args([
+                "build",
+                "--quiet",
+                "-p",
+                "berth-cli",
+                "-p",
+                "berth-controller",
+            ])
+            .current_dir(root())
+            .status()
+            .unwrap();
+        assert!(status.success(), "building the programs failed");
+    });
+    target_dir().join("debug").join(name)
+}

@@ -1,0 +1,184 @@
+//! The ledger's reader under both names.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+
+use crate::bench::Bench;
+
+const OTHER_KEY: &str = "GjJ2avp5YXzgps1hJwNfLXmG9kIB9i1K66W4smub5pc=";
+
+fn bench_with_two_tenants() -> Bench {
+    let bench = Bench::start();
+    bench.tenant("acme-corp", "1");
+    bench.tenant("rival", "1");
+    bench.tenant("rival-2", "1");
+    bench
+}
+
+#[test]
+fn the_published_command_shows_when_a_tenant_was_made_and_under_which_token() {
+    let bench = bench_with_two_tenants();
+    let admin = bench.berthctl(&["me", "--json"]).expect(0).json();
+    // Word for word as published.
+    let command = "read --filter tenant-id=acme-corp --event-type TENANT_CREATED --limit 1";
+    let words: Vec<&str> = command.split(' ').collect();
+    let read = bench.run("service-fs", &words);
+    read.expect(0).shows("TENANT_CREATED  acme-corp  operator");
+    read.shows(admin["token_id"].as_str().unwrap());
+    assert_eq!(read.stdout.lines().count(), 2, "{}", read.stdout);
+}
+
+#[test]
+fn filters_select_on_either_side() {
+    let bench = bench_with_two_tenants();
+    let read = |filters: &[&str]| {
+        let arguments: Vec<&str> = ["ledger", "read", "--no-headers"]
+            .iter()
+            .chain(filters)
+            .copied()
+            .collect();
+        bench.berthctl(&arguments).expect(0).stdout.clone()
+    };
+    assert_eq!(read(&["--event-type", "TENANT_CREATED"]).lines().count(), 3);
+    assert_eq!(read(&["--filter", "tenant-id=rival"]).lines().count(), 1);
+    assert_eq!(read(&["--filter", "outcome=denied"]).lines().count(), 0);
+    let admin = bench.berthctl(&["me", "--json"]).json();
+    let token = format!("token-id={}", admin["token_id"].as_str().unwrap());
+    assert_eq!(
+        read(&["--filter", &token, "--event-type", "TENANT_CREATED"])
+            .lines()
+            .count(),
+        3
+    );
+    let mut limited = vec!["ledger", "read", "--event-type", "TENANT_CREATED"];
+    limited.extend(["--limit", "2"]);
+    bench
+        .berthctl(&limited)
+        .expect(0)
+        .complains("more entries follow: --since");
+    let refused = bench.berthctl(&["ledger", "read", "--filter", "tenant=acme-corp"]);
+    refused
+        .expect(2)
+        .complains("tenant-id, vm-id, node-id, event-type, outcome, token-id");
+}
+
+#[test]
+fn the_chain_is_verified_up_to_the_head_that_is_shown() {
+    let bench = bench_with_two_tenants();
+    let head = bench
+        .berthctl(&["ledger", "head", "--json"])
+        .expect(0)
+        .json();
+    let verified = bench.berthctl(&["ledger", "verify"]);
+    let sentence = format!(
+        "verified: {} entries, head {}\n",
+        head["size"],
+        head["hash"].as_str().unwrap()
+    );
+    verified
+        .expect(0)
+        .shows(&sentence)
+        .shows("taken from the controller");
+    let key = head["public_key"].as_str().unwrap();
+    let pinned = bench.run("service-fs", &["verify", "--public-key", key]);
+    pinned.expect(0).shows("the key that you gave");
+    let read = bench.berthctl(&["ledger", "read", "--verify", "--filter", "tenant-id=rival"]);
+    read.expect(0)
+        .shows("TENANT_CREATED")
+        .complains("verified: ");
+}
+
+#[test]
+fn another_key_than_the_pinned_one_is_refused() {
+    let bench = bench_with_two_tenants();
+    let refused = bench.berthctl(&["ledger", "verify", "--public-key", OTHER_KEY]);
+    refused.expect(1).complains("code: ledger_key");
+    let mut read = vec!["ledger", "read", "--verify", "--public-key"];
+    read.push(OTHER_KEY);
+    assert_eq!(bench.berthctl(&read).expect(1).stdout, "");
+    bench
+        .berthctl(&["ledger", "verify", "--public-key", "x"])
+        .expect(2);
+}
+
+#[test]
+fn a_tenant_reads_and_verifies_its_own_entries_alone() {
+    let bench = bench_with_two_tenants();
+    let token = bench.tenant_token("acme-corp");
+    let read = bench.berthctl_as(&token, &["ledger", "read"]);
+    read.expect(0).shows("TENANT_CREATED  acme-corp");
+    assert!(!read.stdout.contains("rival"), "{}", read.stdout);
+    let verified = bench.berthctl_as(&token, &["ledger", "verify"]);
+    verified
+        .expect(0)
+        .shows("each one's hash and signature alone");
+    let foreign = [
+        "ledger",
+        "read",
+        "--filter",
+        "tenant-id=rival",
+        "--no-headers",
+    ];
+    let foreign = bench.berthctl_as(&token, &foreign);
+    assert!(!foreign.stdout.contains("rival"), "{}", foreign.stdout);
+}
+
+#[test]
+fn an_entry_that_was_changed_is_named() {
+    let bench = bench_with_two_tenants();
+    let read = ["ledger", "read", "--filter", "tenant-id=rival", "--json"];
+    let index = bench.berthctl(&read).expect(0).json()[0]["index"].clone();
+    let url = liar(bench.address(), "rival\\\"", "rigal\\\"");
+    let complaint = format!("entry {index}: its hash does not belong to its body");
+    let verified = bench.berthctl(&["ledger", "verify", "--url", &url]);
+    verified
+        .expect(1)
+        .complains(&complaint)
+        .complains("code: ledger_broken");
+    let read = bench.berthctl(&["ledger", "read", "--verify", "--url", &url]);
+    assert_eq!(read.expect(1).complains(&complaint).stdout, "");
+}
+
+/// A man in the middle who replaces a text by another of the same length in every reply.
+fn liar(upstream: &str, truth: &'static str, lie: &'static str) -> String {
+    assert_eq!(truth.len(), lie.len());
+    let upstream = upstream.to_owned();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            let mut client = client.unwrap();
+            let mut server = TcpStream::connect(&upstream).unwrap();
+            let mut replies = BufReader::new(server.try_clone().unwrap());
+            let mut requests = client.try_clone().unwrap();
+            std::thread::spawn(move || std::io::copy(&mut requests, &mut server));
+            std::thread::spawn(move || {
+                while let Some(reply) = one_reply(&mut replies) {
+                    client
+                        .write_all(reply.replace(truth, lie).as_bytes())
+                        .unwrap();
+                }
+            });
+        }
+    });
+    url
+}
+
+/// A head and the body that it announces; nothing at the end of the connection.
+fn one_reply(from: &mut BufReader<TcpStream>) -> Option<String> {
+    let mut reply = String::new();
+    let mut length = 0;
+    while !reply.ends_with("\r\n\r\n") {
+        let start = reply.len();
+        if from.read_line(&mut reply).ok()? == 0 {
+            return None;
+        }
+        let line = reply[start..].to_ascii_lowercase();
+        if let Some(number) = line.strip_prefix("content-length:") {
+            length = number.trim().parse().unwrap();
+        }
+    }
+    let mut body = vec![0; length];
+    from.read_exact(&mut body).ok()?;
+    Some(reply + &String::from_utf8(body).unwrap())
+}

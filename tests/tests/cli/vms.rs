@@ -1,0 +1,176 @@
+//! VMs on a node, and what is said when there is none.
+
+use std::sync::Arc;
+
+use crate::bench::{Answer, Bench};
+use crate::node::{CONSOLE, IMAGE, Node};
+
+/// A controller, a node, a tenant with room for two VMs.
+struct Site {
+    bench: Arc<Bench>,
+    token: String,
+    _node: Node,
+}
+
+impl Site {
+    fn new() -> Self {
+        let bench = Arc::new(Bench::start());
+        bench.tenant("acme-corp", "2");
+        Self {
+            token: bench.tenant_token("acme-corp"),
+            _node: Node::join(&bench),
+            bench,
+        }
+    }
+
+    fn vm(&self, arguments: &[&str]) -> Answer {
+        let arguments: Vec<&str> = ["vm"].iter().chain(arguments).copied().collect();
+        self.bench.berthctl_as(&self.token, &arguments)
+    }
+}
+
+#[test]
+fn a_vm_is_created_stopped_started_and_deleted_with_waiting() {
+    let site = Site::new();
+    let made = site.vm(&[
+        "create", "web-1", "--image", IMAGE, "--label", "tier=web", "--wait",
+    ]);
+    made.expect(0)
+        .shows("state:      running")
+        .shows("tier=web");
+    site.vm(&["list"]).expect(0).shows("web-1").shows("running");
+    let stopped = site.vm(&["stop", "web-1", "--wait", "--json"]);
+    assert_eq!(stopped.expect(0).json()["state"], "stopped");
+    let started = site.vm(&["start", "web-1", "--wait=running", "--json"]);
+    assert_eq!(started.expect(0).json()["state"], "running");
+    let id = started.json()["id"].as_str().unwrap().to_owned();
+    site.vm(&["show", &id]).expect(0).shows("web-1");
+    site.vm(&["wait", "web-1"]).expect(0);
+    let operation = site.vm(&["delete", "web-1", "--json"]).expect(0).json();
+    let operation = operation["id"].as_str().unwrap();
+    let shown = site
+        .bench
+        .berthctl_as(&site.token, &["operation", "show", operation]);
+    shown.expect(0).shows("delete").shows(&id);
+    site.vm(&["wait", &id, "--state", "deleted"]).expect(0);
+    site.vm(&["show", "web-1"]).expect(3);
+}
+
+#[test]
+fn waiting_for_a_delete_ends_when_the_vm_is_gone() {
+    let site = Site::new();
+    site.vm(&["create", "web-1", "--image", IMAGE, "--wait"])
+        .expect(0);
+    site.vm(&["delete", "web-1", "--wait"])
+        .expect(0)
+        .shows("deleted");
+    site.vm(&["show", "web-1"]).expect(3);
+}
+
+#[test]
+fn a_wait_shows_the_phases_and_gives_up_in_time() {
+    let site = Site::new();
+    site.vm(&["create", "web-1", "--image", IMAGE, "--wait"])
+        .expect(0);
+    let waited = site.vm(&["wait", "web-1", "--state", "stopped", "--timeout", "1s"]);
+    waited
+        .expect(7)
+        .complains("0 s  running\n")
+        .complains("code: wait_timeout");
+}
+
+#[test]
+fn the_console_is_printed_whole_in_part_and_as_it_grows() {
+    let site = Site::new();
+    site.vm(&["create", "web-1", "--image", IMAGE, "--wait"])
+        .expect(0);
+    assert_eq!(site.vm(&["console", "web-1"]).expect(0).stdout, CONSOLE);
+    let tail = site.vm(&["console", "web-1", "--tail", "2"]);
+    assert_eq!(tail.expect(0).stdout, "two\nthree\n");
+    let mut following = site
+        .bench
+        .follow(&site.token, &["vm", "console", "web-1", "--follow"]);
+    assert_eq!(following.line(), "one");
+    site.vm(&["console", "web-9"]).expect(3);
+}
+
+#[test]
+fn the_quota_is_refused_with_its_own_exit_code() {
+    let site = Site::new();
+    for name in ["web-1", "web-2"] {
+        site.vm(&["create", name, "--image", IMAGE]).expect(0);
+    }
+    site.vm(&["create", "web-3", "--image", IMAGE])
+        .expect(5)
+        .complains("code: quota_exceeded");
+    let usage = site.bench.berthctl_as(&site.token, &["usage", "--json"]);
+    let usage = usage.expect(0).json();
+    let vms = usage
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|one| one["resource"] == "vms");
+    assert_eq!(vms.unwrap()["remaining"], 0);
+}
+
+#[test]
+fn another_tenants_vm_is_not_there() {
+    let site = Site::new();
+    site.vm(&["create", "web-1", "--image", IMAGE, "--wait"])
+        .expect(0);
+    site.bench.tenant("rival", "1");
+    let rival = site.bench.tenant_token("rival");
+    for verb in ["show", "stop", "delete", "console"] {
+        site.bench
+            .berthctl_as(&rival, &["vm", verb, "web-1"])
+            .expect(3);
+    }
+    let listed = site
+        .bench
+        .berthctl_as(&rival, &["vm", "list", "--no-headers"]);
+    assert_eq!(listed.expect(0).stdout, "");
+}
+
+#[test]
+fn what_cannot_be_is_refused_with_its_own_exit_code() {
+    let site = Site::new();
+    site.vm(&["create", "web-1", "--image", IMAGE, "--wait"])
+        .expect(0);
+    site.vm(&["create", "web-1", "--image", IMAGE])
+        .expect(8)
+        .complains("code: already_exists");
+    site.vm(&["create", "web-2", "--image", "no-such"])
+        .expect(6);
+    let small = site.vm(&["create", "web-2", "--image", IMAGE, "--memory-mb", "1"]);
+    small.expect(2).complains("memory_mb");
+    site.vm(&["start", "no-such"]).expect(3);
+}
+
+#[test]
+fn without_a_node_there_is_no_capacity() {
+    let bench = Bench::start();
+    bench.tenant("acme-corp", "1");
+    let token = bench.tenant_token("acme-corp");
+    bench
+        .berthctl_as(&token, &["vm", "create", "--image", IMAGE])
+        .expect(6);
+    bench
+        .berthctl(&["node", "list", "--json"])
+        .expect(0)
+        .shows("[]");
+}
+
+#[test]
+fn nodes_and_images_are_listed() {
+    let site = Site::new();
+    let nodes = site.bench.berthctl(&["node", "list"]);
+    nodes.expect(0).shows("rack1-3  online    yes");
+    let node = site.bench.berthctl(&["node", "list", "--json"]).json();
+    let id = node[0]["id"].as_str().unwrap();
+    site.bench
+        .berthctl(&["node", "show", id])
+        .expect(0)
+        .shows("agent version:   0.1.0");
+    let images = site.bench.berthctl_as(&site.token, &["image", "list"]);
+    images.expect(0).shows(IMAGE);
+}
