@@ -899,6 +899,39 @@ fn perform(guest: &TestGuest, act: Act) {
     }
 }
 
+#[test]
+fn several_vcpus_and_the_io_thread_never_block_each_other_for_good() {
+    let guest =
+        TestGuest::with_executor(Box::new(Echo::default()), Arc::new(ThreadExecutor::new()));
+    let vcpu = |seed: u64| {
+        for turn in 0..3000 {
+            let choice = turn * 7 + seed;
+            match choice % 11 {
+                0 => perform(&guest, Act::BringUp(16)),
+                1 => perform(&guest, Act::Status(0)),
+                2 => guest.enable_msix(3),
+                3 => guest.write(guest.at.table + 16 * (choice % 3) + 12, 4, choice % 2),
+                4 => guest.set_config(guest.at.msix + 2, 2, (choice % 4) << 14),
+                _ => perform(&guest, Act::Notify(0)),
+            }
+        }
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| vcpu(0));
+        scope.spawn(|| vcpu(4));
+    });
+    guest.set_status(0);
+    let mut ring = guest.bring_up(0, QUEUE_SIZE);
+    ring.submit(&[(BUFFERS, 4, WRITE)]);
+    guest.notify(0);
+    guest.set_status(0);
+    assert_eq!(
+        ring.take_used(),
+        [(0, 4)],
+        "a reset waits for what was notified before it"
+    );
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
