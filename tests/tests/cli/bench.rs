@@ -1,9 +1,9 @@
 //! A controller of its own for each test, and the programs pointed at it.
 
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Lines, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::OnceLock;
+use std::process::{Child, ChildStderr, ChildStdout, Command, Output, Stdio};
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use berth_tests::workspace::{root, target_dir};
@@ -13,11 +13,14 @@ use tempfile::TempDir;
 /// How long a controller may take to listen, on a machine that is busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Between two looks for the port file.
+const LOOK: Duration = Duration::from_millis(5);
+
 /// A running controller and the home of an operator who holds its admin token.
 pub(crate) struct Bench {
     folder: TempDir,
     url: String,
-    controller: Child,
+    controller: Mutex<Child>,
 }
 
 /// What a program answered.
@@ -31,8 +34,7 @@ impl Bench {
     pub(crate) fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let state = folder.path().join("state");
-        let program = program("berth-controller");
-        let init = Command::new(&program)
+        let init = Command::new(program("berth-controller"))
             .args(["init", "--state-dir"])
             .arg(&state)
             .output()
@@ -42,40 +44,42 @@ impl Bench {
             "{}",
             String::from_utf8_lossy(&init.stderr)
         );
-        let port_file = folder.path().join("port");
-        let controller = Command::new(&program)
-            .args(["serve", "--listen", "127.0.0.1:0", "--state-dir"])
-            .arg(&state)
-            .arg("--port-file")
-            .arg(&port_file)
-            .stdout(Stdio::null())
-            .stderr(std::fs::File::create(folder.path().join("controller.log")).unwrap())
-            .spawn()
-            .unwrap();
         let mut bench = Self {
+            controller: Mutex::new(serve(folder.path(), "127.0.0.1:0")),
             folder,
             url: String::new(),
-            controller,
         };
-        bench.url = format!("http://127.0.0.1:{}", bench.port(&port_file));
+        bench.url = format!("http://127.0.0.1:{}", bench.port());
         bench.settle_token(&state);
         bench
     }
 
-    fn port(&mut self, file: &Path) -> u16 {
+    /// Kill the controller, do something, start it again at the same address.
+    pub(crate) fn without_controller(&self, meanwhile: impl FnOnce()) {
+        let mut controller = self.controller.lock().unwrap();
+        controller.kill().unwrap();
+        controller.wait().unwrap();
+        meanwhile();
+        std::fs::remove_file(self.folder.path().join("port")).unwrap();
+        *controller = serve(self.folder.path(), self.address());
+        drop(controller);
+        self.port();
+    }
+
+    fn port(&self) -> u16 {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let text = std::fs::read_to_string(file).unwrap_or_default();
-            if let Some(port) = text.strip_suffix('\n').unwrap_or(&text).parse().ok() {
+            let text = std::fs::read_to_string(self.folder.path().join("port"));
+            if let Ok(port) = text.unwrap_or_default().trim_end().parse() {
                 return port;
             }
-            let ended = self.controller.try_wait().unwrap();
+            let ended = self.controller.lock().unwrap().try_wait().unwrap();
             assert!(
                 ended.is_none() && Instant::now() < deadline,
                 "the controller does not listen ({ended:?}): {}",
                 self.log()
             );
-            std::thread::yield_now();
+            std::thread::sleep(LOOK);
         }
     }
 
@@ -158,10 +162,14 @@ impl Bench {
             .env("BERTH_TOKEN", token)
             .args(arguments)
             .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        Following { child, lines }
+        Following {
+            stdout: BufReader::new(child.stdout.take().unwrap()).lines(),
+            stderr: BufReader::new(child.stderr.take().unwrap()).lines(),
+            child,
+        }
     }
 
     /// A tenant with room for `max_vms`.
@@ -207,8 +215,9 @@ impl Bench {
 
 impl Drop for Bench {
     fn drop(&mut self) {
-        self.controller.kill().ok();
-        self.controller.wait().ok();
+        let controller = self.controller.get_mut().unwrap();
+        controller.kill().ok();
+        controller.wait().ok();
         if std::thread::panicking() {
             // Captured by the test's runner and shown with the failure.
             println!("the controller's log:\n{}", self.log());
@@ -219,12 +228,26 @@ impl Drop for Bench {
 /// A program that goes on printing.
 pub(crate) struct Following {
     child: Child,
-    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
+    stdout: Lines<BufReader<ChildStdout>>,
+    stderr: Lines<BufReader<ChildStderr>>,
 }
 
 impl Following {
     pub(crate) fn line(&mut self) -> String {
-        self.lines.next().unwrap().unwrap()
+        self.stdout.next().unwrap().unwrap()
+    }
+
+    /// Read standard error up to a line with this.
+    pub(crate) fn until(&mut self, text: &str) {
+        let found = self
+            .stderr
+            .by_ref()
+            .any(|line| line.unwrap().contains(text));
+        assert!(found, "it ended without saying {text}");
+    }
+
+    pub(crate) fn code(&mut self) -> Option<i32> {
+        self.child.wait().unwrap().code()
     }
 }
 
@@ -282,6 +305,23 @@ impl Answer {
     pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.stdout).unwrap()
     }
+}
+
+/// A controller with its state, port file and log in `folder`.
+fn serve(folder: &Path, address: &str) -> Child {
+    let log = std::fs::File::options()
+        .create(true)
+        .append(true)
+        .open(folder.join("controller.log"));
+    Command::new(program("berth-controller"))
+        .args(["serve", "--listen", address, "--state-dir"])
+        .arg(folder.join("state"))
+        .arg("--port-file")
+        .arg(folder.join("port"))
+        .stdout(Stdio::null())
+        .stderr(log.unwrap())
+        .spawn()
+        .unwrap()
 }
 
 /// A program of the workspace, built if need be.

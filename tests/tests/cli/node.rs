@@ -145,7 +145,11 @@ impl State {
         };
         let envelope = seal(&self.key, SYNC_PAYLOAD_TYPE, &request).unwrap();
         let reply = bench.post("/v1/agent/sync", &serde_json::to_string(&envelope).unwrap());
-        let reply: SyncReply = serde_json::from_value(reply.expect(0).json()).unwrap();
+        if reply.code != Some(0) {
+            // The controller is away; everything is said again next time.
+            return;
+        }
+        let reply: SyncReply = serde_json::from_value(reply.json()).unwrap();
         self.results
             .retain(|result| !reply.acknowledged.contains(&result.task_id));
         let keys: Vec<PublicKey> = self

@@ -80,6 +80,21 @@ fn a_wait_shows_the_phases_and_gives_up_in_time() {
 }
 
 #[test]
+fn a_wait_outlives_a_restart_of_the_controller() {
+    let site = Site::new();
+    site.vm(&["create", "web-1", "--image", IMAGE, "--wait"])
+        .expect(0);
+    let wait = ["vm", "wait", "web-1", "--state", "stopped"];
+    let mut waiting = site.bench.follow(&site.token, &wait);
+    waiting.until("running");
+    site.bench
+        .without_controller(|| waiting.until("waiting for the controller"));
+    site.vm(&["stop", "web-1"]).expect(0);
+    assert_eq!(waiting.code(), Some(0));
+    assert!(waiting.line().starts_with("VM:"));
+}
+
+#[test]
 fn the_console_is_printed_whole_in_part_and_as_it_grows() {
     let site = Site::new();
     site.vm(&["create", "web-1", "--image", IMAGE, "--wait"])
