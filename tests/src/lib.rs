@@ -8,5 +8,7 @@ pub mod command;
 pub mod lab;
 pub mod launch;
 pub mod progress;
+pub mod simulated_agent;
+pub mod startup;
 pub mod tiny_guest;
 pub mod workspace;
