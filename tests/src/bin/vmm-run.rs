@@ -175,21 +175,24 @@ fn add_disk(
 }
 
 fn add_console(descriptors: &mut Descriptors, path: &Path) -> Result<FdIndex> {
-    let opened = if path == Path::new("-") {
-        // Opened anew, for the VMM makes its console non-blocking, and with a copy that would be our
-        // terminal's own setting. What cannot be opened, such as a socket, is copied nevertheless.
-        OpenOptions::new()
-            .append(true)
-            .open("/proc/self/fd/1")
-            .map(OwnedFd::from)
-            .or_else(|_| std::io::stdout().as_fd().try_clone_to_owned())
-    } else {
-        // Appending, so that the output from before a reset stays.
+    let append = |path| {
         OpenOptions::new()
             .create(true)
             .append(true)
             .open(path)
             .map(OwnedFd::from)
+    };
+    let opened = if path == Path::new("-") {
+        // Opened anew, for the VMM makes its console non-blocking, and with a copy that would be our
+        // terminal's own setting. A file is copied, so that its one position serves both; what
+        // cannot be opened, such as a socket, is copied for want of anything better.
+        let own = Path::new("/proc/self/fd/1");
+        let is_file = own.metadata().is_ok_and(|metadata| metadata.is_file());
+        let anew = if is_file { None } else { append(own).ok() };
+        anew.map_or_else(|| std::io::stdout().as_fd().try_clone_to_owned(), Ok)
+    } else {
+        // Appending, so that the output from before a reset stays.
+        append(path)
     };
     Ok(descriptors.add(opened.with_context(|| format!("opening {}", path.display()))?))
 }
