@@ -119,16 +119,15 @@ fn judge(vm: &Vm, operation: Option<&Operation>, wanted: VmState) -> Verdict {
     }
 }
 
-/// Wait for the goal; the VM as it is then, or nothing if it is gone as wanted.
-pub(crate) fn wait_for(session: &mut Session, goal: &Goal) -> Result<Option<Reply>, Failure> {
+/// Wait for the goal; the VM as it is then.
+pub(crate) fn wait_for(session: &mut Session, goal: &Goal) -> Result<Reply, Failure> {
     let started = Instant::now();
     let mut shown = String::new();
     for attempt in 0_u32.. {
         let mut pause = Duration::from_millis(if attempt < 8 { 250 } else { 1000 });
         match look(session, goal) {
-            Ok(None) => return Ok(None),
-            Ok(Some(sight)) => match judge(&sight.vm, sight.operation.as_ref(), goal.state) {
-                Verdict::Reached => return Ok(Some(sight.reply)),
+            Ok(sight) => match judge(&sight.vm, sight.operation.as_ref(), goal.state) {
+                Verdict::Reached => return Ok(sight.reply),
                 Verdict::Hopeless(reason) => {
                     return Err(Failure::WaitHopeless {
                         what: sight.vm.name,
@@ -175,17 +174,8 @@ impl Sight {
     }
 }
 
-/// Nothing if the VM is gone and should be.
-fn look(session: &Session, goal: &Goal) -> Result<Option<Sight>, Failure> {
-    let id = goal.vm.to_string();
-    let reply = match session.client.get(Path::of(&["v1", "vms", &id])) {
-        Err(Failure::Refused(refusal))
-            if refusal.status == 404 && goal.state == VmState::Deleted =>
-        {
-            return Ok(None);
-        }
-        other => other?,
-    };
+fn look(session: &Session, goal: &Goal) -> Result<Sight, Failure> {
+    let reply = read_vm(session, goal)?;
     let vm: Vm = reply.read()?;
     let operation = match goal.operation.or(vm.operation) {
         Some(operation) if vm.state != goal.state => {
@@ -196,11 +186,26 @@ fn look(session: &Session, goal: &Goal) -> Result<Option<Sight>, Failure> {
         }
         _ => None,
     };
-    Ok(Some(Sight {
+    Ok(Sight {
         reply,
         vm,
         operation,
-    }))
+    })
+}
+
+/// A VM that is gone is shown to those alone who wait for its end.
+fn read_vm(session: &Session, goal: &Goal) -> Result<Reply, Failure> {
+    let id = goal.vm.to_string();
+    let found = session.client.get(Path::of(&["v1", "vms", &id]));
+    match found {
+        Err(Failure::Refused(refusal))
+            if refusal.status == 404 && goal.state == VmState::Deleted =>
+        {
+            let path = Path::of(&["v1", "vms", &id, "wait"]).with("state", Some("deleted"));
+            session.client.get(path.with("timeout", Some(1)))
+        }
+        found => found,
+    }
 }
 
 /// How long to pause after a failure that passes by itself; nothing for any other.

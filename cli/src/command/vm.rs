@@ -215,13 +215,8 @@ fn show_vm_after(session: &mut Session, reply: &Reply, goal: Option<Goal>) -> Re
 
 /// Wait for the goal and show the VM as it is then.
 fn show_vm_once(session: &mut Session, goal: &Goal) -> Result<(), Failure> {
-    match wait_for(session, goal)? {
-        Some(reply) => session.show(&reply, object_table),
-        None => {
-            let gone = json!({ "id": goal.vm, "state": "deleted" });
-            session.screen.say(&gone, &format!("deleted {}", goal.vm))
-        }
-    }
+    let reply = wait_for(session, goal)?;
+    session.show(&reply, object_table)
 }
 
 /// Show the operation as it came, or the VM once the operation's goal is reached.
