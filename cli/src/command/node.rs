@@ -21,6 +21,9 @@ pub(crate) enum NodeCommand {
         /// How long it is good for, 60s to 24h [default: 1h]
         #[arg(long, value_name = "DURATION", value_parser = parse_seconds)]
         ttl: Option<u64>,
+        /// Print the token alone, for `$(…)`
+        #[arg(long, conflicts_with = "json")]
+        raw: bool,
     },
     /// List all nodes
     List {
@@ -38,13 +41,23 @@ pub(crate) enum NodeCommand {
 /// Run one of them.
 pub(crate) fn run(session: &mut Session, command: NodeCommand) -> Result<(), Failure> {
     match command {
-        NodeCommand::JoinToken { node_name, ttl } => {
+        NodeCommand::JoinToken {
+            node_name,
+            ttl,
+            raw,
+        } => {
             let body = json!(CreateJoinToken {
                 node_name,
                 ttl_s: ttl
             });
             let path = Path::of(&["v1", "nodes", "join-tokens"]);
             let reply = session.client.post(path, Some(&body))?;
+            if raw {
+                let issued: IssuedJoinToken = reply.read()?;
+                return session
+                    .screen
+                    .write(format!("{}\n", issued.token).as_bytes());
+            }
             session.show(&reply, join_token_table)
         }
         NodeCommand::List { limit } => {

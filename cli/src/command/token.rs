@@ -39,6 +39,9 @@ pub(crate) enum TokenCommand {
         /// Name for people
         #[arg(long)]
         label: Option<String>,
+        /// Print the token alone, for `$(…)`
+        #[arg(long, conflicts_with = "json")]
+        raw: bool,
     },
     /// List a tenant's tokens, without the tokens themselves
     List {
@@ -70,6 +73,7 @@ pub(crate) fn run(session: &mut Session, command: TokenCommand) -> Result<(), Fa
             scope,
             expires_in,
             label,
+            raw,
         } => {
             let body = json!(IssueToken {
                 subject_pubkey: key_text(&subject_pubkey)?,
@@ -78,6 +82,12 @@ pub(crate) fn run(session: &mut Session, command: TokenCommand) -> Result<(), Fa
                 label,
             });
             let reply = session.client.post(of_tenant(&tenant_id), Some(&body))?;
+            if raw {
+                let issued: IssuedToken = reply.read()?;
+                return session
+                    .screen
+                    .write(format!("{}\n", issued.token).as_bytes());
+            }
             session.show(&reply, issued_table)
         }
         TokenCommand::List { tenant_id, limit } => {
