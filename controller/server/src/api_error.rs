@@ -13,7 +13,10 @@ use berth_token::Scope;
 
 /// An error on its way to the client. The request's id is added by the outermost layer.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct ApiError {
+pub(crate) struct ApiError(Box<Problem>);
+
+#[derive(Clone, Debug, PartialEq)]
+struct Problem {
     code: ErrorCode,
     error: String,
     detail: String,
@@ -32,7 +35,7 @@ impl ApiError {
         error: impl Into<String>,
         detail: impl Into<String>,
     ) -> Self {
-        Self {
+        Self(Box::new(Problem {
             code,
             error: error.into(),
             detail: detail.into(),
@@ -43,15 +46,15 @@ impl ApiError {
             retry_after_s: None,
             quota: None,
             reasons: BTreeMap::new(),
-        }
+        }))
     }
 
     pub(crate) fn code(&self) -> ErrorCode {
-        self.code
+        self.0.code
     }
 
     fn retryable(mut self) -> Self {
-        self.retryable = true;
+        self.0.retryable = true;
         self
     }
 
@@ -66,7 +69,7 @@ impl ApiError {
             format!("field `{field}`: {problem}"),
             "Correct the field and send the request again.",
         );
-        error.fields.insert(field.to_owned(), problem.to_owned());
+        error.0.fields.insert(field.to_owned(), problem.to_owned());
         error
     }
 
@@ -76,7 +79,10 @@ impl ApiError {
             format!("there is no field `{field}` here"),
             "Remove it or correct its spelling; nothing was changed.",
         );
-        error.fields.insert(field.to_owned(), "unknown".to_owned());
+        error
+            .0
+            .fields
+            .insert(field.to_owned(), "unknown".to_owned());
         error
     }
 
@@ -104,7 +110,7 @@ impl ApiError {
             format!("the token does not cover `{required}`"),
             "Ask for a token with that scope.",
         );
-        error.required_scope = Some(required.as_str().to_owned());
+        error.0.required_scope = Some(required.as_str().to_owned());
         error
     }
 
@@ -115,8 +121,8 @@ impl ApiError {
             format!("Wait {retry_after_s} seconds, or ask your administrator to raise api_rate_limit_rpm."),
         )
         .retryable();
-        error.limit = Some(limit_rpm.into());
-        error.retry_after_s = Some(retry_after_s);
+        error.0.limit = Some(limit_rpm.into());
+        error.0.retry_after_s = Some(retry_after_s);
         error
     }
 
@@ -141,27 +147,28 @@ impl ApiError {
     }
 
     fn with_reasons(mut self, reasons: BTreeMap<String, u32>) -> Self {
-        self.reasons = reasons;
+        self.0.reasons = reasons;
         self
     }
 
     /// The body for this request.
     pub(crate) fn into_body(self, request_id: RequestId) -> ErrorBody {
+        let problem = *self.0;
         ErrorBody {
-            type_uri: format!("urn:berth:error:{}", self.code.as_str()),
-            title: self.code.title().to_owned(),
-            status: self.code.status(),
-            code: self.code,
-            error: self.error,
-            detail: self.detail,
-            retryable: self.retryable,
+            type_uri: format!("urn:berth:error:{}", problem.code.as_str()),
+            title: problem.code.title().to_owned(),
+            status: problem.code.status(),
+            code: problem.code,
+            error: problem.error,
+            detail: problem.detail,
+            retryable: problem.retryable,
             request_id,
-            fields: self.fields,
-            required_scope: self.required_scope,
-            limit: self.limit,
-            reset: self.retry_after_s,
-            quota: self.quota,
-            reasons: self.reasons,
+            fields: problem.fields,
+            required_scope: problem.required_scope,
+            limit: problem.limit,
+            reset: problem.retry_after_s,
+            quota: problem.quota,
+            reasons: problem.reasons,
         }
     }
 }
@@ -207,8 +214,8 @@ impl From<CreateVmDenied> for ApiError {
                     format!("Quota exceeded: {denied}"),
                     format!("Delete something or ask your administrator to raise {field}."),
                 );
-                error.limit = Some(denied.counter.limit);
-                error.quota = Some(denied.to_detail());
+                error.0.limit = Some(denied.counter.limit);
+                error.0.quota = Some(denied.to_detail());
                 error
             }
             CreateVmDenied::DiskTooSmall { least_gb } => {
@@ -262,20 +269,21 @@ impl IntoResponse for ApiError {
     /// request's id.
     fn into_response(self) -> Response {
         let status =
-            StatusCode::from_u16(self.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            StatusCode::from_u16(self.0.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = status.into_response();
         let headers = response.headers_mut();
         if status == StatusCode::UNAUTHORIZED {
-            let challenge = match self.code {
-                ErrorCode::Unauthorized => "Bearer realm=\"berth\"",
-                _ => "Bearer realm=\"berth\", error=\"invalid_token\"",
+            let challenge = if self.0.code == ErrorCode::Unauthorized {
+                "Bearer realm=\"berth\""
+            } else {
+                "Bearer realm=\"berth\", error=\"invalid_token\""
             };
             headers.insert(
                 header::WWW_AUTHENTICATE,
                 HeaderValue::from_static(challenge),
             );
         }
-        if let Some(seconds) = self.retry_after_s {
+        if let Some(seconds) = self.0.retry_after_s {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         response.extensions_mut().insert(self);

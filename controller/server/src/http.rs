@@ -50,130 +50,78 @@ impl Routes {
 
 /// The whole service.
 pub(crate) fn router(app: Arc<App>) -> Router {
-    const GET: MethodFilter = MethodFilter::GET;
-    const POST: MethodFilter = MethodFilter::POST;
-    const PATCH: MethodFilter = MethodFilter::PATCH;
-    const DELETE: MethodFilter = MethodFilter::DELETE;
-    let operator = Access::Operator(Scope::PlatformAdmin);
     let routes = Routes {
         app: Arc::clone(&app),
         router: Router::new(),
     };
-    routes
-        .add(GET, "/healthz", Access::Public, health::healthz)
-        .add(GET, "/readyz", Access::Public, health::readyz)
-        .add(GET, "/v1/version", Access::Public, health::version)
-        .add(GET, "/v1/me", Access::AnyToken, health::me)
-        .add(POST, "/v1/tenants", operator, tenants::create)
-        .add(GET, "/v1/tenants", operator, tenants::list)
-        .add(
-            GET,
-            "/v1/tenants/{tenant}",
-            Access::TenantPath(Scope::VmRead),
-            tenants::get,
-        )
-        .add(PATCH, "/v1/tenants/{tenant}", operator, tenants::change)
-        .add(DELETE, "/v1/tenants/{tenant}", operator, tenants::delete)
-        .add(
-            POST,
-            "/v1/tenants/{tenant}/tokens",
-            Access::TenantPath(Scope::TenantAdmin),
-            tokens::issue,
-        )
-        .add(
-            GET,
-            "/v1/tenants/{tenant}/tokens",
-            Access::TenantPath(Scope::TenantAdmin),
-            tokens::list,
-        )
-        .add(
-            DELETE,
-            "/v1/tokens/{token}",
-            Access::Namespace(Scope::TokenRevoke),
-            tokens::revoke,
-        )
-        .add(
-            POST,
-            "/v1/vms",
-            Access::Tenant(Scope::VmCreate),
-            vms::create,
-        )
-        .add(GET, "/v1/vms", Access::Namespace(Scope::VmRead), vms::list)
-        .add(
-            GET,
-            "/v1/vms/{vm}",
-            Access::Namespace(Scope::VmRead),
-            vms::get,
-        )
-        .add(
-            DELETE,
-            "/v1/vms/{vm}",
-            Access::Tenant(Scope::VmControl),
-            vms::delete,
-        )
-        .add(
-            POST,
-            "/v1/vms/{vm}/start",
-            Access::Tenant(Scope::VmControl),
-            vms::start,
-        )
-        .add(
-            POST,
-            "/v1/vms/{vm}/stop",
-            Access::Tenant(Scope::VmControl),
-            vms::stop,
-        )
-        .add(
-            GET,
-            "/v1/vms/{vm}/wait",
-            Access::Namespace(Scope::VmRead),
-            vms::wait,
-        )
-        .add(
-            GET,
-            "/v1/vms/{vm}/console/log",
-            Access::TenantUnrated(Scope::VmConsole),
-            console::log,
-        )
-        .add(
-            GET,
-            "/v1/operations/{operation}",
-            Access::Namespace(Scope::VmRead),
-            vms::operation,
-        )
-        .add(
-            GET,
-            "/v1/images",
-            Access::Namespace(Scope::VmRead),
-            vms::images,
-        )
-        .add(
-            GET,
-            "/v1/usage",
-            Access::Namespace(Scope::VmRead),
-            tenants::usage,
-        )
-        .add(POST, "/v1/nodes/join-tokens", operator, nodes::join_token)
-        .add(GET, "/v1/nodes", operator, nodes::list)
-        .add(GET, "/v1/nodes/{node}", operator, nodes::get)
-        .add(
-            GET,
-            "/v1/audit/entries",
-            Access::Namespace(Scope::LedgerRead),
-            audit::entries,
-        )
-        .add(
-            GET,
-            "/v1/audit/head",
-            Access::Namespace(Scope::LedgerRead),
-            audit::head,
-        )
-        .add(POST, "/v1/agent/enroll", Access::Public, agent::enroll)
-        .add(POST, "/v1/agent/sync", Access::Public, agent::sync)
+    let routes = for_everybody(routes);
+    let routes = for_operators(routes);
+    let routes = for_tenants(routes);
+    for_vms(routes)
         .router
         .fallback(frame::no_such_route)
         .method_not_allowed_fallback(frame::no_such_method)
         .layer(from_fn(frame::survive_panics))
         .layer(from_fn(frame::frame))
         .with_state(app)
+}
+
+const GET: MethodFilter = MethodFilter::GET;
+const POST: MethodFilter = MethodFilter::POST;
+const PATCH: MethodFilter = MethodFilter::PATCH;
+const DELETE: MethodFilter = MethodFilter::DELETE;
+
+fn for_everybody(routes: Routes) -> Routes {
+    routes
+        .add(GET, "/healthz", Access::Public, health::healthz)
+        .add(GET, "/readyz", Access::Public, health::readyz)
+        .add(GET, "/v1/version", Access::Public, health::version)
+        .add(GET, "/v1/me", Access::AnyToken, health::me)
+        .add(POST, "/v1/agent/enroll", Access::Public, agent::enroll)
+        .add(POST, "/v1/agent/sync", Access::Public, agent::sync)
+}
+
+fn for_operators(routes: Routes) -> Routes {
+    let operator = Access::Operator(Scope::PlatformAdmin);
+    routes
+        .add(POST, "/v1/tenants", operator, tenants::create)
+        .add(GET, "/v1/tenants", operator, tenants::list)
+        .add(PATCH, "/v1/tenants/{tenant}", operator, tenants::change)
+        .add(DELETE, "/v1/tenants/{tenant}", operator, tenants::delete)
+        .add(POST, "/v1/nodes/join-tokens", operator, nodes::join_token)
+        .add(GET, "/v1/nodes", operator, nodes::list)
+        .add(GET, "/v1/nodes/{node}", operator, nodes::get)
+}
+
+fn for_tenants(routes: Routes) -> Routes {
+    let reader = Access::TenantPath(Scope::VmRead);
+    let admin = Access::TenantPath(Scope::TenantAdmin);
+    let revoker = Access::Namespace(Scope::TokenRevoke);
+    let auditor = Access::Namespace(Scope::LedgerRead);
+    routes
+        .add(GET, "/v1/tenants/{tenant}", reader, tenants::get)
+        .add(POST, "/v1/tenants/{tenant}/tokens", admin, tokens::issue)
+        .add(GET, "/v1/tenants/{tenant}/tokens", admin, tokens::list)
+        .add(DELETE, "/v1/tokens/{token}", revoker, tokens::revoke)
+        .add(GET, "/v1/audit/entries", auditor, audit::entries)
+        .add(GET, "/v1/audit/head", auditor, audit::head)
+}
+
+fn for_vms(routes: Routes) -> Routes {
+    let reader = Access::Namespace(Scope::VmRead);
+    let creator = Access::Tenant(Scope::VmCreate);
+    let control = Access::Tenant(Scope::VmControl);
+    let console = Access::TenantUnrated(Scope::VmConsole);
+    routes
+        .add(POST, "/v1/vms", creator, vms::create)
+        .add(GET, "/v1/vms", reader, vms::list)
+        .add(GET, "/v1/vms/{vm}", reader, vms::get)
+        .add(DELETE, "/v1/vms/{vm}", control, vms::delete)
+        .add(POST, "/v1/vms/{vm}/start", control, vms::start)
+        .add(POST, "/v1/vms/{vm}/stop", control, vms::stop)
+        .add(GET, "/v1/vms/{vm}/wait", reader, vms::wait)
+        .add(GET, "/v1/vms/{vm}/console/log", console, console::log)
+        .add(GET, "/v1/operations/{operation}", reader, vms::operation)
+        .add(GET, "/v1/images", reader, vms::images)
+        .add(GET, "/v1/usage", reader, tenants::usage)
 }

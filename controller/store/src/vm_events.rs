@@ -72,10 +72,8 @@ impl WriteTx<'_> {
         let again = wish == VmWish::Delete
             && row.vm.state == VmState::Deleting
             && self.has_pending_task(vm_id, Some(TaskKind::Delete))?;
-        if !again {
-            if let Err(denied) = self.apply_event(vm_id, wish.event(), None, cause)? {
-                return Ok(Err(denied.into()));
-            }
+        if !again && let Err(denied) = self.apply_event(vm_id, wish.event(), None, cause)? {
+            return Ok(Err(denied.into()));
         }
         let vm = self
             .stored_vm(vm_id)?

@@ -1,0 +1,238 @@
+//! Kill it at any time: nothing acknowledged is lost, every counter agrees, the ledger verifies.
+
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::harness::{Client, Controller, audit_bodies, binary, vm_body};
+
+fn create_until_told(
+    client: Client,
+    thread: usize,
+    stop: Arc<AtomicBool>,
+) -> std::thread::JoinHandle<Vec<String>> {
+    std::thread::spawn(move || {
+        let mut acknowledged = Vec::new();
+        for n in 0.. {
+            if stop.load(Ordering::Acquire) {
+                break;
+            }
+            let body = vm_body(&format!("vm-{thread}-{n}"));
+            let json = [("content-type", "application/json")];
+            match client.try_send("POST", "/v1/vms", &json, Some(&body.to_string())) {
+                Some(reply) if reply.status == 201 => {
+                    acknowledged.push(reply.json()["id"].as_str().unwrap().to_owned());
+                }
+                // Refused or cut off by the kill: nothing was promised.
+                Some(_) | None => {}
+            }
+        }
+        acknowledged
+    })
+}
+
+#[test]
+fn a_kill_amid_concurrent_creates_loses_nothing_that_was_acknowledged() {
+    let mut controller = Controller::start();
+    let _agent = controller.agent("node-1", 1 << 20);
+    let tenant = controller.tenant("acme", 900);
+    let mut acknowledged = Vec::new();
+    for round in 0..3 {
+        let stop = Arc::new(AtomicBool::new(false));
+        let threads: Vec<_> = (0..4)
+            .map(|thread| create_until_told(tenant.clone(), round * 10 + thread, Arc::clone(&stop)))
+            .collect();
+        // Kill it in the middle: as soon as this round has made a few.
+        let before = acknowledged.len();
+        while audit_bodies(&tenant, "event_type=VM_CREATE_ACCEPTED").len() < before + 12 {}
+        controller.kill();
+        stop.store(true, Ordering::Release);
+        for thread in threads {
+            acknowledged.extend(thread.join().unwrap());
+        }
+        controller.assert_sound();
+        controller.restart();
+    }
+    let listed = tenant.get("/v1/vms?limit=1000").expect(200).json();
+    let listed: Vec<_> = listed["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|vm| vm["id"].as_str().unwrap())
+        .collect();
+    assert!(acknowledged.len() >= 12);
+    for id in &acknowledged {
+        assert!(
+            listed.contains(&id.as_str()),
+            "{id} was acknowledged and is lost"
+        );
+    }
+    let used = tenant.get("/v1/usage").expect(200).json()["items"][0]["used"]
+        .as_u64()
+        .unwrap();
+    assert_eq!(usize::try_from(used).unwrap(), listed.len());
+}
+
+#[test]
+fn vms_converge_after_the_controller_was_killed_under_its_agents() {
+    let mut controller = Controller::start();
+    let running = controller.agent("node-1", 1 << 16).run();
+    let tenant = controller.tenant("acme", 20);
+    for n in 0..10 {
+        tenant
+            .post("/v1/vms", &vm_body(&format!("vm-{n}")))
+            .expect(201);
+        if n % 3 == 0 {
+            controller.kill_and_restart();
+        }
+    }
+    for n in 0..10 {
+        tenant
+            .get(&format!("/v1/vms/vm-{n}/wait?state=running&timeout=20"))
+            .expect(200);
+    }
+    assert_eq!(running.stop().unwrap().carried_out, 10);
+    controller.assert_sound();
+}
+
+fn open_rw(controller: &Controller) -> rusqlite::Connection {
+    rusqlite::Connection::open(controller.folder().join("berth.db")).unwrap()
+}
+
+#[test]
+fn a_changed_byte_in_the_ledger_is_found_and_its_entry_named() {
+    let mut controller = Controller::start();
+    controller.tenant("acme", 1);
+    controller.tenant("other", 1);
+    controller.kill();
+    controller.assert_sound();
+    let database = open_rw(&controller);
+    let change = "UPDATE ledger_event SET body = replace(body, 'acme', 'acmf') WHERE idx = 1";
+    let refused = database.execute(change, []).unwrap_err();
+    assert!(refused.to_string().contains("append-only"), "{refused}");
+    assert!(
+        database
+            .execute("DELETE FROM ledger_event WHERE idx = 4", [])
+            .is_err()
+    );
+    // Who owns the file can drop the triggers; the signatures remain.
+    database
+        .execute_batch("DROP TRIGGER ledger_is_never_updated")
+        .unwrap();
+    assert_eq!(database.execute(change, []).unwrap(), 1);
+    drop(database);
+    let output = controller.offline(&["verify-ledger"]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("entry 1:"), "{said}");
+}
+
+#[test]
+fn a_counter_that_lies_is_found_by_the_checker() {
+    let mut controller = Controller::start();
+    controller.tenant("acme", 1);
+    controller.kill();
+    open_rw(&controller)
+        .execute("UPDATE quota SET used = 1 WHERE resource = 'vms'", [])
+        .unwrap();
+    let output = controller.offline(&["check"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        String::from_utf8(output.stdout)
+            .unwrap()
+            .contains("quota acme/vms")
+    );
+}
+
+#[test]
+fn with_a_last_entry_that_does_not_verify_it_does_not_start() {
+    let mut controller = Controller::start();
+    controller.tenant("acme", 1);
+    controller.kill();
+    let database = open_rw(&controller);
+    database
+        .execute_batch(
+            "DROP TRIGGER ledger_is_never_updated;
+             UPDATE ledger_event SET body = body || ' ' WHERE idx = (SELECT MAX(idx) FROM ledger_event)",
+        )
+        .unwrap();
+    drop(database);
+    let output = controller.offline(&["serve", "--listen", "127.0.0.1:0"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(
+        String::from_utf8(output.stderr)
+            .unwrap()
+            .contains("does not verify")
+    );
+}
+
+#[test]
+fn a_change_that_cannot_be_recorded_does_not_happen() {
+    let controller = Controller::start();
+    let tenant = controller.tenant("acme", 1);
+    let database = open_rw(&controller);
+    database
+        .execute_batch(
+            "CREATE TRIGGER full BEFORE INSERT ON ledger_event BEGIN SELECT RAISE(ABORT, 'disk full'); END",
+        )
+        .unwrap();
+    let admin = controller.admin();
+    let body = crate::harness::tenant_body("late", 1);
+    let error = admin
+        .post("/v1/tenants", &body)
+        .refused(503, "audit_unavailable");
+    assert_eq!(error["retryable"], true);
+    tenant.get("/v1/vms").expect(200);
+    admin.get("/v1/tenants/late").refused(404, "not_found");
+    database.execute_batch("DROP TRIGGER full").unwrap();
+    admin.post("/v1/tenants", &body).expect(201);
+    controller.assert_sound();
+}
+
+#[test]
+fn a_stop_ends_long_polls_and_takes_less_than_five_seconds() {
+    let mut controller = Controller::start();
+    let mut agent = controller.agent("node-1", 4096);
+    let poll = std::thread::spawn(move || agent.sync(25));
+    let tenant = controller.tenant("acme", 1);
+    tenant.get("/v1/vms").expect(200);
+    let begun = std::time::Instant::now();
+    let status = controller.terminate();
+    assert!(status.success(), "{status:?}");
+    assert!(begun.elapsed().as_secs() < 5, "{:?}", begun.elapsed());
+    // Answered, or cut off if it had not arrived yet: either way it is over.
+    drop(poll.join().unwrap());
+    controller.assert_sound();
+}
+
+#[test]
+fn an_address_that_others_can_reach_is_refused_with_the_remedy() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = Command::new(binary())
+        .arg("--state-dir")
+        .arg(folder.path())
+        .args(["serve", "--listen", "0.0.0.0:0"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(78));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        said.contains("not a loopback address") && said.contains("TLS proxy"),
+        "{said}"
+    );
+}
+
+#[test]
+fn init_twice_changes_nothing() {
+    let controller = Controller::start();
+    let files = [
+        "admin.token",
+        "keys/token.key",
+        "keys/task.key",
+        "keys/ledger.key",
+    ];
+    let read = || files.map(|file| std::fs::read(controller.folder().join(file)).unwrap());
+    let before = read();
+    assert!(controller.offline(&["init"]).status.success());
+    assert_eq!(before, read());
+}
