@@ -120,7 +120,7 @@ const _: () = {
         assert!(ASCENDING[index - 1].end <= ASCENDING[index].start);
         index += 1;
     }
-    assert!(BASE_RAM.start <= BOOT_GDT.start && CMDLINE.end <= BASE_RAM.end);
+    assert!(CMDLINE.end <= BASE_RAM.end);
     assert!(BASE_RAM.end <= ACPI.start && FIRMWARE.end <= KERNEL_START);
     assert!(FIRMWARE.start <= RESET_VECTOR.start && RESET_VECTOR.end == FIRMWARE.end);
     assert!(CMDLINE.bytes() > berth_api::vmm::MAX_CMDLINE_BYTES as u64);

@@ -7,7 +7,7 @@ use std::io;
 use std::ops::Deref;
 use std::sync::Arc;
 
-use kvm_bindings::kvm_run;
+use kvm_bindings::{kvm_run, kvm_run__bindgen_ty_1__bindgen_ty_4 as PortExit};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use crate::vcpu_kick;
@@ -47,10 +47,14 @@ impl Vcpu {
         let exit = self.fd.run();
         drop(armed);
         let reason = exit?;
-        // SAFETY: `page` points to the mapped kvm_run page, which lives as long as `self.fd`. All
-        // variants of the union are plain integers. The slices that `reason` may hold lie elsewhere:
-        // port data in the page after this one, MMIO data in a later part of the union.
-        let port_width = unsafe { (*page).__bindgen_anon_1.io.size };
+        // SAFETY: `page` points to the mapped kvm_run page, which lives as long as `self.fd`. This
+        // only computes an address.
+        let details = unsafe { &raw const (*page).__bindgen_anon_1 };
+        let port_exit = details.cast::<PortExit>();
+        // SAFETY: a port exit's details are the union's first bytes; it is larger than they are, and
+        // any bytes are a valid `PortExit`. The slices that `reason` may hold lie elsewhere: port
+        // data in the page after this one, MMIO data further on in the union.
+        let port_width = unsafe { port_exit.read() }.size;
         Ok(GuestExit {
             reason,
             port_width: usize::from(port_width),
