@@ -326,3 +326,6 @@ async fn forward_changes(mut changes: broadcast::Receiver<VmId>, registry: Arc<R
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -137,7 +137,7 @@ impl Controller {
         connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
         connector.set_nodelay(true);
         let client = Client::builder(TokioExecutor::new())
-            .pool_max_idle_per_host(1)
+            .pool_max_idle_per_host(2)
             .build(connector);
         Self { url, client }
     }

@@ -1,9 +1,13 @@
-//! The long poll: one sync after the other, until the process ends.
+//! The conversation with the controller: two lanes of syncs, until the process ends.
 //!
-//! A poll that waits is abandoned as soon as there is something to tell. Failures are retried with
-//! a jittered, growing pause, so that a thousand agents do not come back at once.
+//! One lane *listens*: a long poll after the other, so that a task arrives at once. The other one
+//! *tells*: whenever there is news, a sync that the controller answers without waiting. Telling does
+//! not interrupt listening, because a poll that is abandoned may have been given tasks already. Both
+//! say the same in full, so either alone is enough. Failures are retried with a jittered, growing
+//! pause, so that a thousand agents do not come back at once.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use berth_agent_host::capacity;
@@ -17,7 +21,6 @@ use berth_api::ids::AgentInstanceId;
 use berth_ledger::envelope::seal;
 use berth_ledger::keys::SigningKey;
 use ring::rand::{SecureRandom as _, SystemRandom};
-use tokio::time::timeout;
 
 use crate::agent::Agent;
 use crate::clock;
@@ -34,6 +37,13 @@ const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// Pause when the controller repeats tasks that are at work already.
 const NOTHING_NEW_PAUSE: Duration = Duration::from_secs(1);
+
+/// One run of the agent.
+#[derive(Debug)]
+struct AgentRun {
+    instance: AgentInstanceId,
+    next_seq: AtomicU64,
+}
 
 /// What the loop needs beside the agent.
 #[derive(Debug)]
@@ -53,32 +63,61 @@ pub struct SyncLoop {
 impl SyncLoop {
     /// Sync until the future is dropped.
     pub async fn run<U: VmmUnits, F: VmFiles, S: DescriptorStore>(self, agent: &Agent<U, F, S>) {
-        let instance = AgentInstanceId::generate();
+        let run = AgentRun {
+            instance: AgentInstanceId::generate(),
+            next_seq: AtomicU64::new(0),
+        };
+        tokio::join!(self.listen(agent, &run), self.tell(agent, &run));
+    }
+
+    async fn listen<U: VmmUnits, F: VmFiles, S: DescriptorStore>(
+        &self,
+        agent: &Agent<U, F, S>,
+        run: &AgentRun,
+    ) {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            self.sync_once(agent, run, LONG_POLL_SECONDS, &mut pause)
+                .await;
+        }
+    }
+
+    async fn tell<U: VmmUnits, F: VmFiles, S: DescriptorStore>(
+        &self,
+        agent: &Agent<U, F, S>,
+        run: &AgentRun,
+    ) {
         let mut news = agent.news();
         let mut pause = FIRST_PAUSE;
-        for seq in 0.. {
-            news.mark_unchanged();
-            let request = self.request(agent, instance, seq).await;
-            let call = self.call(&request);
-            let reply = tokio::select! {
-                reply = call => reply,
-                _ = news.changed() => continue,
-            };
-            match reply {
-                Ok(reply) => {
-                    pause = FIRST_PAUSE;
-                    agent.acknowledge(&reply.acknowledged);
-                    let repeated = !reply.tasks.is_empty();
-                    if agent.take(&reply.tasks).await == 0 && repeated {
-                        // Whichever comes first; both mean that it is time for the next sync.
-                        drop(timeout(NOTHING_NEW_PAUSE, news.changed()).await);
-                    }
+        while news.changed().await.is_ok() {
+            while !self.sync_once(agent, run, 0, &mut pause).await {}
+        }
+    }
+
+    /// One sync, and what follows from it. Returns whether the controller was reached; if it was
+    /// not, the pause is over.
+    async fn sync_once<U: VmmUnits, F: VmFiles, S: DescriptorStore>(
+        &self,
+        agent: &Agent<U, F, S>,
+        run: &AgentRun,
+        wait_seconds: u64,
+        pause: &mut Duration,
+    ) -> bool {
+        let request = self.request(agent, run, wait_seconds).await;
+        match self.call(&request).await {
+            Ok(reply) => {
+                *pause = FIRST_PAUSE;
+                agent.acknowledge(&reply.acknowledged);
+                if agent.take(&reply.tasks).await == 0 && !reply.tasks.is_empty() {
+                    tokio::time::sleep(NOTHING_NEW_PAUSE).await;
                 }
-                Err(error) => {
-                    tracing::warn!(NODE_ID = %self.node.node_id, "sync failed: {error}");
-                    tokio::time::sleep(jittered(pause)).await;
-                    pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
-                }
+                true
+            }
+            Err(error) => {
+                tracing::warn!(NODE_ID = %self.node.node_id, "sync failed: {error}");
+                tokio::time::sleep(jittered(*pause)).await;
+                *pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
+                false
             }
         }
     }
@@ -96,8 +135,8 @@ impl SyncLoop {
     async fn request<U: VmmUnits, F: VmFiles, S: DescriptorStore>(
         &self,
         agent: &Agent<U, F, S>,
-        instance: AgentInstanceId,
-        seq: u64,
+        run: &AgentRun,
+        wait_seconds: u64,
     ) -> Result<SyncRequest, String> {
         let images = agent.host().images.clone();
         let state_dir = self.state_dir.clone();
@@ -108,17 +147,12 @@ impl SyncLoop {
             protocol_version: PROTOCOL_VERSION,
             node_id: self.node.node_id,
             node_epoch: self.node.node_epoch,
-            agent_instance_id: instance,
+            agent_instance_id: run.instance,
             boot_id: agent.host().boot_id.clone(),
-            seq,
+            seq: run.next_seq.fetch_add(1, Ordering::Relaxed),
             agent_version: self.agent_version.clone(),
             clock: clock::now(),
-            // A call that brings results is answered at once, so that they are not sent again.
-            wait_seconds: if report.results.is_empty() {
-                LONG_POLL_SECONDS
-            } else {
-                0
-            },
+            wait_seconds,
             results: report.results,
             vms: report.vms,
             images: images.map_err(|error| in_one_line(&error))?,

@@ -112,7 +112,20 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> VmActor<U, F, S> {
             self.deadline = Some(Instant::now() + LAUNCH_TIMEOUT);
         }
         self.carry_out(effects).await;
+        self.ask_whether_guest_runs();
         self.look().await;
+    }
+
+    /// An earlier agent may have heard that the guest runs, and have died before it wrote it down.
+    /// The VMM says it once, but answers whenever it is asked for anything.
+    fn ask_whether_guest_runs(&self) {
+        let (Phase::Creating | Phase::Starting, Some(socket)) = (&self.record.phase, &self.socket)
+        else {
+            return;
+        };
+        if let Err(error) = socket.send(&vmm::Request::Statistics) {
+            self.log_failure("could not ask the VMM", &error);
+        }
     }
 
     async fn on_message(&mut self, message: Message) {
@@ -177,8 +190,10 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> VmActor<U, F, S> {
                 })
                 .await;
             }
+            // It counts, so it runs.
+            Ok(Some(vmm::Event::Statistics { .. })) => self.on_running(0).await,
             // Its exit status says the same, and is systemd's word instead of the VMM's.
-            Ok(Some(vmm::Event::Exited { .. } | vmm::Event::Statistics { .. })) => {}
+            Ok(Some(vmm::Event::Exited { .. })) => {}
             Ok(None) => self.hang_up(None).await,
             Err(error) => self.hang_up(Some(error)).await,
         }
@@ -270,17 +285,23 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> VmActor<U, F, S> {
 
     /// Take in an event, and all events that its effects bring.
     async fn step(&mut self, event: Event) {
+        let effects = self.take_in(event).await;
+        self.carry_out(effects).await;
+    }
+
+    /// Change the record and persist it. Returns the effects that are to be carried out.
+    async fn take_in(&mut self, event: Event) -> Vec<Effect> {
         let before = self.record.phase.clone();
         let effects = self.record.apply(event, clock::now());
         let effects = self.settle(effects).await;
+        self.persist().await;
         if self.record.phase != before {
             tracing::info!(
                 VM_ID = %self.record.vm_id, TENANT_ID = %self.record.tenant_id,
                 GENERATION = self.record.generation, "now {}", self.record.phase_name()
             );
         }
-        self.persist().await;
-        self.carry_out(effects).await;
+        effects
     }
 
     /// Put the end of a task into the record, so that it is persisted with the phase that it
@@ -328,10 +349,7 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> VmActor<U, F, S> {
                 Effect::CountReset | Effect::Finish(_) => None,
             };
             if let Some(event) = event {
-                let brought = self.record.apply(event, clock::now());
-                let brought = self.settle(brought).await;
-                self.persist().await;
-                effects.extend(brought);
+                effects.extend(self.take_in(event).await);
             }
         }
     }
@@ -383,11 +401,16 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> VmActor<U, F, S> {
     }
 
     async fn follow_plan(&mut self, want: Want) -> Result<(), StepError> {
-        for step in plan(want, self.observe().await?)? {
+        let observed = self.observe().await?;
+        if observed.unit == UnitPresence::Absent && self.socket.take().is_some() {
+            // An earlier agent died between the end of the unit and that of its socket.
+            launch::forget_socket(&self.host, self.record.vm_id).await?;
+        }
+        for step in plan(want, observed)? {
             match step {
                 Step::EnsureUnitGone => {
-                    self.socket = None;
                     launch::ensure_unit_gone(&self.host, self.record.vm_id).await?;
+                    self.socket = None;
                 }
                 Step::EnsureDisk => self.ensure_disk().await?,
                 Step::EnsureUnit => {

@@ -14,6 +14,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use berth_agent_core::vm_record::VmRecord;
 use berth_api::ids::VmId;
 
+use tokio::sync::watch;
+
 use crate::service_manager::{DescriptorStore, NotifyError};
 use crate::vm_files::{FilePresence, GuestFiles, LinuxVmFiles, VmFiles, VmFilesError};
 
@@ -29,6 +31,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[derive(Debug, Clone)]
 pub struct Fuse {
     state: Arc<Mutex<FuseState>>,
+    burnt: watch::Sender<bool>,
 }
 
 #[derive(Debug)]
@@ -69,6 +72,7 @@ impl Fuse {
                 last,
                 after_effect,
             })),
+            burnt: watch::Sender::new(false),
         }
     }
 
@@ -78,19 +82,34 @@ impl Fuse {
         let mut state = lock(&self.state);
         let step = state.steps;
         state.steps = step.saturating_add(1);
-        match state.last {
+        let spark = match state.last {
             None => Spark::Whole,
             Some(last) if step < last => Spark::Whole,
             Some(last) if step == last && state.after_effect => Spark::DiesAfter,
             Some(_) => Spark::Dead,
+        };
+        if spark == Spark::Dead {
+            self.burnt.send_replace(true);
         }
+        spark
     }
 
     /// Whether it has burnt through.
     #[must_use]
     pub fn is_burnt(&self) -> bool {
-        let state = lock(&self.state);
-        state.last.is_some_and(|last| state.steps > last)
+        *self.burnt.borrow()
+    }
+
+    /// Returns when it has burnt through.
+    pub async fn burnt(&self) {
+        let mut burnt = self.burnt.subscribe();
+        // The sender is ours, so it cannot be gone.
+        drop(burnt.wait_for(|burnt| *burnt).await);
+    }
+
+    /// Note that the last step has had its effect and is not heard of any more.
+    fn burn(&self) {
+        self.burnt.send_replace(true);
     }
 
     fn guard<T, E>(
@@ -100,7 +119,11 @@ impl Fuse {
     ) -> Result<T, E> {
         match self.step() {
             Spark::Whole => act(),
-            Spark::DiesAfter => act().and_then(|_| Err(dead())),
+            Spark::DiesAfter => {
+                let done = act();
+                self.burn();
+                done.and_then(|_| Err(dead()))
+            }
             Spark::Dead => Err(dead()),
         }
     }

@@ -4,17 +4,19 @@
 //! in systemd's store outlives the agent, so that the next agent takes up each VMM's conversation
 //! where the last one was killed. Outside systemd everything here does nothing, and says so.
 
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
-    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
-    SocketFlags, SocketType, sendmsg_addr, socket_with,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, recvmsg,
+    sendmsg_addr, socket_with,
 };
-use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
 /// The first descriptor that systemd passes (sd_listen_fds(3)).
 const LISTEN_FDS_START: i32 = 3;
@@ -181,33 +183,61 @@ fn connect(path: &str) -> io::Result<(OwnedFd, SocketAddrUnix)> {
 /// else is opened: their numbers are systemd's word alone.
 pub fn inherited_descriptors() -> io::Result<Vec<(String, OwnedFd)>> {
     let variable = |name| std::env::var(name).ok();
-    let me = getpid();
-    let for_us = variable("LISTEN_PID").and_then(|pid| pid.parse::<i32>().ok())
-        == Some(me.as_raw_nonzero().get());
+    let for_us =
+        variable("LISTEN_PID").and_then(|pid| pid.parse().ok()) == Some(std::process::id());
     let count = variable("LISTEN_FDS").and_then(|count| count.parse::<i32>().ok());
     let Some(count) = count.filter(|count| for_us && (1..=MAX_INHERITED).contains(count)) else {
         return Ok(Vec::new());
     };
     let names = variable("LISTEN_FDNAMES").unwrap_or_default();
     let mut names = names.split(':');
-    // A number becomes an owned descriptor by asking the kernel for a copy of our own, so no code
-    // has to claim that the number is right.
-    let this_process = pidfd_open(me, PidfdFlags::empty())?;
+    let (ours, theirs) = UnixDatagram::pair()?;
     let mut taken = Vec::new();
     for number in LISTEN_FDS_START..LISTEN_FDS_START.saturating_add(count) {
         let name = names.next().unwrap_or_default().to_owned();
-        let copy = pidfd_getfd(&this_process, number, PidfdGetfdFlags::empty())?;
+        taken.extend(owned_copy(number, &ours, &theirs)?.map(|copy| (name, copy)));
         // The original has no close-on-exec flag and would end up in every child.
         nix::unistd::close(number)?;
-        taken.push((name, copy));
     }
     Ok(taken)
+}
+
+/// An owned copy of the descriptor with this number, by sending it to ourselves: the kernel checks
+/// the number, so no code has to claim that it is right.
+fn owned_copy(
+    number: RawFd,
+    ours: &UnixDatagram,
+    theirs: &UnixDatagram,
+) -> io::Result<Option<OwnedFd>> {
+    sendmsg::<()>(
+        ours.as_raw_fd(),
+        &[IoSlice::new(b"x")],
+        &[ControlMessage::ScmRights(&[number])],
+        MsgFlags::empty(),
+        None,
+    )?;
+    let mut byte = [0];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    recvmsg(
+        theirs,
+        &mut [IoSliceMut::new(&mut byte)],
+        &mut ancillary,
+        RecvFlags::CMSG_CLOEXEC,
+    )?;
+    let copy = ancillary.drain().find_map(|part| {
+        if let RecvAncillaryMessage::ScmRights(mut received) = part {
+            received.next()
+        } else {
+            None
+        }
+    });
+    Ok(copy)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::net::UnixDatagram;
 
     fn manager(path: &std::path::Path) -> ServiceManager {
         ServiceManager {
@@ -237,6 +267,18 @@ mod tests {
         told.try_recv().unwrap_err();
         drop(barrier);
         keeping.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_number_becomes_an_owned_copy_and_a_wrong_number_an_error() {
+        let (ours, theirs) = UnixDatagram::pair().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        let copy = owned_copy(file.as_raw_fd(), &ours, &theirs)
+            .unwrap()
+            .unwrap();
+        file.set_len(7).unwrap();
+        assert_eq!(std::fs::File::from(copy).metadata().unwrap().len(), 7);
+        owned_copy(987_654, &ours, &theirs).unwrap_err();
     }
 
     #[test]

@@ -11,7 +11,7 @@ use berth_api::vmm::{Event, Exit, Request};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use tokio::sync::broadcast;
 
-use super::{Fuse, Spark, lock, receive_start};
+use super::{Fuse, lock, receive_start};
 use crate::vmm_unit::{ListedUnit, UnitEnd, UnitError, UnitSpec, UnitState, VmmUnits, unit_name};
 
 /// What the guests of a [`FakeUnits`] do.
@@ -115,11 +115,7 @@ impl FakeUnits {
     }
 
     fn guard<T>(&self, act: impl FnOnce() -> Result<T, UnitError>) -> Result<T, UnitError> {
-        match self.fuse.step() {
-            Spark::Whole => act(),
-            Spark::DiesAfter => act().and(Err(UnitError::Injected)),
-            Spark::Dead => Err(UnitError::Injected),
-        }
+        self.fuse.guard(|| UnitError::Injected, act)
     }
 }
 
@@ -165,6 +161,14 @@ fn say(stdin: &OwnedFd, event: &Event) {
     }
 }
 
+fn no_statistics() -> Event {
+    Event::Statistics {
+        exits: BTreeMap::new(),
+        guest_errors: 0,
+        console_dropped_bytes: 0,
+    }
+}
+
 /// The life of one VMM process.
 fn play_vmm(shared: &Shared, vm_id: VmId, launch: u32, stdin: &OwnedFd) {
     let exit = |exit: Exit| {
@@ -205,7 +209,8 @@ fn play_vmm(shared: &Shared, vm_id: VmId, launch: u32, stdin: &OwnedFd) {
                         return exit(Exit::PowerOff);
                     }
                     Ok(Request::Stop) => return exit(Exit::Stopped),
-                    Ok(Request::PowerButton | Request::Statistics) => {}
+                    Ok(Request::Statistics) => say(stdin, &no_statistics()),
+                    Ok(Request::PowerButton) => {}
                     // The agent is gone, or this process was told to stop.
                     Err(_) => break,
                 }

@@ -1,0 +1,5 @@
+//! The agent on a fake host: what tasks bring, and what a killed agent leaves to the next.
+
+mod crashes;
+mod lives;
+mod world;

@@ -1,0 +1,224 @@
+//! A host that outlives its agents, and a controller's hand to write tasks.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use berth_agent_core::policy::Policy;
+use berth_agent_core::task_check::Trust;
+use berth_agent_core::vm_record::VmRecord;
+use berth_agent_host::fakes::{
+    FakeDescriptorStore, FakeUnits, FaultyVmFiles, Fuse, GuestBehaviour,
+};
+use berth_agent_host::images::{Blob, ImageManifest, Images};
+use berth_agent_host::vm_files::{LinuxVmFiles, VmFiles};
+use berth_agent_host::vmm_unit::VmmUnits;
+use berth_api::agent::{
+    ObservedState, SignedEnvelope, TASK_PAYLOAD_TYPE, Task, TaskAction, TaskOutcome, VmSpec,
+};
+use berth_api::ids::{NodeId, TaskId, VmId};
+use berth_ledger::envelope::seal;
+use berth_ledger::keys::SigningKey;
+
+use crate::agent::Agent;
+use crate::host::Host;
+
+/// Longest wait for anything; far more than it takes.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+pub(super) type TestAgent = Agent<FakeUnits, FaultyVmFiles, FakeDescriptorStore>;
+
+pub(super) struct World {
+    folder: tempfile::TempDir,
+    pub(super) units: FakeUnits,
+    pub(super) store: FakeDescriptorStore,
+    key: SigningKey,
+    node_id: NodeId,
+    pub(super) vm_id: VmId,
+    pub(super) boot_id: String,
+}
+
+pub(super) fn spec() -> VmSpec {
+    VmSpec {
+        name: "web".to_owned(),
+        vcpus: 1,
+        memory_mib: 64,
+        disk_mib: 2,
+        image: "tiny".to_owned(),
+    }
+}
+
+impl World {
+    pub(super) fn new(behaviour: GuestBehaviour) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let world = Self {
+            units: FakeUnits::new(behaviour, Fuse::whole()),
+            store: FakeDescriptorStore::new(Fuse::whole()),
+            key: SigningKey::from_seed(&[7; 32]).unwrap(),
+            node_id: NodeId::generate(),
+            vm_id: VmId::generate(),
+            boot_id: "boot-1".to_owned(),
+            folder,
+        };
+        world.make_image();
+        world
+    }
+
+    fn make_image(&self) {
+        let image = self.path("images/tiny");
+        std::fs::create_dir_all(&image).unwrap();
+        let manifest = ImageManifest {
+            format: 1,
+            name: "tiny".to_owned(),
+            kernel: Blob {
+                sha256: String::new(),
+                bytes: 6,
+            },
+            initrd: None,
+            disk_bytes: 512,
+            cmdline: String::new(),
+        };
+        let manifest = serde_json::to_vec(&manifest).unwrap();
+        std::fs::write(image.join("image.json"), manifest).unwrap();
+        std::fs::write(image.join("kernel"), "kernel").unwrap();
+        std::fs::write(image.join("disk.raw"), [1; 512]).unwrap();
+    }
+
+    pub(super) fn path(&self, below: &str) -> PathBuf {
+        self.folder.path().join(below)
+    }
+
+    pub(super) fn files(&self) -> LinuxVmFiles {
+        LinuxVmFiles::new(self.path("vms")).unwrap()
+    }
+
+    pub(super) fn record(&self) -> Option<VmRecord> {
+        self.files().read_record(self.vm_id).unwrap()
+    }
+
+    /// Run one agent until `act` is over; then it is killed.
+    pub(super) fn with_agent<T>(&self, fuse: &Fuse, act: impl AsyncFnOnce(&TestAgent) -> T) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let (store, inherited) = self.store.for_next_agent(fuse.clone());
+            let host = Host {
+                units: self.units.for_next_agent(fuse.clone()),
+                files: Arc::new(FaultyVmFiles::new(self.files(), fuse.clone())),
+                store: Arc::new(store),
+                images: Images::new(self.path("images")).unwrap(),
+                vmm: PathBuf::from("/nonexistent/berth-vmm"),
+                kvm: PathBuf::from("/dev/null"),
+                boot_id: self.boot_id.clone(),
+            };
+            let trust = Trust {
+                node_id: self.node_id,
+                node_epoch: 1,
+                task_keys: vec![self.key.public()],
+                policy: Policy::default(),
+            };
+            let agent = Agent::adopt(host, trust, inherited).await.unwrap();
+            act(&agent).await
+        })
+    }
+
+    pub(super) fn task(&self, generation: u64, action: TaskAction) -> (TaskId, SignedEnvelope) {
+        self.task_with(generation, action, |_| {})
+    }
+
+    pub(super) fn task_with(
+        &self,
+        generation: u64,
+        action: TaskAction,
+        change: impl FnOnce(&mut Task),
+    ) -> (TaskId, SignedEnvelope) {
+        let now = crate::clock::now();
+        let mut task = Task {
+            task_id: TaskId::generate(),
+            node_id: self.node_id,
+            node_epoch: 1,
+            vm_id: self.vm_id,
+            tenant_id: "acme-corp".parse().unwrap(),
+            generation,
+            not_before: now,
+            expires_at: now + 300,
+            ledger_index: 0,
+            action,
+        };
+        change(&mut task);
+        let envelope = seal(&self.key, TASK_PAYLOAD_TYPE, &task).unwrap();
+        (task.task_id, envelope)
+    }
+
+    pub(super) fn create(&self) -> (TaskId, SignedEnvelope) {
+        self.task(1, TaskAction::VmCreate { spec: spec() })
+    }
+
+    /// Neither process nor socket nor file, but for the tombstone.
+    #[track_caller]
+    pub(super) fn assert_nothing_left(&self) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        assert_eq!(runtime.block_on(self.units.list()).unwrap(), []);
+        assert_eq!(self.store.names(), Vec::<String>::new());
+        let left: Vec<_> = std::fs::read_dir(self.path("vms").join(self.vm_id.bare()))
+            .map(|folder| folder.map(|e| e.unwrap().file_name()).collect())
+            .unwrap_or_default();
+        assert_eq!(left, ["record.json"]);
+    }
+}
+
+/// Wait for a task's result, which must come.
+pub(super) async fn result(agent: &TestAgent, task_id: TaskId) -> TaskOutcome {
+    let mut news = agent.news();
+    let wait = async {
+        loop {
+            news.mark_unchanged();
+            let report = agent.report();
+            if let Some(result) = report.results.iter().find(|r| r.task_id == task_id) {
+                return result.outcome.clone();
+            }
+            news.changed().await.unwrap();
+        }
+    };
+    tokio::time::timeout(PATIENCE, wait)
+        .await
+        .expect("a result comes")
+}
+
+/// Wait until the one VM is in a state that `wanted` knows.
+pub(super) async fn state(
+    agent: &TestAgent,
+    wanted: impl Fn(&ObservedState) -> bool,
+) -> ObservedState {
+    let mut news = agent.news();
+    let wait = async {
+        loop {
+            news.mark_unchanged();
+            let report = agent.report();
+            if let Some(vm) = report.vms.iter().find(|vm| wanted(&vm.state)) {
+                return vm.state.clone();
+            }
+            news.changed().await.unwrap();
+        }
+    };
+    tokio::time::timeout(PATIENCE, wait)
+        .await
+        .expect("the state comes")
+}
+
+/// Take a task and wait for its result.
+pub(super) async fn done(
+    agent: &TestAgent,
+    (task_id, envelope): (TaskId, SignedEnvelope),
+) -> TaskOutcome {
+    agent.take(&[envelope]).await;
+    result(agent, task_id).await
+}
+
+pub(super) fn is_done(outcome: &TaskOutcome) -> bool {
+    matches!(outcome, TaskOutcome::Done { .. })
+}
