@@ -17,9 +17,13 @@ make_users_and_folders() {
     if [ -n "$sysusers" ]; then
         systemd-sysusers "$sysusers"
     fi
-    if [ -n "$tmpfiles" ] && ! systemd-tmpfiles --create "$tmpfiles"; then
-        # It needs /proc, which a bare chroot lacks. Each unit makes its folder when it starts.
-        echo "$package: $state is made when the service starts first" >&2
+    if [ -n "$tmpfiles" ]; then
+        # Where /proc is not mounted, as in a bare chroot, it insists on being told the root.
+        if [ -e /proc/self ]; then
+            systemd-tmpfiles --create "$tmpfiles"
+        else
+            systemd-tmpfiles --root=/ --create "$tmpfiles"
+        fi
     fi
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Knows cargo and rustc; knows no package format.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -23,11 +24,14 @@ pub(super) fn build(programs: &[Program]) -> Result<PathBuf> {
     let flags = flags()?;
     let mut cargo = cargo(&flags);
     cargo.args(["build", "--release", "--bins"]);
-    for program in programs
+    let dynamic = programs
         .iter()
-        .filter(|program| program.linkage == Linkage::Dynamic)
+        .filter(|program| program.linkage == Linkage::Dynamic);
+    for package in dynamic
+        .map(|program| &program.package)
+        .collect::<BTreeSet<_>>()
     {
-        cargo.args(["-p", &program.package]);
+        cargo.args(["-p", package]);
     }
     run_logged(&mut cargo, &log())?;
     for program in programs

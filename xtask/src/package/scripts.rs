@@ -51,6 +51,7 @@ fn head(package: &Package) -> String {
         ("state", folder),
         ("state_holds", holds),
     ] {
+        let value = value.replace('\'', r"'\''");
         writeln!(text, "{name}='{value}'").expect("a String takes all that is written");
     }
     text

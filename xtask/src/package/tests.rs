@@ -17,7 +17,7 @@ name = "berth-trial"
 summary = "a trial"
 description = "First line, 100% literal."
 enable = ["trial.service"]
-state = { folder = "/var/lib/trial", holds = "nothing" }
+state = { folder = "/var/lib/trial", holds = "nobody's data" }
 manuals = ["release:tool", "man"]
 files = [
     { source = "release:tool", target = "/usr/bin/tool", mode = "0755" },
@@ -151,7 +151,10 @@ fn a_deb_names_its_configuration_and_its_digests() {
     );
     assert!(!digests.contains("etc/"), "{digests}");
     assert!(read("control").contains("\nVersion: 1.2.3-1\n"));
-    assert!(read("postinst").contains("units='trial.service'"));
+    let script = control.join("postinst");
+    let heads = "set -eu; eval \"$(sed -n '/^[a-z_]*=/p' \"$0\")\"; echo \"$units, $state_holds\"";
+    let values = capture(Command::new("sh").args(["-c", heads]).arg(&script)).unwrap();
+    assert_eq!(values, "trial.service, nobody's data\n");
 }
 
 #[test]
