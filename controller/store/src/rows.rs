@@ -61,7 +61,7 @@ mod tests {
 
     #[test]
     fn times_are_utc_with_milliseconds() {
-        assert_eq!(rfc3339(1_792_000_000_007), "2026-10-14T19:46:40.007Z");
+        assert_eq!(rfc3339(1_792_000_000_007), "2026-10-14T17:46:40.007Z");
         assert_eq!(rfc3339(0), "1970-01-01T00:00:00.000Z");
     }
 

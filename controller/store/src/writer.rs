@@ -147,3 +147,6 @@ fn write_batch(conn: &Connection, keys: &Keys, batch: &mut [Box<dyn Job>]) -> ru
     }
     conn.execute_batch("COMMIT")
 }
+
+#[cfg(test)]
+mod tests;

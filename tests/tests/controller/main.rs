@@ -4,14 +4,24 @@
 //! `cargo build -p berth-controller`.
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
 mod harness;
 
+#[cfg(test)]
 mod crashes;
+#[cfg(test)]
 mod isolation;
+#[cfg(test)]
 mod life_of_a_vm;
+#[cfg(test)]
 mod nodes;
+#[cfg(test)]
 mod quota;
+#[cfg(test)]
 mod refusals;
+#[cfg(test)]
 mod routes;
+#[cfg(test)]
 mod seed_001;
+#[cfg(test)]
 mod tokens;

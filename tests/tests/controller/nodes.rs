@@ -31,7 +31,8 @@ fn a_join_token_is_good_for_one_node_once() {
     let first = enroll(&controller, &sealed).expect(201).json();
     // The answer may have been lost: the same host may ask again.
     assert_eq!(enroll(&controller, &sealed).expect(201).json(), first);
-    assert!(SimulatedAgent::enroll(&token, Host::new("node-2", 1024)).is_err());
+    let second = SimulatedAgent::enroll(&token, Host::new("node-2", 1024)).unwrap_err();
+    assert!(second.to_string().contains("invalid_token"), "{second}");
     let nodes = controller.admin().get("/v1/nodes").expect(200).json();
     assert_eq!(nodes["items"].as_array().unwrap().len(), 1);
     assert_eq!(
