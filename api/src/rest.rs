@@ -387,7 +387,7 @@ pub struct AuditBody {
 /// Who did what an entry says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditActor {
-    /// `operator`, `tenant`, `node` or `controller`.
+    /// `operator`, `tenant`, `node` or `controller`; `unknown` where nobody proved who they are.
     pub kind: String,
     /// The token's id, never the token.
     pub token_id: Option<TokenId>,

@@ -9,7 +9,7 @@ use berth_api::ids::{AgentInstanceId, NodeId, TaskId};
 use tokio::sync::watch;
 
 /// An unanswered task is sent again to the same run of an agent after this long.
-const RESEND_AFTER: Duration = Duration::from_secs(10);
+pub(crate) const RESEND_AFTER: Duration = Duration::from_secs(10);
 
 /// One node's side of the desk.
 #[derive(Debug)]

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 /// A controller that runs; killed when dropped.
 pub(crate) struct Controller {
-    folder: tempfile::TempDir,
+    folder: Arc<tempfile::TempDir>,
     child: Child,
     log: Arc<Mutex<Vec<String>>>,
     pub(crate) port: u16,
@@ -55,8 +55,7 @@ fn offline(folder: &Path, arguments: &[&str]) -> Output {
 }
 
 fn spawn(folder: &Path, listen: &str) -> (Child, Arc<Mutex<Vec<String>>>, u16) {
-    let port_file = folder.join("port");
-    drop(std::fs::remove_file(&port_file));
+    let port_file = tempfile::NamedTempFile::new().unwrap().into_temp_path();
     let mut child = Command::new(binary())
         .args(["--config", "/nonexistent", "--state-dir"])
         .arg(folder)
@@ -96,9 +95,21 @@ fn spawn(folder: &Path, listen: &str) -> (Child, Arc<Mutex<Vec<String>>>, u16) {
 
 impl Controller {
     pub(crate) fn start() -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = Arc::new(tempfile::tempdir().unwrap());
         let made = offline(folder.path(), &["init"]);
         assert!(made.status.success(), "{made:?}");
+        let (child, log, port) = spawn(folder.path(), "127.0.0.1:0");
+        Self {
+            folder,
+            child,
+            log,
+            port,
+        }
+    }
+
+    /// One more controller process on the same database.
+    pub(crate) fn beside(&self) -> Self {
+        let folder = Arc::clone(&self.folder);
         let (child, log, port) = spawn(folder.path(), "127.0.0.1:0");
         Self {
             folder,

@@ -7,10 +7,10 @@ use serde_json::json;
 
 use crate::harness::{Client, Controller, audit_bodies, tenant_body, vm_body};
 
-fn statuses_of_concurrent_creates(client: &Client, count: usize) -> BTreeMap<u16, usize> {
+fn statuses_of_concurrent_creates(clients: &[&Client], count: usize) -> BTreeMap<u16, usize> {
     let threads: Vec<_> = (0..count)
         .map(|n| {
-            let client = client.clone();
+            let client = clients[n % clients.len()].clone();
             std::thread::spawn(move || client.post("/v1/vms", &vm_body(&format!("vm-{n}"))).status)
         })
         .collect();
@@ -26,7 +26,7 @@ fn concurrent_creates_fill_the_quota_exactly() {
     let controller = Controller::start();
     let _agent: SimulatedAgent = controller.agent("node-1", 64 * 1024);
     let tenant = controller.tenant("acme", 7);
-    let statuses = statuses_of_concurrent_creates(&tenant, 40);
+    let statuses = statuses_of_concurrent_creates(&[&tenant], 40);
     assert_eq!(statuses, BTreeMap::from([(201, 7), (429, 33)]));
     assert_eq!(
         audit_bodies(&tenant, "event_type=VM_CREATE_ACCEPTED").len(),
@@ -40,11 +40,24 @@ fn concurrent_creates_fill_the_quota_exactly() {
 }
 
 #[test]
+fn two_controllers_on_one_database_fill_the_quota_exactly() {
+    let first = Controller::start();
+    let _agent: SimulatedAgent = first.agent("node-1", 64 * 1024);
+    let tenant = first.tenant("acme", 7);
+    let second = first.beside();
+    let token = tenant.authorization.clone().unwrap();
+    let there = second.with_token(token.trim_start_matches("Bearer "));
+    let statuses = statuses_of_concurrent_creates(&[&tenant, &there], 40);
+    assert_eq!(statuses, BTreeMap::from([(201, 7), (429, 33)]));
+    first.assert_sound();
+}
+
+#[test]
 fn concurrent_creates_never_promise_memory_twice() {
     let controller = Controller::start();
     let _agent = controller.agent("node-1", 5 * 128 + 127);
     let tenant = controller.tenant("acme", 100);
-    let statuses = statuses_of_concurrent_creates(&tenant, 16);
+    let statuses = statuses_of_concurrent_creates(&[&tenant], 16);
     assert_eq!(statuses, BTreeMap::from([(201, 5), (503, 11)]));
     let body = tenant
         .post("/v1/vms", &vm_body("late"))

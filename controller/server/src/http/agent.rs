@@ -22,6 +22,7 @@ use crate::app::App;
 use crate::http::body::AgentJson;
 use crate::http::gate::Source;
 use crate::http::nodes::{is_node_name, secret_hash};
+use crate::node_links::RESEND_AFTER;
 
 const MAX_ID_CHARS: usize = 128;
 
@@ -108,15 +109,22 @@ pub(crate) async fn sync(
     let end = tokio::time::Instant::now() + patience;
     let tasks = loop {
         work.mark_unchanged();
-        let tasks = link.due(request.agent_instance_id, unanswered(&app, node).await?);
+        let unanswered = unanswered(&app, node).await?;
+        // A task may be on its way to the agent, or lost with the answer that carried it.
+        let again = if unanswered.is_empty() {
+            end
+        } else {
+            end.min(tokio::time::Instant::now() + RESEND_AFTER)
+        };
+        let tasks = link.due(request.agent_instance_id, unanswered);
         // What was acknowledged is news to the agent as well.
         if !tasks.is_empty() || !accepted.acknowledged.is_empty() {
             break tasks;
         }
         tokio::select! {
-            changed = work.changed() => if changed.is_err() { break Vec::new(); },
-            () = tokio::time::sleep_until(end) => break Vec::new(),
-            () = app.stopped() => break Vec::new(),
+            changed = work.changed() => if changed.is_err() { break tasks; },
+            () = tokio::time::sleep_until(again) => if again == end { break tasks; },
+            () = app.stopped() => break tasks,
         }
     };
     Ok(Json(SyncReply {

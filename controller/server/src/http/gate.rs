@@ -100,17 +100,21 @@ impl Scoped {
 
     /// Who and what is behind a change, for the ledger.
     pub(crate) fn cause(&self) -> Cause {
-        let kind = if self.grant.tenant.is_some() {
-            "tenant"
-        } else {
-            "operator"
-        };
-        let actor = AuditActor {
-            kind: kind.to_owned(),
-            token_id: self.grant.token_ids.last().copied(),
-            subject_key: Some(self.grant.holder.to_base64url()),
-        };
-        request_cause(actor, self.request.clone())
+        request_cause(actor(Some(&self.grant)), self.request.clone())
+    }
+}
+
+/// The holder of a token; `unknown` where nobody proved who they are.
+fn actor(grant: Option<&Grant>) -> AuditActor {
+    let kind = match grant {
+        Some(grant) if grant.tenant.is_some() => "tenant",
+        Some(_) => "operator",
+        None => "unknown",
+    };
+    AuditActor {
+        kind: kind.to_owned(),
+        token_id: grant.and_then(|grant| grant.token_ids.last().copied()),
+        subject_key: grant.map(|grant| grant.holder.to_base64url()),
     }
 }
 
@@ -358,12 +362,7 @@ async fn denied(
             code: Some(error.code().as_str().to_owned()),
             ..NewEvent::default()
         };
-        let actor = AuditActor {
-            kind: "unknown".to_owned(),
-            token_id: grant.and_then(|grant| grant.token_ids.last().copied()),
-            subject_key: None,
-        };
-        let cause = request_cause(actor, request);
+        let cause = request_cause(actor(grant), request);
         // The refusal stands whether or not it can be written down; `write` logs the failure.
         drop(app.write(move |tx| tx.append(event, &cause)).await);
     }
