@@ -54,8 +54,11 @@ pub enum BuildMachineError {
         bytes: u64,
         /// What the kernel said.
         #[source]
-        cause: vm_memory::mmap::FromRangesError,
+        cause: io::Error,
     },
+    /// The regions of guest memory do not fit together.
+    #[error("could not put guest memory together")]
+    JoinMemory(#[from] vm_memory::GuestRegionCollectionError),
     /// KVM refused the machine itself.
     #[error(transparent)]
     CreateVm(#[from] berth_vmm_sys::CreateVmError),

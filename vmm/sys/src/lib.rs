@@ -11,6 +11,7 @@
 
 pub mod event;
 pub mod exit_now;
+pub mod guest_mapping;
 pub mod kvm_device;
 pub mod stop_signal;
 pub mod vcpu;
@@ -19,6 +20,7 @@ pub mod vm;
 
 pub use event::Event;
 pub use exit_now::exit_now;
+pub use guest_mapping::map_guest_ram;
 pub use kvm_device::kvm_from_descriptor;
 pub use stop_signal::watch_stop_signal;
 pub use vcpu::{GuestExit, Vcpu};
