@@ -15,17 +15,45 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("berth-ledger", &["berth-api"]),
     ("berth-vmm-sys", &[]),
     ("berth-vmm-devices", &[]),
-    ("berth-vmm-machine", &["berth-api", "berth-vmm-devices", "berth-vmm-sys"]),
-    ("berth-vmm", &["berth-api", "berth-vmm-devices", "berth-vmm-machine", "berth-vmm-sys"]),
+    (
+        "berth-vmm-machine",
+        &["berth-api", "berth-vmm-devices", "berth-vmm-sys"],
+    ),
+    (
+        "berth-vmm",
+        &[
+            "berth-api",
+            "berth-vmm-devices",
+            "berth-vmm-machine",
+            "berth-vmm-sys",
+        ],
+    ),
     ("berth-agent-core", &["berth-api", "berth-ledger"]),
-    ("berth-agent-host", &["berth-agent-core", "berth-api"]),
-    ("berth-agent", &["berth-agent-core", "berth-agent-host", "berth-api", "berth-ledger"]),
+    ("berth-agent-host", &["berth-agent-core", "berth-api", "berth-ledger"]),
+    (
+        "berth-agent",
+        &[
+            "berth-agent-core",
+            "berth-agent-host",
+            "berth-api",
+            "berth-ledger",
+        ],
+    ),
     ("berth-token", &["berth-api", "berth-ledger"]),
     ("berth-controller-core", &["berth-api"]),
-    ("berth-controller-store", &["berth-api", "berth-controller-core", "berth-ledger"]),
+    (
+        "berth-controller-store",
+        &["berth-api", "berth-controller-core", "berth-ledger"],
+    ),
     (
         "berth-controller",
-        &["berth-api", "berth-controller-core", "berth-controller-store", "berth-ledger", "berth-token"],
+        &[
+            "berth-api",
+            "berth-controller-core",
+            "berth-controller-store",
+            "berth-ledger",
+            "berth-token",
+        ],
     ),
     ("berth-cli", &["berth-api", "berth-ledger", "berth-token"]),
 ];
@@ -48,7 +76,13 @@ const ONE_VERSION: [&str; 9] = [
 
 pub(super) fn problems(tree: &Tree) -> anyhow::Result<Vec<Problem>> {
     let output = Command::new(env!("CARGO"))
-        .args(["metadata", "--format-version", "1", "--no-deps", "--offline"])
+        .args([
+            "metadata",
+            "--format-version",
+            "1",
+            "--no-deps",
+            "--offline",
+        ])
         .current_dir(&tree.root)
         .output()
         .context("cargo metadata")?;
@@ -60,8 +94,14 @@ pub(super) fn problems(tree: &Tree) -> anyhow::Result<Vec<Problem>> {
 
 fn edges(metadata: &Value) -> Vec<Problem> {
     let allowed: BTreeMap<&str, &[&str]> = ALLOWED.iter().copied().collect();
-    let packages = metadata["packages"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let names: Vec<&str> = packages.iter().filter_map(|package| package["name"].as_str()).collect();
+    let packages = metadata["packages"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    let names: Vec<&str> = packages
+        .iter()
+        .filter_map(|package| package["name"].as_str())
+        .collect();
     let mut problems = Vec::new();
     for package in packages {
         let name = package["name"].as_str().unwrap_or_default();
@@ -69,10 +109,17 @@ fn edges(metadata: &Value) -> Vec<Problem> {
             continue;
         }
         let Some(targets) = allowed.get(name) else {
-            problems.push(Problem::new("xtask/src/tidy/layers.rs", 0, format!("`{name}` has no storey")));
+            problems.push(Problem::new(
+                "xtask/src/tidy/layers.rs",
+                0,
+                format!("`{name}` has no storey"),
+            ));
             continue;
         };
-        let dependencies = package["dependencies"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let dependencies = package["dependencies"]
+            .as_array()
+            .map(Vec::as_slice)
+            .unwrap_or_default();
         for dependency in dependencies {
             let target = dependency["name"].as_str().unwrap_or_default();
             let for_tests_only = dependency["kind"].as_str() == Some("dev");
@@ -92,7 +139,13 @@ fn versions(lock: &str) -> Vec<Problem> {
     ONE_VERSION
         .iter()
         .filter(|name| lock.matches(&format!("name = \"{name}\"\n")).count() > 1)
-        .map(|name| Problem::new("Cargo.lock", 0, format!("holds more than one version of `{name}`")))
+        .map(|name| {
+            Problem::new(
+                "Cargo.lock",
+                0,
+                format!("holds more than one version of `{name}`"),
+            )
+        })
         .collect()
 }
 
