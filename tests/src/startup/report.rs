@@ -212,11 +212,7 @@ impl fmt::Display for Report {
                 }
             }
         }
-        writeln!(f, "\n{DEFINITION}")?;
-        for promise in self.broken_promises() {
-            writeln!(f, "BROKEN PROMISE: {promise}")?;
-        }
-        Ok(())
+        writeln!(f, "\n{DEFINITION}")
     }
 }
 

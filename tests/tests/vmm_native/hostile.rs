@@ -7,31 +7,16 @@ use berth_api::vmm::{Event, Exit, Request};
 use berth_tests::tiny_guest::{Code, Width};
 use berth_vmm_machine::layout::{
     COM1_PORT, COM1_PORTS, ECAM, EVENT_STATUS_PORT, HIGH_RAM_START, IOAPIC, KEYBOARD_COMMAND_PORT,
-    LOCAL_APIC, PCI_WINDOW, RESET_PORT, SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT,
+    PCI_WINDOW, RESET_PORT, SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT,
 };
 
 use crate::machine::{Machine, Setup, require_kvm};
 use crate::second_vcpu::start_others;
+use crate::virtio::{Function, address, enable, functions, notify, slot, start_device};
 
 const DONE: &[u8] = b"<done>";
 /// Virtio functions of the machine: two disks and the entropy device, from slot 1 on.
 const FUNCTIONS: u32 = 3;
-const SLOT_BYTES: u32 = 1 << 15;
-const BAR0: u8 = 0x10;
-const COMMAND: u8 = 0x04;
-/// Memory decoding and bus mastering.
-const COMMAND_ENABLE: u32 = 0x6;
-const VENDOR_CAPABILITY: u8 = 0x09;
-const COMMON_CONFIGURATION: u8 = 1;
-const NOTIFICATION: u8 = 2;
-
-fn address(value: u64) -> u32 {
-    u32::try_from(value).unwrap()
-}
-
-fn slot(number: u32) -> u32 {
-    address(ECAM.start) + number * SLOT_BYTES
-}
 
 fn setup(guest: &Code) -> Option<Setup> {
     let mut setup = Setup::new(require_kvm()?, guest);
@@ -92,7 +77,7 @@ fn hammer_every(step: u32, guest: &mut Code, range: Range<u32>, seed: u32) {
 fn addresses_without_a_device_read_all_ones() {
     let places = [
         PCI_WINDOW.end - 4,
-        ECAM.start + u64::from(31 * SLOT_BYTES),
+        ECAM.start + u64::from(slot(31) - slot(0)),
         ECAM.end,
         IOAPIC.end,
         HIGH_RAM_START + (64 << 20),
@@ -207,68 +192,6 @@ fn interrupt_controllers_survive_garbage() {
     let machine = setup.launch_with_console();
     machine.vmm.send(&Request::PowerButton).unwrap();
     guest_errors_at_end(machine);
-    assert!(IOAPIC.end < LOCAL_APIC.start);
-}
-
-/// Where the parts of one virtio function are, as its capabilities tell.
-#[derive(Clone, Copy, Debug)]
-struct Function {
-    bar: u32,
-    common: u32,
-    notification: u32,
-}
-
-/// Reads the configuration space of every virtio function through a guest.
-fn functions() -> Option<Vec<Function>> {
-    const READ: u32 = 256;
-    let mut guest = Code::new();
-    for number in 1..=FUNCTIONS {
-        for offset in (0..READ).step_by(4) {
-            guest
-                .set_esi(slot(number) + offset)
-                .load(Width::Double, 0)
-                .print_eax(COM1_PORT);
-        }
-    }
-    guest.halt();
-    let mut machine = setup(&guest)?.launch_with_console();
-    machine.expect_running();
-    let output = machine.read_output(usize::try_from(FUNCTIONS * READ).unwrap());
-    Some(output.chunks_exact(256).map(function).collect())
-}
-
-fn function(space: &[u8]) -> Function {
-    let double = |at: usize| u32::from_le_bytes(space[at..at + 4].try_into().unwrap());
-    assert_eq!(
-        double(0) & 0xffff,
-        0x1af4,
-        "not a virtio function: {space:02x?}"
-    );
-    let bar = double(usize::from(BAR0)) & !0xf;
-    assert!(
-        (PCI_WINDOW.start..PCI_WINDOW.end).contains(&u64::from(bar)),
-        "{bar:#x}"
-    );
-    let mut found = Function {
-        bar,
-        common: 0,
-        notification: 0,
-    };
-    let mut capability = usize::from(space[0x34]);
-    while capability != 0 {
-        let place = bar + double((capability + 8).min(252));
-        match (space[capability], space[capability + 3]) {
-            (VENDOR_CAPABILITY, COMMON_CONFIGURATION) => found.common = place,
-            (VENDOR_CAPABILITY, NOTIFICATION) => found.notification = place,
-            _ => {}
-        }
-        capability = usize::from(space[capability + 1]);
-    }
-    assert!(
-        found.common != 0 && found.notification != 0,
-        "{found:x?} in {space:02x?}"
-    );
-    found
 }
 
 /// Every register of every function twice, with memory decoding on, and a sample of the addresses
@@ -276,12 +199,10 @@ fn function(space: &[u8]) -> Function {
 fn hammer_registers(guest: &mut Code, functions: &[Function], seed: u32) {
     const BAR_BYTES: u32 = 0x8000;
     const REGISTERS_BYTES: u32 = 0x100;
-    for (number, function) in (1..).zip(functions) {
+    for function in functions {
+        let number = function.number;
         for pass in 0..2 {
-            guest
-                .set_esi(slot(number))
-                .set_eax(COMMAND_ENABLE)
-                .store(Width::Word, COMMAND);
+            enable(guest, number);
             let seed = seed * 7 + number * 2 + pass;
             for page in (function.bar..function.bar + BAR_BYTES).step_by(0x1000) {
                 hammer(guest, page..page + REGISTERS_BYTES, seed ^ page);
@@ -293,7 +214,9 @@ fn hammer_registers(guest: &mut Code, functions: &[Function], seed: u32) {
 
 #[test]
 fn virtio_registers_survive_garbage() {
-    let Some(functions) = functions() else { return };
+    let Some(functions) = functions(setup, FUNCTIONS) else {
+        return;
+    };
     let mut guest = Code::new();
     // First with memory decoding off: nothing may answer.
     for function in &functions {
@@ -306,7 +229,9 @@ fn virtio_registers_survive_garbage() {
 
 #[test]
 fn two_vcpus_race_over_the_same_registers() {
-    let Some(functions) = functions() else { return };
+    let Some(functions) = functions(setup, FUNCTIONS) else {
+        return;
+    };
     let mut guest = Code::new();
     let other = functions.clone();
     start_others(&mut guest, 1, |code| {
@@ -322,53 +247,19 @@ fn two_vcpus_race_over_the_same_registers() {
     assert!(guest_errors_at_end(setup.launch_with_console()) >= 1000);
 }
 
-/// What a driver does to start a device with one queue of 8 entries, whose rings lie at `rings`,
-/// and then to notify three queues, of which some do not exist.
-fn start_device(guest: &mut Code, number: u32, function: Function, rings: [u64; 3]) {
-    guest
-        .set_esi(slot(number))
-        .set_eax(COMMAND_ENABLE)
-        .store(Width::Word, COMMAND);
-    guest.set_esi(function.common);
-    let mut write = |width, offset, value| {
-        guest.set_eax(value).store(width, offset);
-    };
-    // Reset, acknowledge, VIRTIO_F_VERSION_1 alone, FEATURES_OK.
-    for status in [0, 1, 3] {
-        write(Width::Byte, 20, status);
-    }
-    for (select, features) in [(0, 0), (1, 1)] {
-        write(Width::Double, 8, select);
-        write(Width::Double, 12, features);
-    }
-    write(Width::Byte, 20, 11);
-    write(Width::Word, 22, 0);
-    write(Width::Word, 24, 8);
-    for (offset, ring) in [32, 40, 48].into_iter().zip(rings) {
-        write(
-            Width::Double,
-            offset,
-            u32::try_from(ring & 0xffff_ffff).unwrap(),
-        );
-        write(
-            Width::Double,
-            offset + 4,
-            u32::try_from(ring >> 32).unwrap(),
-        );
-    }
-    write(Width::Word, 28, 1);
-    write(Width::Byte, 20, 15);
+/// Starts the device and notifies three queues, of which some do not exist.
+fn start_and_notify(guest: &mut Code, function: Function, rings: [u64; 3]) {
+    start_device(guest, function, rings);
     for queue in [0, 1, 0xffff] {
-        guest
-            .set_esi(function.notification)
-            .set_eax(queue)
-            .store(Width::Word, 0);
+        notify(guest, function, queue);
     }
 }
 
 #[test]
 fn rings_outside_of_memory_are_counted() {
-    let Some(functions) = functions() else { return };
+    let Some(functions) = functions(setup, FUNCTIONS) else {
+        return;
+    };
     let mut guest = Code::new();
     let mut attempts = 0;
     for bad in [
@@ -378,11 +269,11 @@ fn rings_outside_of_memory_are_counted() {
         0x30_0001,
         HIGH_RAM_START,
     ] {
-        for (number, &function) in (1..).zip(&functions) {
+        for &function in &functions {
             for which in 0..3 {
                 let mut rings = [0x30_0000, 0x30_1000, 0x30_2000];
                 rings[which] = bad;
-                start_device(&mut guest, number, function, rings);
+                start_and_notify(&mut guest, function, rings);
                 attempts += 1;
             }
         }
@@ -394,7 +285,9 @@ fn rings_outside_of_memory_are_counted() {
 #[test]
 fn rings_full_of_garbage_break_the_queue_and_not_the_vmm() {
     const RINGS: Range<u32> = 0x30_0000..0x30_3000;
-    let Some(functions) = functions() else { return };
+    let Some(functions) = functions(setup, FUNCTIONS) else {
+        return;
+    };
     let mut guest = Code::new();
     for seed in 1..=64 {
         fill_with_garbage(&mut guest, RINGS, seed);
@@ -405,11 +298,10 @@ fn rings_full_of_garbage_break_the_queue_and_not_the_vmm() {
                 .set_eax(3)
                 .store(Width::Word, 0);
         }
-        for (number, &function) in (1..).zip(&functions) {
+        for &function in &functions {
             let start = u64::from(RINGS.start);
-            start_device(
+            start_and_notify(
                 &mut guest,
-                number,
                 function,
                 [start, start + 0x1000, start + 0x2000],
             );
@@ -429,13 +321,8 @@ fn rings_full_of_garbage_break_the_queue_and_not_the_vmm() {
             .set_eax(value)
             .store(Width::Double, 0);
     }
-    for (number, &function) in (1..).zip(&functions) {
-        start_device(
-            &mut guest,
-            number,
-            function,
-            [0x30_0000, 0x30_1000, 0x30_2000],
-        );
+    for &function in &functions {
+        start_and_notify(&mut guest, function, [0x30_0000, 0x30_1000, 0x30_2000]);
     }
     guest.spin(100_000_000);
     finish(&mut guest);

@@ -3,6 +3,8 @@
 //! operating system is needed and a paravirtual `/dev/kvm` is enough.
 
 #[cfg(test)]
+mod block_and_entropy;
+#[cfg(test)]
 mod console;
 #[cfg(test)]
 mod control;
@@ -18,3 +20,5 @@ mod memory_and_vcpus;
 mod refusals;
 #[cfg(test)]
 mod second_vcpu;
+#[cfg(test)]
+mod virtio;

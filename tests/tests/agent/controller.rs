@@ -1,0 +1,172 @@
+//! A controller that does what its test tells it: HTTP by hand, on a loopback port of its own.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+use berth_api::agent::{
+    ENROLL_PAYLOAD_TYPE, EnrollReply, EnrollRequest, SYNC_PAYLOAD_TYPE, SignedEnvelope, SyncReply,
+    SyncRequest, TaskResult,
+};
+use berth_api::ids::{NodeId, TaskId};
+use berth_ledger::envelope::open_self_signed;
+use berth_ledger::keys::SigningKey;
+
+/// Longest wait for an agent.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+pub(crate) struct Controller {
+    pub(crate) port: u16,
+    pub(crate) node_id: NodeId,
+    pub(crate) task_key: SigningKey,
+    tasks: Arc<Tasks>,
+    syncs: Receiver<SyncRequest>,
+    pub(crate) enrolments: Receiver<EnrollRequest>,
+}
+
+/// What waits for the agent.
+#[derive(Default)]
+struct Tasks {
+    waiting: Mutex<Vec<SignedEnvelope>>,
+    changed: Condvar,
+}
+
+struct Desk {
+    reply: EnrollReply,
+    tasks: Arc<Tasks>,
+    syncs: Sender<SyncRequest>,
+    enrolments: Sender<EnrollRequest>,
+}
+
+impl Controller {
+    pub(crate) fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let task_key = SigningKey::generate().unwrap();
+        let node_id = NodeId::generate();
+        let tasks = Arc::new(Tasks::default());
+        let (syncs, heard_syncs) = channel();
+        let (enrolments, heard_enrolments) = channel();
+        let desk = Arc::new(Desk {
+            reply: EnrollReply {
+                node_id,
+                node_epoch: 1,
+                task_public_keys: vec![task_key.public().to_base64()],
+                ledger_public_key: task_key.public().to_base64(),
+            },
+            tasks: Arc::clone(&tasks),
+            syncs,
+            enrolments,
+        });
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let desk = Arc::clone(&desk);
+                std::thread::spawn(move || while desk.serve(&stream).is_some() {});
+            }
+        });
+        Self {
+            port,
+            node_id,
+            task_key,
+            tasks,
+            syncs: heard_syncs,
+            enrolments: heard_enrolments,
+        }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    pub(crate) fn send(&self, task: SignedEnvelope) {
+        self.tasks.waiting.lock().unwrap().push(task);
+        self.tasks.changed.notify_all();
+    }
+
+    pub(crate) fn next_sync(&self) -> SyncRequest {
+        self.syncs.recv_timeout(PATIENCE).expect("the agent syncs")
+    }
+
+    /// Wait for a task's result.
+    pub(crate) fn result(&self, task_id: TaskId) -> TaskResult {
+        loop {
+            let found = self.next_sync().results.into_iter();
+            if let Some(result) = found.into_iter().find(|r| r.task_id == task_id) {
+                return result;
+            }
+        }
+    }
+}
+
+impl Desk {
+    /// Answer one request; `None` when the connection is over.
+    fn serve(&self, stream: &TcpStream) -> Option<()> {
+        let (path, body) = read_request(stream)?;
+        let envelope: SignedEnvelope = serde_json::from_slice(&body).unwrap();
+        let reply = match path.as_str() {
+            "/v1/agent/enroll" => {
+                let (key, request) =
+                    open_self_signed::<EnrollRequest>(ENROLL_PAYLOAD_TYPE, &envelope).unwrap();
+                assert_eq!(key.to_base64(), request.node_public_key);
+                self.enrolments.send(request).ok()?;
+                serde_json::to_vec(&self.reply)
+            }
+            "/v1/agent/sync" => serde_json::to_vec(&self.sync(&envelope)?),
+            other => panic!("the agent calls {other}"),
+        };
+        write_reply(stream, &reply.unwrap())
+    }
+
+    /// Hold the call until there is something to say, as long as the agent allows.
+    fn sync(&self, envelope: &SignedEnvelope) -> Option<SyncReply> {
+        let (_, request) = open_self_signed::<SyncRequest>(SYNC_PAYLOAD_TYPE, envelope).unwrap();
+        let acknowledged: Vec<TaskId> = request.results.iter().map(|r| r.task_id).collect();
+        let (clock, patience) = (request.clock, Duration::from_secs(request.wait_seconds));
+        self.syncs.send(request).ok()?;
+        let waiting = self.tasks.waiting.lock().unwrap();
+        let (mut waiting, _) = self
+            .tasks
+            .changed
+            .wait_timeout_while(waiting, patience, |tasks| {
+                tasks.is_empty() && acknowledged.is_empty()
+            })
+            .unwrap();
+        Some(SyncReply {
+            tasks: std::mem::take(&mut *waiting),
+            acknowledged,
+            controller_time: clock,
+        })
+    }
+}
+
+fn read_request(stream: &TcpStream) -> Option<(String, Vec<u8>)> {
+    let mut reader = BufReader::new(stream);
+    let mut line = String::new();
+    reader.read_line(&mut line).ok()?;
+    let path = line.split(' ').nth(1)?.to_owned();
+    let mut length = 0;
+    loop {
+        let mut header = String::new();
+        reader.read_line(&mut header).ok()?;
+        if header.trim().is_empty() {
+            break;
+        }
+        if let Some(value) = header.to_lowercase().strip_prefix("content-length:") {
+            length = value.trim().parse().unwrap();
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).ok()?;
+    Some((path, body))
+}
+
+fn write_reply(mut stream: &TcpStream, body: &[u8]) -> Option<()> {
+    let head = format!(
+        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).ok()?;
+    stream.write_all(body).ok()
+}

@@ -1,0 +1,252 @@
+//! The virtio devices at work: data really moves between a guest's memory, a disk image and the
+//! host's random numbers.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+
+use berth_api::vmm::{Disk, Exit, Request};
+use berth_tests::tiny_guest::{Code, Width, read_only_file};
+use berth_vmm_machine::layout::COM1_PORT;
+
+use crate::machine::{Setup, require_kvm};
+use crate::virtio::{Function, functions, notify, start_device};
+
+const DESCRIPTORS: u32 = 0x30_0000;
+const AVAILABLE: u32 = 0x30_1000;
+const USED: u32 = 0x30_2000;
+const HEADER: u32 = 0x31_0000;
+const DATA: u32 = 0x32_0000;
+const STATUS: u32 = 0x33_0000;
+
+const SECTOR_BYTES: u32 = 512;
+const DISK_SECTORS: u32 = 2048;
+
+/// Descriptor flags: another one follows; the device writes.
+const NEXT: u32 = 1;
+const WRITE: u32 = 2;
+/// Block request types.
+const READ_REQUEST: u32 = 0;
+const WRITE_REQUEST: u32 = 1;
+const IDENTITY_REQUEST: u32 = 8;
+/// Block request results.
+const OK: u8 = 0;
+const FAILED: u8 = 1;
+
+fn put(guest: &mut Code, place: u32, value: u32) {
+    guest.set_esi(place).set_eax(value).store(Width::Double, 0);
+}
+
+/// Makes the chain that begins at descriptor 0 and publishes it as the `count`th request.
+fn offer(guest: &mut Code, function: Function, chain: &[(u32, u32, u32)], count: u32) {
+    for (index, &(place, bytes, flags)) in (0..).zip(chain) {
+        let descriptor = DESCRIPTORS + 16 * index;
+        put(guest, descriptor, place);
+        put(guest, descriptor + 4, 0);
+        put(guest, descriptor + 8, bytes);
+        // Where NEXT is set, the next one is the one after.
+        put(guest, descriptor + 12, flags | (index + 1) << 16);
+    }
+    // Entries 0 and 1 name chain 0; no flags, and the index.
+    put(guest, AVAILABLE + 4, 0);
+    put(guest, AVAILABLE, count << 16);
+    notify(guest, function, 0);
+    // again: pause; cmp word [esi], count; jne again
+    let low = count.to_le_bytes()[0];
+    guest
+        .set_esi(USED + 2)
+        .raw(&[0xf3, 0x90, 0x66, 0x83, 0x3e, low, 0x75, 0xf8]);
+}
+
+fn start(guest: &mut Code, function: Function) {
+    let rings = [DESCRIPTORS, AVAILABLE, USED].map(u64::from);
+    start_device(guest, function, rings);
+}
+
+/// A request for one sector, after which its status is printed.
+fn request(guest: &mut Code, function: Function, kind: u32, sector: u32, count: u32) {
+    let transfer = if kind == WRITE_REQUEST { 0 } else { WRITE };
+    let bytes = if kind == IDENTITY_REQUEST {
+        20
+    } else {
+        SECTOR_BYTES
+    };
+    for (offset, value) in [(0, kind), (4, 0), (8, sector), (12, 0)] {
+        put(guest, HEADER + offset, value);
+    }
+    put(guest, STATUS, 0xff);
+    let chain = [
+        (HEADER, 16, NEXT),
+        (DATA, bytes, NEXT | transfer),
+        (STATUS, 1, WRITE),
+    ];
+    offer(guest, function, &chain, count);
+    print_memory(guest, STATUS, 1);
+}
+
+fn print_memory(guest: &mut Code, place: u32, bytes: u32) {
+    // mov edx, COM1
+    guest
+        .raw(&[0xba])
+        .raw(&u32::from(COM1_PORT).to_le_bytes())
+        .set_esi(place);
+    let again = guest.label();
+    // out dx, al
+    guest
+        .load(Width::Byte, 0)
+        .raw(&[0xee])
+        .step_esi(again, 1, place + bytes);
+}
+
+/// A machine with `disk` as its only disk.
+fn machine_with(guest: &Code, disk: &File, read_only: bool) -> Option<Setup> {
+    let mut setup = Setup::new(require_kvm()?, guest);
+    setup.start.disks.push(Disk {
+        fd: setup.descriptors.add(disk.try_clone().unwrap()),
+        read_only,
+        serial: "a-serial-number".to_owned(),
+        expected_bytes: u64::from(DISK_SECTORS * SECTOR_BYTES),
+    });
+    Some(setup)
+}
+
+/// Runs a guest that drives the disk, and returns `count` bytes of its output.
+#[track_caller]
+fn drive(
+    disk: &File,
+    read_only: bool,
+    count: usize,
+    emit: impl FnOnce(&mut Code, Function),
+) -> Option<Vec<u8>> {
+    let found = functions(|guest| machine_with(guest, disk, read_only), 1)?;
+    let mut guest = Code::new();
+    start(&mut guest, found[0]);
+    emit(&mut guest, found[0]);
+    guest.halt();
+    let mut machine = machine_with(&guest, disk, read_only)?.launch_with_console();
+    machine.expect_running();
+    let output = machine.read_output(count);
+    machine.vmm.send(&Request::Stop).unwrap();
+    machine.expect_end(Exit::Stopped);
+    Some(output)
+}
+
+fn pattern() -> Vec<u8> {
+    (0..DISK_SECTORS * SECTOR_BYTES)
+        .map(|at| (at / 3).to_le_bytes()[0])
+        .collect()
+}
+
+fn writable_disk() -> File {
+    let disk = tempfile::tempfile().unwrap();
+    disk.write_all_at(&pattern(), 0).unwrap();
+    disk
+}
+
+fn sector_of(content: &[u8], sector: u32) -> &[u8] {
+    let start = usize::try_from(sector * SECTOR_BYTES).unwrap();
+    &content[start..start + usize::try_from(SECTOR_BYTES).unwrap()]
+}
+
+#[test]
+fn a_guest_reads_the_sectors_of_its_disk() {
+    for sector in [0, 7, DISK_SECTORS - 1] {
+        let output = drive(&writable_disk(), false, 1 + 512, |guest, disk| {
+            request(guest, disk, READ_REQUEST, sector, 1);
+            print_memory(guest, DATA, SECTOR_BYTES);
+        });
+        let Some(output) = output else { return };
+        assert_eq!(output[0], OK);
+        assert_eq!(&output[1..], sector_of(&pattern(), sector));
+    }
+}
+
+#[test]
+fn a_guests_write_lands_in_the_image_and_nowhere_else() {
+    let disk = writable_disk();
+    let output = drive(&disk, false, 2 + 512, |guest, disk| {
+        put(guest, DATA, 0x6474_6562);
+        request(guest, disk, WRITE_REQUEST, 5, 1);
+        request(guest, disk, READ_REQUEST, 5, 2);
+        print_memory(guest, DATA, SECTOR_BYTES);
+    });
+    let Some(output) = output else { return };
+    let mut written = vec![0; 512];
+    written[..4].copy_from_slice(b"betd");
+    assert_eq!(output[..2], [OK, OK]);
+    assert_eq!(output[2..], written);
+    let mut expected = pattern();
+    expected[5 * 512..6 * 512].copy_from_slice(&written);
+    let mut content = vec![0; expected.len()];
+    disk.read_exact_at(&mut content, 0).unwrap();
+    assert!(
+        content == expected,
+        "the image differs from what was written"
+    );
+    assert_eq!(disk.metadata().unwrap().len(), expected.len() as u64);
+}
+
+#[test]
+fn a_request_beyond_the_disk_fails_and_grows_nothing() {
+    let disk = writable_disk();
+    let output = drive(&disk, false, 2, |guest, function| {
+        request(guest, function, WRITE_REQUEST, DISK_SECTORS, 1);
+        request(guest, function, READ_REQUEST, u32::MAX, 2);
+    });
+    let Some(output) = output else { return };
+    assert_eq!(output, [FAILED, FAILED]);
+    assert_eq!(
+        disk.metadata().unwrap().len(),
+        u64::from(DISK_SECTORS * SECTOR_BYTES)
+    );
+}
+
+#[test]
+fn a_write_to_a_read_only_disk_fails() {
+    let disk = read_only_file(&pattern()).unwrap();
+    let output = drive(&disk, true, 2, |guest, function| {
+        request(guest, function, WRITE_REQUEST, 0, 1);
+        request(guest, function, READ_REQUEST, 0, 2);
+    });
+    let Some(output) = output else { return };
+    assert_eq!(output, [FAILED, OK]);
+}
+
+#[test]
+fn a_disk_tells_its_serial_number() {
+    let output = drive(&writable_disk(), false, 1 + 20, |guest, disk| {
+        request(guest, disk, IDENTITY_REQUEST, 0, 1);
+        print_memory(guest, DATA, 20);
+    });
+    let Some(output) = output else { return };
+    assert_eq!(output[0], OK);
+    assert_eq!(&output[1..], b"a-serial-number\0\0\0\0\0");
+}
+
+#[test]
+fn the_entropy_device_gives_bytes_that_differ_every_time() {
+    let setup = |guest: &Code| {
+        let mut setup = Setup::new(require_kvm()?, guest);
+        setup.start.entropy = true;
+        Some(setup)
+    };
+    let Some(found) = functions(setup, 1) else {
+        return;
+    };
+    let mut guest = Code::new();
+    start(&mut guest, found[0]);
+    for count in 1..=2 {
+        offer(&mut guest, found[0], &[(DATA, 32, WRITE)], count);
+        print_memory(&mut guest, USED + 8 * count, 4);
+        print_memory(&mut guest, DATA, 32);
+    }
+    guest.halt();
+    let Some(setup) = setup(&guest) else { return };
+    let mut machine = setup.launch_with_console();
+    machine.expect_running();
+    let output = machine.read_output(2 * 36);
+    let (first, second) = output.split_at(36);
+    // The used ring tells that all 32 bytes were filled.
+    assert_eq!([&first[..4], &second[..4]], [[32, 0, 0, 0]; 2]);
+    assert_ne!(first[4..], second[4..]);
+    assert_ne!(first[4..], [0; 32]);
+}
