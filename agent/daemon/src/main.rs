@@ -9,8 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use berth_agent::config::Config;
+use berth_agent::config::{Config, ReadConfigError};
+use berth_agent::controller::ControllerUrlDenied;
 use berth_agent::join;
+use berth_agent::node::NodeFileError;
 use berth_agent_host::images::{DEFAULT_CMDLINE, ImageSource, Images};
 use clap::{Args, Parser, Subcommand};
 
@@ -77,6 +79,10 @@ struct ImportArguments {
     cmdline: String,
 }
 
+/// `EX_CONFIG` of sysexits(3): another start with the same configuration cannot end better, and the
+/// unit does not try.
+const EXIT_CONFIG: u8 = 78;
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match execute(arguments) {
@@ -84,7 +90,17 @@ fn main() -> ExitCode {
         Err(error) => {
             // Nothing is left to be done if even this cannot be written.
             drop(writeln!(std::io::stderr(), "berth-agent: {error:#}"));
-            ExitCode::FAILURE
+            let misconfigured = error.is::<ReadConfigError>()
+                || error.is::<ControllerUrlDenied>()
+                || matches!(
+                    error.downcast_ref(),
+                    Some(NodeFileError::NotJoined | NodeFileError::Damaged { .. })
+                );
+            if misconfigured {
+                ExitCode::from(EXIT_CONFIG)
+            } else {
+                ExitCode::FAILURE
+            }
         }
     }
 }

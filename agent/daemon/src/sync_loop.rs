@@ -21,6 +21,7 @@ use berth_api::ids::AgentInstanceId;
 use berth_ledger::envelope::seal;
 use berth_ledger::keys::SigningKey;
 use ring::rand::{SecureRandom as _, SystemRandom};
+use tokio::time::Instant;
 
 use crate::agent::Agent;
 use crate::clock;
@@ -35,7 +36,7 @@ const CALL_MARGIN: Duration = Duration::from_secs(15);
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// Longest pause between failures.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// Pause when the controller repeats tasks that are at work already.
+/// Pause when the controller answers at once and has nothing new to say.
 const NOTHING_NEW_PAUSE: Duration = Duration::from_secs(1);
 
 /// One run of the agent.
@@ -104,11 +105,15 @@ impl SyncLoop {
         pause: &mut Duration,
     ) -> bool {
         let request = self.request(agent, run, wait_seconds).await;
+        let asked = Instant::now();
         match self.call(&request).await {
             Ok(reply) => {
                 *pause = FIRST_PAUSE;
                 agent.acknowledge(&reply.acknowledged);
-                if agent.take(&reply.tasks).await == 0 && !reply.tasks.is_empty() {
+                let news = agent.take(&reply.tasks).await > 0 || !reply.acknowledged.is_empty();
+                // A controller that does not hold the poll, or repeats what is at work already,
+                // must not keep this host busy.
+                if wait_seconds > 0 && !news && asked.elapsed() < NOTHING_NEW_PAUSE {
                     tokio::time::sleep(NOTHING_NEW_PAUSE).await;
                 }
                 true
