@@ -207,6 +207,17 @@ impl SimulatedAgent {
         Ok(envelope::seal(&self.key, SYNC_PAYLOAD_TYPE, request)?)
     }
 
+    /// Send an envelope as a sync and turn away from it, as an agent does that has news.
+    pub fn abandon(&self, sealed: &SignedEnvelope, after: Duration) {
+        let impatient: ureq::Agent = ureq::Agent::config_builder()
+            .timeout_global(Some(after))
+            .build()
+            .into();
+        let url = format!("{}/v1/agent/sync", self.url);
+        // It is to be cut off; an answer before that would be no harm.
+        drop(impatient.post(url).send_json(sealed));
+    }
+
     /// Send an envelope as a sync; status and body.
     pub fn send(&self, sealed: &SignedEnvelope) -> anyhow::Result<(u16, String)> {
         let mut answer = self

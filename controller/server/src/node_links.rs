@@ -20,7 +20,8 @@ pub(crate) struct NodeLink {
 
 #[derive(Debug, Default)]
 struct Sent {
-    run: Option<AgentInstanceId>,
+    /// The newest sync: the run of the agent and its number.
+    newest: Option<(AgentInstanceId, u64)>,
     at: HashMap<TaskId, Instant>,
 }
 
@@ -57,28 +58,41 @@ impl NodeLink {
         self.work.subscribe()
     }
 
+    /// A sync was taken in: polls of earlier ones end, as their agent has turned away from them.
+    pub(crate) fn begin(&self, run: AgentInstanceId, seq: u64) {
+        let mut sent = self.lock();
+        match sent.newest {
+            Some((known, newest)) if known == run && newest >= seq => return,
+            Some((known, _)) if known == run => {}
+            Some(_) | None => sent.at.clear(),
+        }
+        sent.newest = Some((run, seq));
+        drop(sent);
+        self.work
+            .send_modify(|count| *count = count.wrapping_add(1));
+    }
+
     /// Of the unanswered tasks, those that this run of the agent was not sent lately. They count as
-    /// sent from here on.
+    /// sent from here on. `None` if a newer sync has begun: it shall have them.
     pub(crate) fn due(
         &self,
         run: AgentInstanceId,
+        seq: u64,
         tasks: Vec<(TaskId, SignedEnvelope)>,
-    ) -> Vec<SignedEnvelope> {
+    ) -> Option<Vec<SignedEnvelope>> {
         let now = Instant::now();
         let mut sent = self.lock();
-        if sent.run != Some(run) {
-            *sent = Sent {
-                run: Some(run),
-                at: HashMap::new(),
-            };
+        if sent.newest != Some((run, seq)) {
+            return None;
         }
         sent.at
             .retain(|_, at| now.duration_since(*at) < RESEND_AFTER);
-        tasks
+        let due = tasks
             .into_iter()
             .filter(|(id, _)| sent.at.insert(*id, now).is_none())
             .map(|(_, envelope)| envelope)
-            .collect()
+            .collect();
+        Some(due)
     }
 
     fn lock(&self) -> MutexGuard<'_, Sent> {

@@ -207,6 +207,33 @@ fn a_long_poll_returns_as_soon_as_there_is_work() {
 }
 
 #[test]
+fn a_poll_that_its_agent_turned_away_from_takes_no_task_with_it() {
+    let controller = Controller::start();
+    let tenant = controller.tenant("acme", 1);
+    let mut agent = controller.agent("node-1", 4096);
+    let abandoned = agent.next_sync(25);
+    let abandoned = agent.seal(&abandoned).unwrap();
+    agent.abandon(&abandoned, std::time::Duration::from_millis(300));
+    let begun = std::time::Instant::now();
+    let poll = std::thread::spawn(move || {
+        let tasks = agent.sync(25).unwrap();
+        (agent, tasks)
+    });
+    tenant.post("/v1/vms", &vm_body("web")).expect(201);
+    let (mut agent, tasks) = poll.join().unwrap();
+    assert_eq!(tasks, 1);
+    assert!(
+        begun.elapsed().as_secs() < 8,
+        "it was sent at once, not sent again"
+    );
+    agent.settle().unwrap();
+    assert_eq!(
+        tenant.get("/v1/vms/web").expect(200).json()["state"],
+        "running"
+    );
+}
+
+#[test]
 fn a_vm_waits_for_a_node_that_could_take_it_and_was_not_seen_since_enrolment() {
     let controller = Controller::start();
     let tenant = controller.tenant("acme", 3);

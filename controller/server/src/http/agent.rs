@@ -102,6 +102,7 @@ pub(crate) async fn sync(
         .map_err(|denied| refuse(&denied))?;
     let node = request.node_id;
     let link = app.links.of(node);
+    link.begin(request.agent_instance_id, request.seq);
     let mut work = link.watch();
     app.console.answer(node, &request.results);
     app.vms_changed(accepted.wake.into_iter().filter(|woken| *woken != node));
@@ -116,7 +117,9 @@ pub(crate) async fn sync(
         } else {
             end.min(tokio::time::Instant::now() + RESEND_AFTER)
         };
-        let tasks = link.due(request.agent_instance_id, unanswered);
+        let Some(tasks) = link.due(request.agent_instance_id, request.seq, unanswered) else {
+            break Vec::new();
+        };
         // What was acknowledged is news to the agent as well.
         if !tasks.is_empty() || !accepted.acknowledged.is_empty() {
             break tasks;

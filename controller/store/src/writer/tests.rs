@@ -206,3 +206,47 @@ fn nothing_of_one_tenant_can_hang_on_another_tenants_vm() {
         );
     }
 }
+
+#[test]
+fn nothing_in_the_ledger_is_ever_changed_or_removed() {
+    let (folder, store) = store();
+    for _ in 0..3 {
+        store
+            .write(|tx| tx.append(event(), &Cause::controller()))
+            .unwrap();
+    }
+    let database = rusqlite::Connection::open(folder.path().join("berth.db")).unwrap();
+    for (statement, refusal) in [
+        ("UPDATE ledger_event SET body = '{}'", "append-only"),
+        (
+            "UPDATE ledger_event SET idx = 9 WHERE idx = 2",
+            "append-only",
+        ),
+        ("DELETE FROM ledger_event WHERE idx = 2", "append-only"),
+        ("DELETE FROM ledger_event", "append-only"),
+        (
+            "INSERT OR REPLACE INTO ledger_event (idx, body, prev_hash, hash, signature)
+             VALUES (2, '{}', '', '', '')",
+            "no gaps",
+        ),
+        (
+            "INSERT INTO ledger_event (idx, body, prev_hash, hash, signature)
+             VALUES (4, '{}', '', '', '')",
+            "no gaps",
+        ),
+        (
+            "INSERT INTO ledger_event (idx, body, prev_hash, hash, signature)
+             VALUES (2, '{}', '', '', '') ON CONFLICT DO UPDATE SET body = '{}'",
+            "no gaps",
+        ),
+    ] {
+        let refused = database.execute(statement, []).unwrap_err();
+        assert!(
+            refused.to_string().contains(refusal),
+            "{statement}: {refused}"
+        );
+    }
+    let key = store.ledger_key();
+    let verified = store.read(|db| Ok(db.verify_ledger(&key).unwrap()));
+    assert_eq!(verified.unwrap(), 3);
+}
