@@ -18,11 +18,11 @@ make_users_and_folders() {
         systemd-sysusers "$sysusers"
     fi
     if [ -n "$tmpfiles" ]; then
-        # Where /proc is not mounted, as in a bare chroot, it insists on being told the root.
+        # It insists on /proc, which a bare chroot lacks; the unit makes its folder by itself then.
         if [ -e /proc/self ]; then
             systemd-tmpfiles --create "$tmpfiles"
         else
-            systemd-tmpfiles --root=/ --create "$tmpfiles"
+            echo "$package: no /proc here; $state is made when the service starts first" >&2
         fi
     fi
 }

@@ -68,6 +68,7 @@ fn packages_install_upgrade_and_go_and_the_state_stays() {
     };
     check_installation(installation);
     check_upgrade(upgrade);
+    assert!(removal.said.contains("changes kept: 1"), "{}", removal.said);
     check_removal(removal);
     check_purge(purge);
 }
@@ -92,7 +93,10 @@ fn check_installation(facts: &Facts<'_>) {
 }
 
 fn check_upgrade(facts: &Facts<'_>) {
-    facts.has("changes kept: 1");
+    facts.has("controller's folder: its own");
+    for folder in ["agent", "controller"] {
+        facts.has(&format!("state: 700 var/lib/berth/{folder}"));
+    }
     facts.has("state: 644 var/lib/berth/agent/vms/disk.raw");
     facts.has("enabled: etc/systemd/system/multi-user.target.wants/berth-controller.service");
     facts.has_none("enabled: etc/systemd/system/multi-user.target.wants/berth-agent.service");

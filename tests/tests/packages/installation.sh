@@ -1,7 +1,8 @@
 #!/bin/sh
 # Installs, upgrades, removes and purges the packages in a Debian tree, and prints what it finds after
 # each step. Runs as root in a mount namespace of its own: the tree itself is not touched, and nothing
-# stays mounted however it ends. No /proc, no /run/systemd: as bare as an image build can be.
+# stays mounted however it ends. There is no /run/systemd, and on installation not even /proc: as bare
+# as an image build can be.
 #
 #   installation.sh TREE DEB...
 set -eu
@@ -45,6 +46,7 @@ echo '# an administrator was here' >>"$root/etc/berth/agent.toml"
 mkdir -p "$root/var/lib/berth/agent/vms" "$root/var/lib/berth/controller"
 echo precious >"$root/var/lib/berth/agent/vms/disk.raw"
 echo precious >"$root/var/lib/berth/controller/berth.db"
+mount -t proc proc "$root/proc"
 inside systemctl --root=/ --quiet disable berth-agent.service
 inside sh -c 'dpkg --install /tmp/packages/*.deb'
 facts upgrade
