@@ -6,10 +6,13 @@
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+/// Whether a live line is on the terminal, which another line has to wipe first.
+static LIVE: AtomicBool = AtomicBool::new(false);
 /// How often the live line is redrawn.
 const REDRAW: Duration = Duration::from_millis(250);
 
@@ -42,7 +45,8 @@ impl Progress {
             done: Vec::new(),
             began: Instant::now(),
             current: None,
-            terminal: std::io::stdout().is_terminal(),
+            // A task inside another one leaves the live line to the outer one.
+            terminal: std::io::stdout().is_terminal() && !LIVE.load(Ordering::Relaxed),
             failed: false,
         }
     }
@@ -70,15 +74,6 @@ impl Progress {
         });
     }
 
-    /// Prints a line of the task's own without disturbing the live line.
-    pub fn line(&self, text: &str) {
-        if self.terminal && self.current.is_some() {
-            say(&format!("\r\x1b[K{text}"));
-        } else {
-            say(text);
-        }
-    }
-
     /// Ends the task well: its durations become the next run's forecast.
     pub fn finish(mut self) -> Duration {
         self.end_phase();
@@ -95,13 +90,14 @@ impl Progress {
             // A ticker that panicked has drawn its last line; nothing else depends on it.
             if thread.join().is_ok() {
                 say(&format!(
-                    "\r\x1b[K[{}] {}: {}{}",
+                    "[{}] {}: {}{}",
                     self.done.len() + 1,
                     phase.name,
                     short(phase.began.elapsed()),
                     if self.failed { ", not finished" } else { "" }
                 ));
             }
+            LIVE.store(false, Ordering::Relaxed);
         }
         self.done.push((phase.name, phase.began.elapsed()));
     }
@@ -126,10 +122,19 @@ pub fn short(duration: Duration) -> String {
     }
 }
 
-/// Writes one line to standard output. A reader that went away is not this program's problem.
+/// Writes one line to standard output, above the live line if there is one. A reader that went away
+/// is not this program's problem.
 pub fn say(text: &str) {
+    let wipe = if LIVE.load(Ordering::Relaxed) {
+        "\r\x1b[K"
+    } else {
+        ""
+    };
     let mut out = std::io::stdout().lock();
-    if writeln!(out, "{text}").and_then(|()| out.flush()).is_err() {
+    if writeln!(out, "{wipe}{text}")
+        .and_then(|()| out.flush())
+        .is_err()
+    {
         // Nobody reads any more; the exit status still tells how it went.
     }
 }
@@ -153,6 +158,7 @@ fn start_ticker(
 ) -> (Sender<()>, JoinHandle<()>) {
     let (stop, stopped) = channel::<()>();
     let began = Instant::now();
+    LIVE.store(true, Ordering::Relaxed);
     let thread = std::thread::spawn(move || {
         while stopped.recv_timeout(REDRAW) == Err(RecvTimeoutError::Timeout) {
             let elapsed = began.elapsed();

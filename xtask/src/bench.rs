@@ -1,16 +1,62 @@
-//! `cargo xtask bench`: measurements, each as a ratio in one run.
+//! `cargo xtask bench`: measurements, each as a ratio to others in the same run.
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
+use berth_tests::progress::say;
+use berth_tests::startup::{self, Options, Peer};
+
+use crate::package;
+use crate::setup::{self, Need};
 
 #[derive(clap::Args)]
-pub(crate) struct Arguments {}
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    measurement: Measurement,
+}
+
+#[derive(clap::Subcommand)]
+enum Measurement {
+    /// From starting a VMM to its guest's first byte, on this machine's /dev/kvm
+    Startup {
+        /// A program to compare with, such as firecracker=/usr/bin/firecracker; may be repeated
+        #[arg(long, value_name = "NAME=PATH")]
+        peer: Vec<Peer>,
+        /// How often each is started
+        #[arg(long, default_value_t = startup::DEFAULT_ROUNDS)]
+        rounds: usize,
+        /// Print one JSON document instead of a table
+        #[arg(long)]
+        json: bool,
+    },
+}
 
 /// Runs the task.
 ///
 /// # Errors
-/// If a measurement fails.
-pub(crate) fn run(_arguments: &Arguments) -> Result<ExitCode> {
-    Ok(ExitCode::SUCCESS)
+/// If a measurement fails; broken promises make the exit status 1 and are no error.
+pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
+    let Measurement::Startup { peer, rounds, json } = arguments.measurement;
+    setup::ensure(&[Need::Compile])?;
+    let vmm = package::programs()?.join("berth-vmm");
+    ensure!(vmm.exists(), "cargo built no {}", vmm.display());
+    let report = startup::run(&Options {
+        vmm,
+        rounds,
+        peers: peer,
+    })?;
+    if json {
+        say(&format!("{:#}", report.to_json()));
+    } else {
+        say(&report.to_string());
+    }
+    let broken = report.broken_promises();
+    for promise in &broken {
+        say(&format!("broken promise: {promise}"));
+    }
+    Ok(if broken.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use berth_tests::{command, workspace};
 
 /// Runs cargo with its output in `build/logs/<log>.log`.
@@ -41,14 +41,6 @@ pub(crate) fn cargo_command() -> Command {
     cargo
 }
 
-/// Builds every program that goes into a package, in release mode.
-///
-/// # Errors
-/// If cargo fails.
-pub(crate) fn release_programs() -> Result<()> {
-    crate::package::programs().map(drop)
-}
-
 /// Builds the programs that scenarios bring along, in release mode, and returns their folder.
 ///
 /// # Errors
@@ -66,17 +58,4 @@ pub(crate) fn lab_programs() -> Result<PathBuf> {
         "build-lab-programs",
     )?;
     Ok(workspace::target_dir().join("release"))
-}
-
-/// A program that [`release_programs`] has built.
-///
-/// # Errors
-/// If it is not there.
-pub(crate) fn release_program(name: &str) -> Result<PathBuf> {
-    let path = workspace::target_dir().join("release").join(name);
-    let found = path
-        .metadata()
-        .with_context(|| format!("looking for {}", path.display()))?;
-    ensure!(found.is_file(), "{} is not a program", path.display());
-    Ok(path)
 }

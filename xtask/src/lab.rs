@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, bail};
 use berth_tests::command::tail;
 use berth_tests::lab::image;
+use berth_tests::lab::kept::Kept;
 use berth_tests::lab::node::{Node, NodeSpec, run_folder};
 use berth_tests::lab::scenario::{self, Context};
 use berth_tests::progress::{Progress, say, short};
@@ -15,7 +16,8 @@ use crate::{build, package};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// A scenario's name, or `shell` for a prompt on a node with our packages
+    /// A scenario's name, `shell` for a prompt on a node with our packages, or `stop` to end the node
+    /// that `demo --keep` has left running
     scenario: Option<String>,
     /// List the scenarios and what each shows
     #[arg(long)]
@@ -29,6 +31,14 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     match (&arguments.scenario, arguments.list) {
         (Some(name), false) if name == "shell" => shell(),
+        (Some(name), false) if name == "stop" => {
+            say(if Kept::end()? {
+                "the kept node has ended"
+            } else {
+                "no kept node is running"
+            });
+            Ok(ExitCode::SUCCESS)
+        }
         (Some(name), false) => {
             let Some(found) = scenario::by_name(name) else {
                 bail!("there is no scenario {name}; `cargo xtask lab --list` shows them");
@@ -60,7 +70,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 pub(crate) fn prepare(progress: &mut Progress) -> Result<Context> {
     setup::ensure(&[Need::Compile, Need::Package, Need::Lab])?;
     progress.phase("build the programs");
-    build::release_programs()?;
+    package::programs()?;
     let programs = build::lab_programs()?;
     progress.phase("pack");
     let packages = package::debs()?;

@@ -5,7 +5,7 @@
 use std::process::Command;
 
 use anyhow::{Result, bail};
-use berth_tests::command::{as_root, capture, output, run_logged};
+use berth_tests::command::{as_root, output, run_logged};
 use berth_tests::progress::say;
 use berth_tests::workspace;
 
@@ -103,11 +103,6 @@ fn missing<'a>(wanted: &[&'a str]) -> Result<Vec<&'a str>> {
         .copied()
         .filter(|name| !installed(name))
         .collect())
-}
-
-/// Whether a program answers to its name; for tools that are used when they are there.
-pub(crate) fn has(program: &str) -> bool {
-    capture(Command::new("sh").args(["-c", &format!("command -v {program}")])).is_ok()
 }
 
 #[cfg(test)]

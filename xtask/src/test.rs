@@ -1,16 +1,158 @@
-//! `cargo xtask bench`: measurements, each as a ratio in one run.
+//! `cargo xtask test`: everything that CI runs, tier by tier, and one closing count.
+//!
+//! A tier that cannot run says why and counts as skipped; it never passes silently. Logs stay in
+//! `build/logs/` and `build/lab/runs/`.
+
+mod cargo_tests;
+mod tiers;
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
+use berth_tests::progress::{Progress, say, short};
+
+use crate::setup::{self, Need};
+use tiers::{TIERS, Tier};
 
 #[derive(clap::Args)]
-pub(crate) struct Arguments {}
+pub(crate) struct Arguments {
+    /// Only this tier; may be repeated
+    #[arg(long, value_name = "NAME")]
+    tier: Vec<String>,
+    /// List the tiers and what each shows
+    #[arg(long)]
+    list: bool,
+}
+
+/// How a tier went.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    /// Tests that passed.
+    passed: u32,
+    /// What failed, each with its reason.
+    failed: Vec<String>,
+    /// What did not run, each with its reason.
+    skipped: Vec<String>,
+}
+
+impl Tally {
+    /// Counts one test.
+    fn count(&mut self, name: &str, result: Result<()>) {
+        match result {
+            Ok(()) => self.passed += 1,
+            Err(error) => self.failed.push(format!("{name}: {error:#}")),
+        }
+    }
+
+    fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed.extend(other.failed);
+        self.skipped.extend(other.skipped);
+    }
+
+    /// The counts in words; what `cargo xtask test` ends with.
+    fn closing(&self) -> String {
+        let mut line = format!("{} passed, {} failed", self.passed, self.failed.len());
+        if !self.skipped.is_empty() {
+            line.push_str(&format!(", {} skipped", self.skipped.len()));
+        }
+        line
+    }
+}
 
 /// Runs the task.
 ///
 /// # Errors
-/// If a measurement fails.
-pub(crate) fn run(_arguments: &Arguments) -> Result<ExitCode> {
-    Ok(ExitCode::SUCCESS)
+/// If a tier's name is unknown or the set-up fails; failed tests make the exit status 1.
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    if arguments.list {
+        for tier in TIERS {
+            say(&format!("{:<11} {}", tier.name, tier.shows));
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let tiers = chosen(&arguments.tier)?;
+    setup::ensure(&[Need::Compile, Need::Package, Need::Lab])?;
+    let mut progress = Progress::new("test");
+    let mut all = Tally::default();
+    let mut summary = Vec::new();
+    for tier in tiers {
+        progress.phase(&format!("tier {}", tier.name));
+        let began = std::time::Instant::now();
+        let mut tally = Tally::default();
+        if let Err(error) = (tier.run)(&mut tally) {
+            tally.failed.push(format!("tier {}: {error:#}", tier.name));
+        }
+        for (word, reasons) in [("FAILED", &tally.failed), ("skipped", &tally.skipped)] {
+            for reason in reasons {
+                say(&format!("{word} {reason}"));
+            }
+        }
+        summary.push(line(tier, &tally, &short(began.elapsed())));
+        if tally == Tally::default() {
+            tally
+                .failed
+                .push(format!("tier {}: nothing ran", tier.name));
+        }
+        all.add(tally);
+    }
+    progress.finish();
+    say("");
+    for line in summary {
+        say(&line);
+    }
+    if !all.failed.is_empty() {
+        say("logs are in build/logs/, those of nodes in build/lab/runs/");
+    }
+    say(&all.closing());
+    Ok(if all.failed.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn line(tier: &Tier, tally: &Tally, took: &str) -> String {
+    format!("{:<11} {} ({took})", tier.name, tally.closing())
+}
+
+fn chosen(names: &[String]) -> Result<Vec<&'static Tier>> {
+    if names.is_empty() {
+        return Ok(TIERS.iter().collect());
+    }
+    let mut found = Vec::new();
+    for name in names {
+        match TIERS.iter().find(|tier| tier.name == name) {
+            Some(tier) => found.push(tier),
+            None => bail!("there is no tier {name}; `cargo xtask test --list` shows them"),
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod unit_tests {
+    use super::*;
+
+    #[test]
+    fn the_closing_line_counts_all() {
+        let mut tally = Tally {
+            passed: 3,
+            ..Tally::default()
+        };
+        assert_eq!(tally.closing(), "3 passed, 0 failed");
+        tally.count("bad", Err(anyhow::anyhow!("reason")));
+        tally.add(Tally {
+            skipped: vec!["x".to_owned()],
+            ..Tally::default()
+        });
+        assert_eq!(tally.closing(), "3 passed, 1 failed, 1 skipped");
+        assert_eq!(tally.failed, ["bad: reason"]);
+    }
+
+    #[test]
+    fn an_unknown_tier_is_an_error() {
+        assert!(chosen(&["unheard-of".to_owned()]).is_err());
+        assert_eq!(chosen(&[]).unwrap().len(), TIERS.len());
+    }
 }

@@ -5,7 +5,6 @@
 //! parent-death signal. [`Node::keep`] is the one way to leave it running.
 
 use std::fs::File;
-use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -14,7 +13,9 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::cache;
 use super::devices::{Device, drive_argument};
+use super::host::Host;
 use super::image::{ChannelKeys, NodeImage, lab_dir};
+use super::kept::Kept;
 use super::ssh::{self, Channel, Lifetime, wait_for};
 use crate::command;
 
@@ -101,54 +102,6 @@ impl Node {
         self.channel.as_ref().context("the node has no channel")
     }
 
-    /// Runs a shell script on the node and returns whatever came of it.
-    ///
-    /// # Errors
-    /// If the node does not answer.
-    pub fn run(&self, script: &str) -> Result<Output> {
-        self.channel()?.run(script)
-    }
-
-    /// Runs a shell script that has to succeed, and returns its standard output.
-    ///
-    /// # Errors
-    /// If the script's exit status is not 0; the message has its whole output.
-    pub fn check(&self, script: &str) -> Result<String> {
-        let output = self.run(script)?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        ensure!(
-            output.status.success(),
-            "on the node, `{script}` ended with {}:\n{}{}",
-            ended(&output),
-            text,
-            String::from_utf8_lossy(&output.stderr)
-        );
-        Ok(text.into_owned())
-    }
-
-    /// Runs a shell script again and again until it succeeds; returns its standard output then.
-    ///
-    /// # Errors
-    /// If it never does within `limit`; the message has the last output.
-    pub fn wait_until(&self, what: &str, limit: Duration, script: &str) -> Result<String> {
-        let mut last = None;
-        let done = wait_for(limit, || {
-            let output = self.run(script)?;
-            let good = output.status.success();
-            last = Some(output);
-            Ok(good)
-        })?;
-        let output = last.context("a condition was never asked")?;
-        ensure!(
-            done,
-            "{what}: not within {} s; `{script}` last said:\n{}{}",
-            limit.as_secs(),
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        );
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    }
-
     /// Copies a file to the node.
     ///
     /// # Errors
@@ -186,9 +139,52 @@ impl Node {
         Ok(())
     }
 
-    /// Collects journal, kernel log and unit states next to the serial log. Best effort: it runs
-    /// when something has failed already.
-    pub fn collect(&self) {
+    /// Leaves the node running, with its API reachable at a loopback port of this machine.
+    ///
+    /// # Errors
+    /// If the port cannot be forwarded; the node is ended then.
+    pub fn keep(self) -> Result<Kept> {
+        let channel = self.channel()?;
+        let kept = Kept {
+            pids: vec![channel.pid(), self.qemu.id()],
+            api_port: channel.forward(9221)?,
+            ssh_port: self.port,
+            folder: self.folder.clone(),
+        };
+        kept.record()?;
+        // Both destructors would end the processes, which is what must not happen from here on.
+        std::mem::forget(self);
+        Ok(kept)
+    }
+
+    fn wait_until_it_answers(&mut self) -> Result<()> {
+        let port = self.port;
+        let answered = wait_for(BOOT_LIMIT, || {
+            if let Some(status) = self.qemu.try_wait().context("waiting for QEMU")? {
+                bail!(
+                    "QEMU ended with {status}:\n{}",
+                    command::tail(&self.folder.join("qemu.log"), 10)
+                );
+            }
+            Ok(ssh::answers(port))
+        })?;
+        ensure!(
+            answered,
+            "the node did not answer within {} s; its console says:\n{}",
+            BOOT_LIMIT.as_secs(),
+            command::tail(&self.folder.join("serial.log"), 20)
+        );
+        Ok(())
+    }
+}
+
+impl Host for Node {
+    fn run(&self, script: &str) -> Result<Output> {
+        self.channel()?.run(script)
+    }
+
+    /// Journal, kernel log and unit states, next to the serial log.
+    fn collect(&self) {
         let wanted = [
             ("journal.txt", "journalctl --no-pager -b -o short-monotonic"),
             ("dmesg.txt", "dmesg"),
@@ -210,36 +206,6 @@ impl Node {
                 // The failure that is being reported matters more than its evidence.
             }
         }
-    }
-
-    /// Leaves the node running and returns the pids to end later: QEMU's and the channel's.
-    #[must_use]
-    pub fn keep(self) -> Vec<u32> {
-        let mut pids = vec![self.qemu.id()];
-        pids.extend(self.channel.as_ref().map(Channel::pid));
-        // Both destructors would end the processes, which is what must not happen here.
-        std::mem::forget(self);
-        pids
-    }
-
-    fn wait_until_it_answers(&mut self) -> Result<()> {
-        let port = self.port;
-        let answered = wait_for(BOOT_LIMIT, || {
-            if let Some(status) = self.qemu.try_wait().context("waiting for QEMU")? {
-                bail!(
-                    "QEMU ended with {status}:\n{}",
-                    command::tail(&self.folder.join("qemu.log"), 10)
-                );
-            }
-            Ok(ssh::answers(port))
-        })?;
-        ensure!(
-            answered,
-            "the node did not answer within {} s; its console says:\n{}",
-            BOOT_LIMIT.as_secs(),
-            command::tail(&self.folder.join("serial.log"), 20)
-        );
-        Ok(())
     }
 }
 
@@ -301,11 +267,3 @@ fn qemu(image: &NodeImage, spec: &NodeSpec, port: u16, folder: &Path) -> Command
 /// NVMe and ext4 are built into the kernel, so that the node needs no initrd.
 const KERNEL_ARGUMENTS: &str = "root=/dev/nvme0n1 rootfstype=ext4 rw console=ttyS0 quiet \
     net.ifnames=0 intel_iommu=on systemd.show_status=no";
-
-fn ended(output: &Output) -> String {
-    match (output.status.code(), output.status.signal()) {
-        (Some(code), _) => format!("exit status {code}"),
-        (None, Some(signal)) => format!("signal {signal}"),
-        (None, None) => "no status".to_owned(),
-    }
-}

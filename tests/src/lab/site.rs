@@ -1,4 +1,4 @@
-//! A whole installation on one node: controller, agent, a Debian image, and REST calls by curl.
+//! A whole installation on one host: controller, agent, a Debian image, and REST calls by curl.
 //!
 //! Everything is done as an operator or a tenant would do it, with the packaged programs.
 
@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use super::devices::Device;
+use super::host::{Here, Host};
 use super::node::{Node, NodeSpec};
 use super::scenario::Context;
 use super::ssh::Lifetime;
@@ -23,11 +24,11 @@ const READY: Duration = Duration::from_secs(60);
 /// Marks the line in which curl tells the status.
 const STATUS_MARK: &str = "berth-http-status=";
 
-/// A node with everything installed and enrolled.
+/// A host with everything installed.
 #[derive(Debug)]
-pub struct Site {
-    /// The node.
-    pub node: Node,
+pub struct Site<H: Host = Node> {
+    /// The host.
+    pub node: H,
     /// The operator's token.
     pub admin_token: String,
     say: fn(&str),
@@ -42,7 +43,7 @@ pub struct Reply {
     pub body: Value,
 }
 
-impl Site {
+impl Site<Node> {
     /// Boots the node alone, without enrolling it. `name` is the folder of its logs.
     ///
     /// # Errors
@@ -63,12 +64,32 @@ impl Site {
             say: context.say,
         };
         // What a node says about a start that failed is the only evidence of it.
-        site.prepare().inspect_err(|_| site.node.collect())?;
+        site.node
+            .mount_guest_image()
+            .and_then(|()| site.prepare())
+            .inspect_err(|_| site.node.collect())?;
         Ok(site)
     }
+}
 
+impl Site<Here> {
+    /// The packages that were just installed on this machine.
+    ///
+    /// # Errors
+    /// If the packaged controller does not become ready.
+    pub fn here(say: fn(&str)) -> Result<Self> {
+        let mut site = Self {
+            node: Here,
+            admin_token: String::new(),
+            say,
+        };
+        site.prepare()?;
+        Ok(site)
+    }
+}
+
+impl<H: Host> Site<H> {
     fn prepare(&mut self) -> Result<()> {
-        self.node.mount_guest_image()?;
         self.wait_ready()?;
         self.admin_token = self
             .node

@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::lab::devices::Device;
+use crate::lab::host::Host as _;
 use crate::lab::node::{Node, NodeSpec};
 use crate::lab::scenario::Context;
 

@@ -9,11 +9,14 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::lab::document::{Block, blocks};
+use crate::lab::host::Host;
 use crate::lab::scenario::Context;
 use crate::lab::site::{IMAGE, Site, text};
 use crate::lab::ssh::Lifetime;
 use crate::workspace;
 
+/// The name of the tenant's first VM.
+pub const FIRST_VM: &str = "web";
 /// What `max_vms` is in the document.
 const MAX_VMS: u32 = 10;
 
@@ -30,7 +33,7 @@ pub(crate) fn run(context: &Context) -> Result<()> {
     result
 }
 
-fn run_on(site: &Site, say: fn(&str)) -> Result<()> {
+fn run_on(site: &Site<impl Host>, say: fn(&str)) -> Result<()> {
     site.enrol()?;
     let other = site.tenant("other-corp", 1)?;
     let foreign = create(site, &other, "theirs")?;
@@ -40,10 +43,12 @@ fn run_on(site: &Site, say: fn(&str)) -> Result<()> {
         foreign.body
     );
     let tenant = walk(site, say)?;
-    for vm in items(&site.expect(200, &tenant, "GET", "/v1/vms", None)?)? {
-        delete(site, &tenant, &vm)?;
-    }
-    delete(site, &other, &foreign.body)
+    delete(
+        site,
+        &tenant,
+        &items(&site.expect(200, &tenant, "GET", "/v1/vms", None)?)?,
+    )?;
+    delete(site, &other, &[foreign.body])
 }
 
 /// Executes the document on a site that is enrolled; returns the tenant administrator's token.
@@ -51,7 +56,7 @@ fn run_on(site: &Site, say: fn(&str)) -> Result<()> {
 ///
 /// # Errors
 /// The first step that does not keep its promise.
-pub(crate) fn walk(site: &Site, say: fn(&str)) -> Result<String> {
+pub fn walk(site: &Site<impl Host>, say: fn(&str)) -> Result<String> {
     let path = workspace::root().join("docs/seed-001.md");
     let document =
         std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
@@ -88,7 +93,7 @@ pub(crate) fn walk(site: &Site, say: fn(&str)) -> Result<String> {
     );
     let token = text(&issued, "token")?;
 
-    let first = create(site, &token, "vm-1")?;
+    let first = create(site, &token, FIRST_VM)?;
     ensure!(first.status == 201, "the first VM: {:#}", first.body);
     let listed = execute(site, say, isolation, &[("tenant-admin-token", &token)])?;
     let listed = items(&listed)?;
@@ -121,8 +126,21 @@ pub(crate) fn walk(site: &Site, say: fn(&str)) -> Result<String> {
     Ok(token)
 }
 
+/// Deletes the VMs that filled the quota.
+///
+/// # Errors
+/// If one of them does not go.
+pub fn delete_all_but_first(site: &Site<impl Host>, token: &str) -> Result<()> {
+    let page = site.expect(200, token, "GET", "/v1/vms", None)?;
+    let (first, others): (Vec<_>, Vec<_>) = items(&page)?
+        .into_iter()
+        .partition(|vm| vm["name"] == FIRST_VM);
+    ensure!(first.len() == 1, "the first VM is not there: {page:#}");
+    delete(site, token, &others)
+}
+
 /// Fills the quota and asks for one more. One VM of the tenant exists.
-fn verify_quota(site: &Site, say: fn(&str), token: &str) -> Result<()> {
+fn verify_quota(site: &Site<impl Host>, say: fn(&str), token: &str) -> Result<()> {
     for number in 2..=MAX_VMS {
         let reply = create(site, token, &format!("vm-{number}"))?;
         ensure!(
@@ -152,27 +170,42 @@ fn verify_quota(site: &Site, say: fn(&str), token: &str) -> Result<()> {
     Ok(())
 }
 
-fn create(site: &Site, token: &str, name: &str) -> Result<crate::lab::site::Reply> {
+fn create(site: &Site<impl Host>, token: &str, name: &str) -> Result<crate::lab::site::Reply> {
     let wish = json!({ "name": name, "image": IMAGE, "memory_mb": 128 });
     site.call(token, "POST", "/v1/vms", Some(&wish))
 }
 
-fn delete(site: &Site, token: &str, vm: &Value) -> Result<()> {
-    let id = text(vm, "id")?;
-    site.expect(202, token, "DELETE", &format!("/v1/vms/{id}"), None)?;
-    site.wait_vm(token, &id, "deleted", Duration::from_secs(180))?;
+/// Deletes VMs: asks for all of them, then waits for all of them.
+fn delete(site: &Site<impl Host>, token: &str, vms: &[Value]) -> Result<()> {
+    for vm in vms {
+        site.expect(
+            202,
+            token,
+            "DELETE",
+            &format!("/v1/vms/{}", text(vm, "id")?),
+            None,
+        )?;
+    }
+    for vm in vms {
+        site.wait_vm(token, &text(vm, "id")?, "deleted", Duration::from_secs(180))?;
+    }
     Ok(())
 }
 
 /// Runs a block whose answer is JSON.
-fn execute(site: &Site, say: fn(&str), block: &Block, values: &[(&str, &str)]) -> Result<Value> {
+fn execute(
+    site: &Site<impl Host>,
+    say: fn(&str),
+    block: &Block,
+    values: &[(&str, &str)],
+) -> Result<Value> {
     let output = show_block(site, say, block, values)?;
     serde_json::from_str(&output)
         .with_context(|| format!("{}: the answer is not JSON: {output}", block.heading))
 }
 
 fn show_block(
-    site: &Site,
+    site: &Site<impl Host>,
     say: fn(&str),
     block: &Block,
     values: &[(&str, &str)],

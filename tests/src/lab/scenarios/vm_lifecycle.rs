@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
+use crate::lab::host::Host;
 use crate::lab::scenario::Context;
 use crate::lab::site::{IMAGE, Site, text};
 use crate::lab::ssh::Lifetime;
@@ -25,7 +26,7 @@ pub(crate) fn run(context: &Context) -> Result<()> {
     result
 }
 
-fn run_on(site: &Site, say: fn(&str)) -> Result<()> {
+fn run_on(site: &Site<impl Host>, say: fn(&str)) -> Result<()> {
     site.enrol()?;
     let token = site.tenant("acme-corp", 2)?;
 
@@ -91,14 +92,14 @@ fn run_on(site: &Site, say: fn(&str)) -> Result<()> {
 ///
 /// # Errors
 /// If that is no VM's id.
-pub(crate) fn unit_of(id: &str) -> Result<String> {
+pub fn unit_of(id: &str) -> Result<String> {
     let bare = id
         .strip_prefix("vm_")
         .with_context(|| format!("{id} is not a VM's id"))?;
     Ok(format!("berth-vm-{bare}.service"))
 }
 
-fn main_pid(site: &Site, unit: &str) -> Result<u32> {
+fn main_pid(site: &Site<impl Host>, unit: &str) -> Result<u32> {
     let shown = site
         .node
         .check(&format!("systemctl show --value --property MainPID {unit}"))?;
@@ -107,7 +108,7 @@ fn main_pid(site: &Site, unit: &str) -> Result<u32> {
     Ok(pid)
 }
 
-fn sits_in_its_tenants_slice(site: &Site, unit: &str) -> Result<()> {
+fn sits_in_its_tenants_slice(site: &Site<impl Host>, unit: &str) -> Result<()> {
     let group = site.node.check(&format!(
         "systemctl show --value --property ControlGroup {unit}"
     ))?;
@@ -120,7 +121,7 @@ fn sits_in_its_tenants_slice(site: &Site, unit: &str) -> Result<()> {
 }
 
 /// Kills a daemon without warning and waits until systemd has another one running and ready.
-fn kill(site: &Site, daemon: &str) -> Result<()> {
+fn kill(site: &Site<impl Host>, daemon: &str) -> Result<()> {
     let show = format!("systemctl show --value --property MainPID {daemon}");
     let before = site.node.check(&show)?.trim().to_owned();
     site.node.check(&format!("kill -KILL {before}"))?;
@@ -133,14 +134,14 @@ fn kill(site: &Site, daemon: &str) -> Result<()> {
     Ok(())
 }
 
-fn has_ended(site: &Site, unit: &str) -> Result<()> {
+fn has_ended(site: &Site<impl Host>, unit: &str) -> Result<()> {
     let script = format!("! systemctl is-active --quiet {unit}");
     site.node
         .wait_until(&format!("{unit} ends"), Duration::from_secs(10), &script)?;
     Ok(())
 }
 
-fn nothing_is_left(site: &Site, token: &str, id: &str) -> Result<()> {
+fn nothing_is_left(site: &Site<impl Host>, token: &str, id: &str) -> Result<()> {
     let bare = id.trim_start_matches("vm_");
     let units = site
         .node

@@ -1,0 +1,125 @@
+//! Runs `cargo test` and counts what it says.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use berth_tests::command::capture;
+use berth_tests::workspace;
+use serde::Deserialize;
+
+use super::Tally;
+use crate::build::{cargo_command, logged};
+
+/// An integration test.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Target {
+    pub(super) package: String,
+    pub(super) name: String,
+}
+
+#[derive(Deserialize)]
+struct Metadata {
+    packages: Vec<MetadataPackage>,
+}
+
+#[derive(Deserialize)]
+struct MetadataPackage {
+    name: String,
+    targets: Vec<MetadataTarget>,
+}
+
+#[derive(Deserialize)]
+struct MetadataTarget {
+    name: String,
+    kind: Vec<String>,
+}
+
+/// All integration tests of the workspace.
+///
+/// # Errors
+/// If cargo cannot read the workspace.
+pub(super) fn targets() -> Result<Vec<Target>> {
+    let mut cargo = cargo_command();
+    cargo.args(["metadata", "--no-deps", "--format-version", "1", "--locked"]);
+    let metadata: Metadata =
+        serde_json::from_str(&capture(&mut cargo)?).context("understanding cargo metadata")?;
+    let mut found = Vec::new();
+    for package in metadata.packages {
+        for target in package.targets {
+            if target.kind.iter().any(|kind| kind == "test") {
+                found.push(Target {
+                    package: package.name.clone(),
+                    name: target.name,
+                });
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Runs `cargo test` with these arguments and adds what it counted.
+///
+/// # Errors
+/// If cargo fails without any test having failed: something does not compile.
+pub(super) fn run(arguments: &[&str], log: &str, tally: &mut Tally) -> Result<()> {
+    let path: PathBuf = workspace::build_dir()
+        .join("logs")
+        .join(format!("{log}.log"));
+    if path.exists() {
+        std::fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
+    }
+    let mut cargo = cargo_command();
+    cargo
+        .args(["test", "--locked", "--no-fail-fast"])
+        .args(arguments);
+    let result = logged(&mut cargo, log);
+    let output = std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+    let counted = count(
+        &String::from_utf8_lossy(&output),
+        &path.display().to_string(),
+    );
+    if counted.failed.is_empty() {
+        result?;
+    }
+    ensure!(
+        counted != Tally::default(),
+        "cargo test said nothing about any test; see {}",
+        path.display()
+    );
+    tally.add(counted);
+    Ok(())
+}
+
+/// Counts by the lines of libtest's plain output.
+fn count(output: &str, log: &str) -> Tally {
+    let mut tally = Tally::default();
+    for line in output.lines() {
+        let Some(rest) = line.strip_prefix("test ") else {
+            continue;
+        };
+        match rest.rsplit_once(" ... ") {
+            Some((_, "ok")) => tally.passed += 1,
+            Some((name, "FAILED")) => tally.failed.push(format!("{name} (see {log})")),
+            Some((name, word)) if word.starts_with("ignored") => {
+                tally.skipped.push(format!("{name}: {word}"));
+            }
+            _ => {}
+        }
+    }
+    tally
+}
+
+#[cfg(test)]
+mod unit_tests {
+    use super::*;
+
+    #[test]
+    fn every_line_about_a_test_is_counted() {
+        let output = "running 3 tests\ntest a::b ... ok\ntest a::c ... FAILED\n\
+            test d ... ignored, no device\ntest result: FAILED. 1 passed; 1 failed; 1 ignored\n";
+        let tally = count(output, "log");
+        assert_eq!(tally.passed, 1);
+        assert_eq!(tally.failed, ["a::c (see log)"]);
+        assert_eq!(tally.skipped, ["d: ignored, no device"]);
+    }
+}

@@ -1,0 +1,145 @@
+//! The tiers: what each shows, and what it runs. Cheapest first, so that a mistake is told early.
+
+use std::fs::OpenOptions;
+
+use anyhow::{Context as _, Result};
+use berth_tests::lab::scenario;
+use berth_tests::progress::{Progress, say};
+
+use super::{Tally, cargo_tests};
+use crate::build::{cargo_command, logged};
+use crate::package::{self, Format};
+use crate::{check, lab};
+
+/// One tier.
+#[derive(Debug)]
+pub(super) struct Tier {
+    pub(super) name: &'static str,
+    pub(super) shows: &'static str,
+    pub(super) run: fn(&mut Tally) -> Result<()>,
+}
+
+/// All tiers in the order they run.
+pub(super) const TIERS: &[Tier] = &[
+    Tier {
+        name: "check",
+        shows: "formatting, house rules, lints",
+        run: check,
+    },
+    Tier {
+        name: "unit",
+        shows: "tests beside the code; no privileges, no devices",
+        run: unit,
+    },
+    Tier {
+        name: "native-kvm",
+        shows: "berth-vmm with tiny guests on this machine's /dev/kvm",
+        run: native_kvm,
+    },
+    Tier {
+        name: "controller",
+        shows: "the controller and the command line",
+        run: controller,
+    },
+    Tier {
+        name: "agent",
+        shows: "the agent against fakes of its host",
+        run: agent,
+    },
+    Tier {
+        name: "package",
+        shows: ".deb and .rpm built, read back, installed",
+        run: package,
+    },
+    Tier {
+        name: "lab",
+        shows: "the scenarios on an emulated host",
+        run: scenarios,
+    },
+];
+
+fn check(tally: &mut Tally) -> Result<()> {
+    for (name, check) in check::CHECKS {
+        tally.count(name, check());
+    }
+    Ok(())
+}
+
+fn unit(tally: &mut Tally) -> Result<()> {
+    cargo_tests::run(&["--workspace", "--lib", "--bins"], "test-unit", tally)?;
+    run_targets("unit", tally)
+}
+
+fn native_kvm(tally: &mut Tally) -> Result<()> {
+    if let Err(error) = OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+        tally.skipped.push(format!(
+            "tier native-kvm: /dev/kvm cannot be opened: {error}"
+        ));
+        return Ok(());
+    }
+    run_targets("native-kvm", tally)
+}
+
+fn controller(tally: &mut Tally) -> Result<()> {
+    run_targets("controller", tally)
+}
+
+fn agent(tally: &mut Tally) -> Result<()> {
+    run_targets("agent", tally)
+}
+
+fn package(tally: &mut Tally) -> Result<()> {
+    let mut progress = Progress::new("test package");
+    package::build(&[Format::Deb, Format::Rpm], &mut progress)?;
+    progress.phase("read the packages back");
+    run_targets("package", tally)?;
+    progress.finish();
+    Ok(())
+}
+
+/// Runs the integration tests that belong to a tier. They meet programs that cargo does not build
+/// for them, so those are built first.
+fn run_targets(tier: &str, tally: &mut Tally) -> Result<()> {
+    let targets = cargo_tests::targets()?;
+    let mut arguments: Vec<&str> = Vec::new();
+    for target in targets.iter().filter(|target| tier_of(target) == tier) {
+        arguments.extend(["--package", &target.package, "--test", &target.name]);
+    }
+    if arguments.is_empty() {
+        return Ok(());
+    }
+    logged(
+        cargo_command().args(["build", "--workspace", "--bins", "--locked"]),
+        "build-debug",
+    )?;
+    cargo_tests::run(&arguments, &format!("test-{tier}"), tally)
+}
+
+/// Where an integration test belongs. What nobody has placed is run with the unit tests.
+fn tier_of(target: &cargo_tests::Target) -> &'static str {
+    match (target.package.as_str(), target.name.as_str()) {
+        ("berth-tests", "vmm_native") => "native-kvm",
+        ("berth-tests", "cli" | "controller") => "controller",
+        ("berth-tests", "agent") => "agent",
+        ("berth-tests", "packages") => "package",
+        (package, _) if package.starts_with("berth-vmm") => "native-kvm",
+        (package, _) if package.starts_with("berth-controller") => "controller",
+        (package, _) if package.starts_with("berth-agent") => "agent",
+        _ => "unit",
+    }
+}
+
+fn scenarios(tally: &mut Tally) -> Result<()> {
+    let mut progress = Progress::new("test lab");
+    let context = lab::prepare(&mut progress).context("preparing the lab")?;
+    for scenario in scenario::ALL {
+        progress.phase(scenario.name);
+        let result = lab::run_one(scenario, &context);
+        if result.is_ok() {
+            say(&format!("  {} passed", scenario.name));
+        }
+        tally.count(scenario.name, result);
+    }
+    progress.finish();
+    Ok(())
+}
