@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-pub use contender::{Peer, PeerKind};
+pub use contender::{Linkage, Peer, PeerKind};
 pub use report::{ContenderReport, Report, Spread};
 
 use crate::progress;

@@ -75,6 +75,46 @@ impl FromStr for Peer {
     }
 }
 
+/// Whether a program needs the dynamic loader, whose work is in its start-up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Linkage {
+    /// It starts by itself.
+    Static,
+    /// The loader starts it.
+    Dynamic,
+}
+
+impl Linkage {
+    /// The word in reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Static => "static",
+            Self::Dynamic => "dynamic",
+        }
+    }
+}
+
+/// Whether an ELF64 image names an interpreter; `None` if it is no such image.
+fn linkage(image: &[u8]) -> Option<Linkage> {
+    const INTERPRETER: [u8; 4] = 3u32.to_le_bytes();
+    let number = |place: usize| Some(u16::from_le_bytes(*image.get(place..)?.first_chunk()?));
+    if !image.starts_with(b"\x7fELF\x02\x01") {
+        return None;
+    }
+    let first = usize::try_from(u64::from_le_bytes(*image.get(32..)?.first_chunk()?)).ok()?;
+    let (bytes, count) = (usize::from(number(54)?), usize::from(number(56)?));
+    let headers = image.get(first..)?.get(..bytes.checked_mul(count)?)?;
+    let dynamic = headers
+        .chunks_exact(bytes.max(1))
+        .any(|header| header.starts_with(&INTERPRETER));
+    Some(if dynamic {
+        Linkage::Dynamic
+    } else {
+        Linkage::Static
+    })
+}
+
 /// Something that can be started.
 #[derive(Debug)]
 pub(super) struct Contender {
@@ -170,11 +210,12 @@ impl Contender {
         }
     }
 
-    /// Its program's size, in bytes.
-    pub(super) fn program_bytes(&self) -> Result<u64> {
-        Ok(std::fs::metadata(&self.program)
-            .context("reading the size of a program")?
-            .len())
+    /// Its program's size in bytes, and how it is linked.
+    pub(super) fn program(&self) -> Result<(u64, Linkage)> {
+        let content = std::fs::read(&self.program).context("reading a program")?;
+        let linkage = linkage(&content);
+        let linkage = linkage.with_context(|| format!("{} is no ELF", self.program.display()))?;
+        Ok((u64::try_from(content.len())?, linkage))
     }
 
     /// Starts it with its serial output going to `output`.
@@ -265,6 +306,17 @@ mod tests {
         let peer: Peer = "firecracker=/opt/a=b".parse().unwrap();
         assert_eq!(peer.kind, PeerKind::Firecracker);
         assert_eq!(peer.program, Path::new("/opt/a=b"));
+    }
+
+    #[test]
+    fn linkage_is_read_from_the_program_headers() {
+        let guest = Code::new().halt().to_elf();
+        assert_eq!(linkage(&guest), Some(Linkage::Static));
+        let mut dynamic = guest.clone();
+        dynamic[64 + 56] = 3;
+        assert_eq!(linkage(&dynamic), Some(Linkage::Dynamic));
+        assert_eq!(linkage(&guest[..80]), None);
+        assert_eq!(linkage(b"#!/bin/sh"), None);
     }
 
     #[test]

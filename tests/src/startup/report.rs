@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
-use super::contender::Contender;
+use super::contender::{Contender, Linkage};
 
 /// What the figures mean, for whoever reads them later.
 const DEFINITION: &str = "\
@@ -15,7 +15,7 @@ serial byte at the launcher. CPU: user and system time of all threads of the VMM
 byte has arrived, plus the launcher's own for the start. Memory: the peak of the VMM's resident set
 at that time (VmHWM), guest pages touched and shared program pages included. All alike for every
 contender: the same PVH guest of a few instructions, 1 vCPU, 128 MiB, one serial port, one warm-up,
-then in turn. Peers run as shipped, with their system call filters.";
+then in turn. Peers run as the given programs do by themselves, with their system call filters.";
 /// The promise: at most this share of the better peer's wall time and CPU.
 const PROMISED_SHARE: f64 = 0.5;
 
@@ -71,6 +71,8 @@ pub struct ContenderReport {
     pub name: String,
     /// Size of its program, in bytes.
     pub program_bytes: u64,
+    /// How its program is linked.
+    pub linkage: Linkage,
     /// In milliseconds.
     pub wall_ms: Spread,
     /// In milliseconds.
@@ -158,6 +160,7 @@ impl Report {
             let mut value = json!({
                 "name": contender.name,
                 "program_bytes": contender.program_bytes,
+                "linkage": contender.linkage.name(),
             });
             for (name, spread) in figures {
                 value[name] = spread;
@@ -190,11 +193,7 @@ impl fmt::Display for Report {
             for (row, ((name, spread), ratio)) in
                 contender.figures().into_iter().zip(ratios).enumerate()
             {
-                let who = if row == 0 {
-                    contender.name.as_str()
-                } else {
-                    ""
-                };
+                let who = [contender.name.as_str(), contender.linkage.name(), ""][row];
                 let Spread {
                     median,
                     min,
@@ -220,9 +219,11 @@ fn summarise(contender: &Contender, samples: &[Sample]) -> Result<ContenderRepor
     let spread = |figure: &dyn Fn(&Sample) -> f64| {
         Spread::new(samples.iter().map(figure).collect()).context("no round was measured")
     };
+    let (program_bytes, linkage) = contender.program()?;
     Ok(ContenderReport {
         name: contender.name().to_owned(),
-        program_bytes: contender.program_bytes()?,
+        program_bytes,
+        linkage,
         wall_ms: spread(&|sample| sample.wall.as_secs_f64() * 1e3)?,
         cpu_ms: spread(&|sample| sample.cpu.as_secs_f64() * 1e3)?,
         peak_rss_mib: spread(&|sample| mib(sample.peak_rss_kib))?,
@@ -262,6 +263,7 @@ mod tests {
         ContenderReport {
             name: name.to_owned(),
             program_bytes: 1,
+            linkage: Linkage::Static,
             wall_ms: spread(wall),
             cpu_ms: spread(cpu),
             peak_rss_mib: spread(memory),
