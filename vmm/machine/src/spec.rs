@@ -409,3 +409,6 @@ fn unreadable(field: &str, error: rustix::io::Errno) -> Refusal {
 fn not_a(field: &str, what: &str, remedy: &str) -> Refusal {
     Refusal::new(field, format!("the descriptor is not {what}"), remedy)
 }
+
+#[cfg(test)]
+mod tests;

@@ -197,3 +197,6 @@ fn read_file(memory: &Memory, mut file: &File, to: Range, offset: u64) -> io::Re
         .read_exact_volatile_from(GuestAddress(to.start), &mut file, bytes)
         .map_err(io::Error::other)
 }
+
+#[cfg(test)]
+mod tests;

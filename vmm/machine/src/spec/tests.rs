@@ -1,0 +1,137 @@
+//! Refusals that need no KVM: everything that is checked before `/dev/kvm` is looked at, and the
+//! checks of one descriptor. The rest is tested on the real device by the workspace's tests.
+
+use std::fs::{File, OpenOptions};
+
+use berth_api::vmm::{CONTRACT_VERSION, Disk};
+
+use super::*;
+
+fn start() -> Start {
+    Start {
+        version: CONTRACT_VERSION,
+        vm_id: "vm".to_owned(),
+        vcpus: 1,
+        memory_mib: 128,
+        kvm: FdIndex(0),
+        kernel: FdIndex(1),
+        initrd: None,
+        cmdline: String::new(),
+        disks: Vec::new(),
+        console: None,
+        entropy: false,
+    }
+}
+
+#[track_caller]
+fn check(change: impl FnOnce(&mut Start), field: &str) {
+    let mut start = start();
+    change(&mut start);
+    let refusal = MachineSpec::try_from((start, Vec::new())).unwrap_err();
+    assert_eq!(refusal.field, field);
+    assert!(!refusal.problem.is_empty() && !refusal.remedy.is_empty());
+}
+
+#[test]
+fn values_are_checked_before_descriptors() {
+    check(|start| start.version += 1, "version");
+    check(|start| start.vm_id.clear(), "vm_id");
+    check(|start| start.vcpus = 0, "vcpus");
+    check(|start| start.vcpus = 255, "vcpus");
+    check(|start| start.memory_mib = 31, "memory_mib");
+    check(|start| start.memory_mib = u64::MAX, "memory_mib");
+    check(|start| start.cmdline = "a\nb".to_owned(), "cmdline");
+    check(|start| start.cmdline = "x".repeat(2048), "cmdline");
+    check(|_| (), "kvm");
+}
+
+fn disk_file(bytes: u64, writable: bool) -> OwnedFd {
+    let named = tempfile::NamedTempFile::new().unwrap();
+    named.as_file().set_len(bytes).unwrap();
+    OpenOptions::new()
+        .read(true)
+        .write(writable)
+        .open(named.path())
+        .unwrap()
+        .into()
+}
+
+fn disk(read_only: bool, expected_bytes: u64) -> Disk {
+    Disk {
+        fd: FdIndex(0),
+        read_only,
+        serial: "s".to_owned(),
+        expected_bytes,
+    }
+}
+
+fn checked(descriptor: OwnedFd, disk: Disk) -> Result<DiskSpec, String> {
+    let mut intake = Intake::new(vec![descriptor]).unwrap();
+    check_disk(&mut intake, 3, disk).map_err(|refusal| refusal.field)
+}
+
+#[test]
+fn a_disk_must_have_the_mode_and_the_length_that_are_claimed() {
+    assert_eq!(
+        checked(disk_file(4096, true), disk(false, 4096))
+            .unwrap()
+            .bytes,
+        4096
+    );
+    assert_eq!(
+        checked(disk_file(8192, false), disk(true, 4096))
+            .unwrap()
+            .bytes,
+        4096
+    );
+    let refused = |result: Result<DiskSpec, String>| result.unwrap_err();
+    assert_eq!(
+        refused(checked(disk_file(4095, true), disk(false, 4096))),
+        "disks[3].fd"
+    );
+    assert_eq!(
+        refused(checked(disk_file(4096, true), disk(true, 4096))),
+        "disks[3].fd"
+    );
+    assert_eq!(
+        refused(checked(disk_file(4096, false), disk(false, 4096))),
+        "disks[3].fd"
+    );
+    for bytes in [0, 511, 4097] {
+        let field = refused(checked(disk_file(8192, true), disk(false, bytes)));
+        assert_eq!(field, "disks[3].expected_bytes");
+    }
+    let null = File::open("/dev/null").unwrap();
+    assert_eq!(
+        refused(checked(null.into(), disk(true, 512))),
+        "disks[3].fd"
+    );
+}
+
+#[test]
+fn a_descriptor_is_used_once_and_none_is_left() {
+    let descriptors = vec![disk_file(1, false), disk_file(1, false)];
+    let mut intake = Intake::new(descriptors).unwrap();
+    intake.take("a", FdIndex(1)).unwrap();
+    assert!(
+        intake
+            .take("b", FdIndex(1))
+            .unwrap_err()
+            .problem
+            .contains("another field")
+    );
+    assert!(
+        intake
+            .take("c", FdIndex(2))
+            .unwrap_err()
+            .problem
+            .contains("does not exist")
+    );
+    assert!(
+        intake
+            .finish()
+            .unwrap_err()
+            .problem
+            .contains("descriptor 0")
+    );
+}
