@@ -39,6 +39,25 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// Pause when the controller answers at once and has nothing new to say.
 const NOTHING_NEW_PAUSE: Duration = Duration::from_secs(1);
 
+/// Quick answers without news that are taken for a coincidence: a task that crossed its own result.
+const EMPTY_ANSWERS_IN_A_ROW: u32 = 3;
+
+/// What keeps one lane from asking too often.
+#[derive(Debug)]
+struct Pace {
+    pause: Duration,
+    empty_answers: u32,
+}
+
+impl Pace {
+    fn new() -> Self {
+        Self {
+            pause: FIRST_PAUSE,
+            empty_answers: 0,
+        }
+    }
+}
+
 /// One run of the agent.
 #[derive(Debug)]
 struct AgentRun {
@@ -76,9 +95,9 @@ impl SyncLoop {
         agent: &Agent<U, F, S>,
         run: &AgentRun,
     ) {
-        let mut pause = FIRST_PAUSE;
+        let mut pace = Pace::new();
         loop {
-            self.sync_once(agent, run, LONG_POLL_SECONDS, &mut pause)
+            self.sync_once(agent, run, LONG_POLL_SECONDS, &mut pace)
                 .await;
         }
     }
@@ -89,9 +108,9 @@ impl SyncLoop {
         run: &AgentRun,
     ) {
         let mut news = agent.news();
-        let mut pause = FIRST_PAUSE;
+        let mut pace = Pace::new();
         while news.changed().await.is_ok() {
-            while !self.sync_once(agent, run, 0, &mut pause).await {}
+            while !self.sync_once(agent, run, 0, &mut pace).await {}
         }
     }
 
@@ -102,26 +121,38 @@ impl SyncLoop {
         agent: &Agent<U, F, S>,
         run: &AgentRun,
         wait_seconds: u64,
-        pause: &mut Duration,
+        pace: &mut Pace,
     ) -> bool {
         let request = self.request(agent, run, wait_seconds).await;
         let asked = Instant::now();
         match self.call(&request).await {
             Ok(reply) => {
-                *pause = FIRST_PAUSE;
+                pace.pause = FIRST_PAUSE;
+                tracing::debug!(
+                    wait_seconds,
+                    tasks = reply.tasks.len(),
+                    acknowledged = reply.acknowledged.len(),
+                    took_ms = asked.elapsed().as_millis(),
+                    "sync answered"
+                );
                 agent.acknowledge(&reply.acknowledged);
                 let news = agent.take(&reply.tasks).await > 0 || !reply.acknowledged.is_empty();
                 // A controller that does not hold the poll, or repeats what is at work already,
                 // must not keep this host busy.
-                if wait_seconds > 0 && !news && asked.elapsed() < NOTHING_NEW_PAUSE {
+                if wait_seconds == 0 || news || asked.elapsed() >= NOTHING_NEW_PAUSE {
+                    pace.empty_answers = 0;
+                } else {
+                    pace.empty_answers = pace.empty_answers.saturating_add(1);
+                }
+                if pace.empty_answers >= EMPTY_ANSWERS_IN_A_ROW {
                     tokio::time::sleep(NOTHING_NEW_PAUSE).await;
                 }
                 true
             }
             Err(error) => {
                 tracing::warn!(NODE_ID = %self.node.node_id, "sync failed: {error}");
-                tokio::time::sleep(jittered(*pause)).await;
-                *pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
+                tokio::time::sleep(jittered(pace.pause)).await;
+                pace.pause = pace.pause.saturating_mul(2).min(LONGEST_PAUSE);
                 false
             }
         }

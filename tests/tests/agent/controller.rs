@@ -10,7 +10,7 @@ use berth_api::agent::{
     ENROLL_PAYLOAD_TYPE, EnrollReply, EnrollRequest, SYNC_PAYLOAD_TYPE, SignedEnvelope, SyncReply,
     SyncRequest, TaskResult,
 };
-use berth_api::ids::{NodeId, TaskId};
+use berth_api::ids::{AgentInstanceId, NodeId, TaskId};
 use berth_ledger::envelope::open_self_signed;
 use berth_ledger::keys::SigningKey;
 
@@ -29,8 +29,15 @@ pub(crate) struct Controller {
 /// What waits for the agent.
 #[derive(Default)]
 struct Tasks {
-    waiting: Mutex<Vec<SignedEnvelope>>,
+    waiting: Mutex<Vec<Waiting>>,
     changed: Condvar,
+}
+
+/// A task that was not answered yet, and the run of the agent that was sent it.
+struct Waiting {
+    task_id: TaskId,
+    envelope: SignedEnvelope,
+    sent_to: Option<AgentInstanceId>,
 }
 
 struct Desk {
@@ -80,8 +87,12 @@ impl Controller {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    pub(crate) fn send(&self, task: SignedEnvelope) {
-        self.tasks.waiting.lock().unwrap().push(task);
+    pub(crate) fn send(&self, task_id: TaskId, envelope: SignedEnvelope) {
+        self.tasks.waiting.lock().unwrap().push(Waiting {
+            task_id,
+            envelope,
+            sent_to: None,
+        });
         self.tasks.changed.notify_all();
     }
 
@@ -124,17 +135,26 @@ impl Desk {
         let (_, request) = open_self_signed::<SyncRequest>(SYNC_PAYLOAD_TYPE, envelope).unwrap();
         let acknowledged: Vec<TaskId> = request.results.iter().map(|r| r.task_id).collect();
         let (clock, patience) = (request.clock, Duration::from_secs(request.wait_seconds));
+        let run = Some(request.agent_instance_id);
         self.syncs.send(request).ok()?;
-        let waiting = self.tasks.waiting.lock().unwrap();
+        let mut waiting = self.tasks.waiting.lock().unwrap();
+        waiting.retain(|task| !acknowledged.contains(&task.task_id));
         let (mut waiting, _) = self
             .tasks
             .changed
             .wait_timeout_while(waiting, patience, |tasks| {
-                tasks.is_empty() && acknowledged.is_empty()
+                acknowledged.is_empty() && tasks.iter().all(|task| task.sent_to == run)
             })
             .unwrap();
+        let due = waiting.iter_mut().filter(|task| task.sent_to != run);
+        let tasks = due
+            .map(|task| {
+                task.sent_to = run;
+                task.envelope.clone()
+            })
+            .collect();
         Some(SyncReply {
-            tasks: std::mem::take(&mut *waiting),
+            tasks,
             acknowledged,
             controller_time: clock,
         })

@@ -78,6 +78,7 @@ impl Host {
                 "DBUS_SYSTEM_BUS_ADDRESS",
                 format!("unix:path={}", socket.display()),
             )
+            .env("RUST_LOG", "debug")
             .stderr(log)
             .spawn()
             .unwrap();

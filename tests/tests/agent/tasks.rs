@@ -59,7 +59,7 @@ impl Bench {
     }
 
     fn outcome(&self, task_id: TaskId, envelope: SignedEnvelope) -> TaskOutcome {
-        self.controller.send(envelope);
+        self.controller.send(task_id, envelope);
         self.controller.result(task_id).outcome
     }
 
