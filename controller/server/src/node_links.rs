@@ -20,8 +20,10 @@ pub(crate) struct NodeLink {
 
 #[derive(Debug, Default)]
 struct Sent {
-    /// The newest sync: the run of the agent and its number.
-    newest: Option<(AgentInstanceId, u64)>,
+    /// The run of the agent that speaks.
+    run: Option<AgentInstanceId>,
+    /// Its newest long poll.
+    listener: u64,
     at: HashMap<TaskId, Instant>,
 }
 
@@ -58,31 +60,36 @@ impl NodeLink {
         self.work.subscribe()
     }
 
-    /// A sync was taken in: polls of earlier ones end, as their agent has turned away from them.
-    pub(crate) fn begin(&self, run: AgentInstanceId, seq: u64) {
+    /// A sync was taken in. A long poll ends the earlier ones, as its agent has turned away from
+    /// them; one that only tells leaves the long poll beside it alone.
+    pub(crate) fn begin(&self, run: AgentInstanceId, seq: u64, listens: bool) {
         let mut sent = self.lock();
-        match sent.newest {
-            Some((known, newest)) if known == run && newest >= seq => return,
-            Some((known, _)) if known == run => {}
-            Some(_) | None => sent.at.clear(),
+        if sent.run != Some(run) {
+            *sent = Sent {
+                run: Some(run),
+                ..Sent::default()
+            };
         }
-        sent.newest = Some((run, seq));
-        drop(sent);
-        self.work
-            .send_modify(|count| *count = count.wrapping_add(1));
+        if listens && seq > sent.listener {
+            sent.listener = seq;
+            drop(sent);
+            self.work
+                .send_modify(|count| *count = count.wrapping_add(1));
+        }
     }
 
     /// Of the unanswered tasks, those that this run of the agent was not sent lately. They count as
-    /// sent from here on. `None` if a newer sync has begun: it shall have them.
+    /// sent from here on. `None` if a newer long poll has begun: it shall have them.
     pub(crate) fn due(
         &self,
         run: AgentInstanceId,
-        seq: u64,
+        listener: Option<u64>,
         tasks: Vec<(TaskId, SignedEnvelope)>,
     ) -> Option<Vec<SignedEnvelope>> {
         let now = Instant::now();
         let mut sent = self.lock();
-        if sent.newest != Some((run, seq)) {
+        let turned_away = listener.is_some_and(|seq| seq < sent.listener);
+        if sent.run != Some(run) || turned_away {
             return None;
         }
         sent.at

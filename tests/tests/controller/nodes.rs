@@ -211,14 +211,23 @@ fn a_poll_that_its_agent_turned_away_from_takes_no_task_with_it() {
     let controller = Controller::start();
     let tenant = controller.tenant("acme", 1);
     let mut agent = controller.agent("node-1", 4096);
+    let node = agent.node_id;
     let abandoned = agent.next_sync(25);
     let abandoned = agent.seal(&abandoned).unwrap();
     agent.abandon(&abandoned, std::time::Duration::from_millis(300));
-    let begun = std::time::Instant::now();
+    let heartbeat = || {
+        let path = format!("/v1/nodes/{node}");
+        controller.admin().get(&path).expect(200).json()["last_heartbeat"].clone()
+    };
+    let before = heartbeat();
     let poll = std::thread::spawn(move || {
         let tasks = agent.sync(25).unwrap();
         (agent, tasks)
     });
+    // The second poll is there once the node has been heard again.
+    while heartbeat() == before {}
+    heartbeat();
+    let begun = std::time::Instant::now();
     tenant.post("/v1/vms", &vm_body("web")).expect(201);
     let (mut agent, tasks) = poll.join().unwrap();
     assert_eq!(tasks, 1);

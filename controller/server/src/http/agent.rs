@@ -102,7 +102,9 @@ pub(crate) async fn sync(
         .map_err(|denied| refuse(&denied))?;
     let node = request.node_id;
     let link = app.links.of(node);
-    link.begin(request.agent_instance_id, request.seq);
+    let run = request.agent_instance_id;
+    let listener = (request.wait_seconds > 0).then_some(request.seq);
+    link.begin(run, request.seq, listener.is_some());
     let mut work = link.watch();
     app.console.answer(node, &request.results);
     app.vms_changed(accepted.wake.into_iter().filter(|woken| *woken != node));
@@ -117,7 +119,7 @@ pub(crate) async fn sync(
         } else {
             end.min(tokio::time::Instant::now() + RESEND_AFTER)
         };
-        let Some(tasks) = link.due(request.agent_instance_id, request.seq, unanswered) else {
+        let Some(tasks) = link.due(run, listener, unanswered) else {
             break Vec::new();
         };
         // What was acknowledged is news to the agent as well.
