@@ -179,15 +179,41 @@ fn pack(manifest: &Manifest, release: &Release, format: Format) -> Result<Vec<Pa
     {
         return Ok(there);
     }
-    for old in there.iter().chain(note.exists().then_some(&note)) {
-        std::fs::remove_file(old).with_context(|| format!("removing {}", old.display()))?;
+    // Readers find either the old packages or the new ones.
+    let fresh = output
+        .join("work")
+        .join(format!("new-{}", format.extension()));
+    if fresh.exists() {
+        std::fs::remove_dir_all(&fresh).with_context(|| format!("emptying {}", fresh.display()))?;
     }
+    std::fs::create_dir_all(&fresh).with_context(|| format!("making {}", fresh.display()))?;
     for package in &manifest.packages {
-        pack_one(package, manifest, release, format)
+        pack_one(package, manifest, release, format, &fresh)
             .with_context(|| format!("packing {}", package.name))?;
     }
+    // The note never vouches for a set that is half replaced.
+    if note.exists() {
+        std::fs::remove_file(&note).with_context(|| format!("removing {}", note.display()))?;
+    }
+    put_in_place(&fresh, output, format)?;
     std::fs::write(&note, made_from).context("noting what the packages are made from")?;
     files_with(output, format.extension())
+}
+
+/// Replaces all packages of a format by those in `fresh`.
+fn put_in_place(fresh: &Path, output: &Path, format: Format) -> Result<()> {
+    let old = files_with(output, format.extension())?;
+    let mut placed = Vec::new();
+    for package in files_with(fresh, format.extension())? {
+        let place = output.join(package.file_name().context("a package without a name")?);
+        std::fs::rename(&package, &place)
+            .with_context(|| format!("putting {} in its place", place.display()))?;
+        placed.push(place);
+    }
+    for package in old.iter().filter(|package| !placed.contains(package)) {
+        std::fs::remove_file(package).with_context(|| format!("removing {}", package.display()))?;
+    }
+    Ok(())
 }
 
 fn pack_one(
@@ -195,6 +221,7 @@ fn pack_one(
     manifest: &Manifest,
     release: &Release,
     format: Format,
+    fresh: &Path,
 ) -> Result<()> {
     let work = release
         .output
@@ -204,8 +231,8 @@ fn pack_one(
     let mut staged = Staged::lay_out(package, &release.sources, format, work.join("root"))?;
     documents::add(&mut staged, package, manifest, release, format)?;
     match format {
-        Format::Deb => deb::build(staged, package, manifest, release),
-        Format::Rpm => rpm::build(staged, package, manifest, release, &work),
+        Format::Deb => deb::build(staged, package, manifest, release, fresh),
+        Format::Rpm => rpm::build(staged, package, manifest, release, &work, fresh),
     }
 }
 

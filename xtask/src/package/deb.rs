@@ -19,6 +19,7 @@ pub(super) fn build(
     package: &Package,
     manifest: &Manifest,
     release: &Release,
+    fresh: &Path,
 ) -> Result<()> {
     let size = installed_kib(&staged.root)?;
     let mut depends = libraries::debian_depends(&staged)?;
@@ -65,7 +66,7 @@ pub(super) fn build(
         "--threads-max=1",
         "--build",
     ]);
-    capture(command.arg(&staged.root).arg(release.output.join(name)))?;
+    capture(command.arg(&staged.root).arg(fresh.join(name)))?;
     Ok(())
 }
 

@@ -22,6 +22,7 @@ pub(super) fn build(
     manifest: &Manifest,
     release: &Release,
     work: &Path,
+    fresh: &Path,
 ) -> Result<()> {
     staged.seal(release.epoch)?;
     let spec = work.join("package.spec");
@@ -33,7 +34,7 @@ pub(super) fn build(
     command.args(["-bb", "--quiet", "--nodeps"]);
     command.arg(format!("--target={}-linux", release.architecture));
     let top = work.join("top").display().to_string();
-    let output = release.output.display().to_string();
+    let output = fresh.display().to_string();
     for (name, value) in [
         ("_topdir", top.as_str()),
         ("_rpmdir", &output),
@@ -56,7 +57,7 @@ pub(super) fn build(
         package.name, release.version, manifest.revision, release.architecture
     );
     ensure!(
-        release.output.join(&name).exists(),
+        fresh.join(&name).exists(),
         "`{}` made no {name}",
         shown(&command)
     );
