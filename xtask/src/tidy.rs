@@ -26,7 +26,11 @@ pub(crate) struct Problem {
 
 impl Problem {
     fn new(file: impl Into<PathBuf>, line: usize, message: impl Into<String>) -> Self {
-        Self { file: file.into(), line, message: message.into() }
+        Self {
+            file: file.into(),
+            line,
+            message: message.into(),
+        }
     }
 }
 
@@ -52,7 +56,10 @@ impl Tree {
             .output()
             .context("git ls-files")?;
         if !listing.status.success() {
-            bail!("git ls-files failed: {}", String::from_utf8_lossy(&listing.stderr));
+            bail!(
+                "git ls-files failed: {}",
+                String::from_utf8_lossy(&listing.stderr)
+            );
         }
         let files = String::from_utf8(listing.stdout)?
             .lines()
@@ -61,7 +68,10 @@ impl Tree {
                 Some((PathBuf::from(name), text))
             })
             .collect();
-        Ok(Self { root: root.to_owned(), files })
+        Ok(Self {
+            root: root.to_owned(),
+            files,
+        })
     }
 
     fn exists(&self, path: &str) -> bool {
@@ -69,7 +79,10 @@ impl Tree {
     }
 
     fn text(&self, path: &str) -> Option<&str> {
-        self.files.iter().find(|(name, _)| name == Path::new(path)).map(|(_, text)| text.as_str())
+        self.files
+            .iter()
+            .find(|(name, _)| name == Path::new(path))
+            .map(|(_, text)| text.as_str())
     }
 
     fn with_extension<'a>(
@@ -99,8 +112,11 @@ mod tests {
     #[test]
     fn this_tree_is_tidy() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-        let found: Vec<String> =
-            problems(root).unwrap().iter().map(ToString::to_string).collect();
+        let found: Vec<String> = problems(root)
+            .unwrap()
+            .iter()
+            .map(ToString::to_string)
+            .collect();
         assert!(found.is_empty(), "{}", found.join("\n"));
     }
 }

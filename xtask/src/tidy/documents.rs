@@ -28,8 +28,12 @@ pub(super) fn problems(tree: &Tree) -> Vec<Problem> {
 /// A code span is taken for a path of this tree when it has a slash, no spaces and a first part that
 /// is a folder of the root, or when it is a file name at the root.
 fn looks_like_our_path(tree: &Tree, span: &str) -> bool {
-    let plain = span.chars().all(|c| c.is_ascii_alphanumeric() || "/._-{},".contains(c));
-    let Some((first, _)) = span.split_once('/') else { return false };
+    let plain = span
+        .chars()
+        .all(|c| c.is_ascii_alphanumeric() || "/._-{},".contains(c));
+    let Some((first, _)) = span.split_once('/') else {
+        return false;
+    };
     plain && !first.is_empty() && tree.exists(first)
 }
 
@@ -38,7 +42,11 @@ fn expand_braces(span: &str) -> Vec<String> {
         (Some(open), Some(close)) if open < close => span[open.saturating_add(1)..close]
             .split(',')
             .map(|part| {
-                format!("{}{part}{}", &span[..open], &span[close.saturating_add(1)..])
+                format!(
+                    "{}{part}{}",
+                    &span[..open],
+                    &span[close.saturating_add(1)..]
+                )
             })
             .collect(),
         _ => vec![span.to_owned()],
@@ -56,7 +64,10 @@ fn paths_exist(tree: &Tree, file: &Path, text: &str) -> Vec<Problem> {
             continue;
         }
         let spans = line.split('`').skip(1).step_by(2);
-        let links = line.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+        let links = line
+            .split("](")
+            .skip(1)
+            .filter_map(|rest| rest.split(')').next());
         let local_links = links
             .filter(|link| !link.contains("://") && !link.starts_with('#'))
             .filter_map(|link| link.split('#').next())
@@ -64,8 +75,13 @@ fn paths_exist(tree: &Tree, file: &Path, text: &str) -> Vec<Problem> {
                 let folder = file.parent().unwrap_or(Path::new(""));
                 folder.join(link).to_string_lossy().into_owned()
             });
-        let named = spans.filter(|span| looks_like_our_path(tree, span)).map(str::to_owned);
-        for path in named.chain(local_links).flat_map(|span| expand_braces(&span)) {
+        let named = spans
+            .filter(|span| looks_like_our_path(tree, span))
+            .map(str::to_owned);
+        for path in named
+            .chain(local_links)
+            .flat_map(|span| expand_braces(&span))
+        {
             if !tree.exists(&path) {
                 let message = format!("names `{path}`, which does not exist");
                 problems.push(Problem::new(file, index.saturating_add(1), message));
@@ -80,7 +96,13 @@ fn phrases_stay_out(file: &Path, text: &str) -> Vec<Problem> {
     FORBIDDEN
         .iter()
         .filter(|phrase| lower.contains(**phrase))
-        .map(|phrase| Problem::new(file, 0, format!("says \"{phrase}\", which we do not promise")))
+        .map(|phrase| {
+            Problem::new(
+                file,
+                0,
+                format!("says \"{phrase}\", which we do not promise"),
+            )
+        })
         .collect()
 }
 
@@ -98,12 +120,22 @@ fn dependencies_are_explained(tree: &Tree) -> Vec<Problem> {
         .filter_map(|line| line.split_once(" = ").map(|(name, _)| name))
         .collect();
     let row = |name: &str| format!("| `{name}` |");
-    let unexplained = declared.iter().filter(|name| !explained.contains(&row(name))).map(|name| {
-        Problem::new(document, 0, format!("does not say what `{name}` is for and why this one"))
-    });
+    let unexplained = declared
+        .iter()
+        .filter(|name| !explained.contains(&row(name)))
+        .map(|name| {
+            Problem::new(
+                document,
+                0,
+                format!("does not say what `{name}` is for and why this one"),
+            )
+        });
     let gone = explained
         .lines()
-        .filter_map(|line| line.strip_prefix("| `").and_then(|rest| rest.split('`').next()))
+        .filter_map(|line| {
+            line.strip_prefix("| `")
+                .and_then(|rest| rest.split('`').next())
+        })
         .filter(|name| !declared.contains(name))
         .map(|name| Problem::new(document, 0, format!("explains `{name}`, which is not used")));
     unexplained.chain(gone).collect()
@@ -122,8 +154,11 @@ fn requirements_are_whole(tree: &Tree) -> Vec<Problem> {
         .map(|id| Problem::new(document, 0, format!("has no row for {id}")))
         .collect();
     for (index, line) in text.lines().enumerate() {
-        let Some(shown_by) =
-            line.starts_with("| S").then(|| line.rsplit('|').nth(1)).flatten().map(str::trim)
+        let Some(shown_by) = line
+            .starts_with("| S")
+            .then(|| line.rsplit('|').nth(1))
+            .flatten()
+            .map(str::trim)
         else {
             continue;
         };
@@ -166,7 +201,13 @@ mod tests {
 
     #[test]
     fn forbidden_phrases_are_found_in_any_case() {
-        assert_eq!(phrases_stay_out(Path::new("a.md"), "we are FedRAMP-Ready").len(), 1);
-        assert_eq!(phrases_stay_out(Path::new("a.md"), "tamper-evident").len(), 0);
+        assert_eq!(
+            phrases_stay_out(Path::new("a.md"), "we are FedRAMP-Ready").len(),
+            1
+        );
+        assert_eq!(
+            phrases_stay_out(Path::new("a.md"), "tamper-evident").len(),
+            0
+        );
     }
 }

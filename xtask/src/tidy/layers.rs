@@ -29,7 +29,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
         ],
     ),
     ("berth-agent-core", &["berth-api", "berth-ledger"]),
-    ("berth-agent-host", &["berth-agent-core", "berth-api", "berth-ledger"]),
+    (
+        "berth-agent-host",
+        &["berth-agent-core", "berth-api", "berth-ledger"],
+    ),
     (
         "berth-agent",
         &[

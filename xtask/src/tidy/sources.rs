@@ -25,11 +25,17 @@ fn opens_with_its_purpose(file: &Path, text: &str) -> Vec<Problem> {
     if text.starts_with("//! ") {
         return Vec::new();
     }
-    vec![Problem::new(file, 1, "opens without `//!`: say what the file owns and may not touch")]
+    vec![Problem::new(
+        file,
+        1,
+        "opens without `//!`: say what the file owns and may not touch",
+    )]
 }
 
 fn is_crate_root(file: &Path) -> bool {
-    let in_bin = file.parent().is_some_and(|folder| folder.ends_with("src/bin"));
+    let in_bin = file
+        .parent()
+        .is_some_and(|folder| folder.ends_with("src/bin"));
     in_bin || file.ends_with("src/lib.rs") || file.ends_with("src/main.rs")
 }
 
@@ -40,32 +46,50 @@ fn forbids_unsafe(file: &Path, text: &str) -> Vec<Problem> {
     if text.contains("#![forbid(unsafe_code)]") {
         return Vec::new();
     }
-    vec![Problem::new(file, 1, "crate root without `#![forbid(unsafe_code)]`")]
+    vec![Problem::new(
+        file,
+        1,
+        "crate root without `#![forbid(unsafe_code)]`",
+    )]
 }
 
 fn keeps_sources_out_of_display(file: &Path, text: &str) -> Vec<Problem> {
     numbered(text)
         .filter(|(_, line)| line.contains("#[error(\"") && line.contains("{source"))
         .map(|(number, _)| {
-            Problem::new(file, number, "an error's text repeats its source: the reporter walks the chain")
+            Problem::new(
+                file,
+                number,
+                "an error's text repeats its source: the reporter walks the chain",
+            )
         })
         .collect()
 }
 
 fn has_no_open_ends(file: &Path, text: &str) -> Vec<Problem> {
     // Put together here so that this file does not find itself.
-    let marks = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("X", "XX")];
+    let marks = [
+        concat!("TO", "DO"),
+        concat!("FIX", "ME"),
+        concat!("X", "XX"),
+    ];
     numbered(text)
         .filter(|(_, line)| {
             line.contains("//")
-                && marks.iter().any(|mark| line.contains(mark) && !line.contains(&format!("{mark}(#")))
+                && marks
+                    .iter()
+                    .any(|mark| line.contains(mark) && !line.contains(&format!("{mark}(#")))
         })
-        .map(|(number, _)| Problem::new(file, number, "an open end without an issue: `TODO(#issue)`"))
+        .map(|(number, _)| {
+            Problem::new(file, number, "an open end without an issue: `TODO(#issue)`")
+        })
         .collect()
 }
 
 fn numbered(text: &str) -> impl Iterator<Item = (usize, &str)> {
-    text.lines().enumerate().map(|(index, line)| (index.saturating_add(1), line))
+    text.lines()
+        .enumerate()
+        .map(|(index, line)| (index.saturating_add(1), line))
 }
 
 #[cfg(test)]
@@ -74,22 +98,37 @@ mod tests {
 
     #[test]
     fn a_file_without_a_purpose_is_found() {
-        assert_eq!(opens_with_its_purpose(Path::new("a.rs"), "use x;\n").len(), 1);
-        assert_eq!(opens_with_its_purpose(Path::new("a.rs"), "//! Owns x.\n").len(), 0);
+        assert_eq!(
+            opens_with_its_purpose(Path::new("a.rs"), "use x;\n").len(),
+            1
+        );
+        assert_eq!(
+            opens_with_its_purpose(Path::new("a.rs"), "//! Owns x.\n").len(),
+            0
+        );
     }
 
     #[test]
     fn every_crate_root_but_one_is_fenced() {
-        assert_eq!(forbids_unsafe(Path::new("agent/core/src/lib.rs"), "").len(), 1);
+        assert_eq!(
+            forbids_unsafe(Path::new("agent/core/src/lib.rs"), "").len(),
+            1
+        );
         assert_eq!(forbids_unsafe(Path::new("tests/src/bin/x.rs"), "").len(), 1);
         assert_eq!(forbids_unsafe(Path::new("vmm/sys/src/lib.rs"), "").len(), 0);
-        assert_eq!(forbids_unsafe(Path::new("agent/core/src/plan.rs"), "").len(), 0);
+        assert_eq!(
+            forbids_unsafe(Path::new("agent/core/src/plan.rs"), "").len(),
+            0
+        );
     }
 
     #[test]
     fn an_error_text_with_its_source_is_found() {
         let text = "    #[error(\"could not read: {source}\")]\n";
-        assert_eq!(keeps_sources_out_of_display(Path::new("a.rs"), text).len(), 1);
+        assert_eq!(
+            keeps_sources_out_of_display(Path::new("a.rs"), text).len(),
+            1
+        );
     }
 
     #[test]
