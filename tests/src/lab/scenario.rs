@@ -45,6 +45,11 @@ pub const ALL: &[Scenario] = &[
         run: scenarios::seed_001::run,
     },
     Scenario {
+        name: "quickstart",
+        shows: "the way from packages to a running guest, executed as docs/quickstart.md has it",
+        run: scenarios::quickstart::run,
+    },
+    Scenario {
         name: "vm-lifecycle",
         shows: "a tenant's VM from create to delete, with agent and controller killed on the way",
         run: scenarios::vm_lifecycle::run,

@@ -32,11 +32,23 @@ fn walk(site: &Site<impl Host>) -> Result<()> {
     let path = workspace::root().join("docs/quickstart.md");
     let document =
         std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-    let script: Vec<String> = blocks(&document).into_iter().map(|block| block.text).collect();
+    let script: Vec<String> = blocks(&document)
+        .into_iter()
+        .map(|block| block.text)
+        .collect();
     site.node.check(READERS_IMAGE)?;
     let output = site.show(&format!("set -euo pipefail\n{}", script.join("\n")))?;
-    for promised in ["debian-12", "running", "TENANT_CREATED", "VM_DELETED", "verified:"] {
-        ensure!(output.contains(promised), "the quickstart never showed {promised:?}:\n{output}");
+    for promised in [
+        "debian-12",
+        "running",
+        "TENANT_CREATED",
+        "VM_DELETED",
+        "verified:",
+    ] {
+        ensure!(
+            output.contains(promised),
+            "the quickstart never showed {promised:?}:\n{output}"
+        );
     }
     Ok(())
 }
