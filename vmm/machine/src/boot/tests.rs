@@ -106,9 +106,11 @@ fn boot(memory: &Memory, kernel: &[u8], initrd: Option<&[u8]>) -> Result<EntrySt
         cmdline: "console=ttyS0",
         ram: RamLayout::new(MEMORY_BYTES),
     };
-    load(memory, &input).map_err(|error| match error {
-        BuildMachineError::Refused(refusal) => refusal.field,
-        other => panic!("{other:?}"),
+    load(memory, &input).map_err(|error| {
+        let BuildMachineError::Refused(refusal) = error else {
+            panic!("{error:?}")
+        };
+        refusal.field
     })
 }
 
