@@ -62,13 +62,7 @@ fn run_on(site: &Site<impl Host>, say: fn(&str)) -> Result<()> {
     );
 
     say("stop: the guest is asked, and powers itself off");
-    site.expect(
-        202,
-        &token,
-        "POST",
-        "/v1/vms/web/stop",
-        Some(&json!({ "mode": "graceful" })),
-    )?;
+    site.expect(202, &token, "POST", "/v1/vms/web/stop", None)?;
     site.wait_vm(&token, "web", "stopped", GUEST)?;
     has_ended(site, &unit)?;
 
