@@ -11,8 +11,9 @@ const DIRECTORY: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
 const FILE: u32 = 0o100_644;
 
-/// Modules by name that a guest needs before it can see its root disk, and its entropy device.
-pub const GUEST_MODULES: [&str; 3] = ["virtio_pci", "virtio_blk", "virtio-rng"];
+/// Modules by name: to see the root disk, for entropy, and to hear the power button. The guest's
+/// own disk has no modules.
+pub const GUEST_MODULES: [&str; 5] = ["virtio_pci", "virtio_blk", "virtio-rng", "button", "evdev"];
 
 const INIT: &str = r#"#!/bin/busybox sh
 /bin/busybox mount -t devtmpfs devtmpfs /dev

@@ -240,6 +240,10 @@ fn qemu(image: &NodeImage, spec: &NodeSpec, port: u16, folder: &Path) -> Command
         "-display",
         "none",
     ]);
+    // Tells a triple fault, which ends QEMU without another word, from being killed.
+    command
+        .args(["-d", "cpu_reset", "-D"])
+        .arg(folder.join("cpu-reset.log"));
     command
         .arg("-serial")
         .arg(format!("file:{}", folder.join("serial.log").display()));

@@ -64,6 +64,7 @@ fn run_on(site: &Site<impl Host>, say: fn(&str)) -> Result<()> {
     say("stop: the guest is asked, and powers itself off");
     site.expect(202, &token, "POST", "/v1/vms/web/stop", None)?;
     site.wait_vm(&token, "web", "stopped", GUEST)?;
+    site.wait_console(&token, "web", "reboot: Power down", Duration::from_secs(10))?;
     has_ended(site, &unit)?;
 
     say("start again, on the same disk");
