@@ -126,6 +126,11 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> Agent<U, F, S> {
         self.registry.subscribe()
     }
 
+    /// Something outside of the VMs changed that the report tells.
+    pub fn host_changed(&self) {
+        self.registry.host_changed();
+    }
+
     /// What the controller is to be told.
     #[must_use]
     pub fn report(&self) -> Report {

@@ -85,6 +85,11 @@ impl Registry {
             .send_modify(|version| *version = version.wrapping_add(1));
     }
 
+    /// The report differs from the last one by something that is not a VM.
+    pub(crate) fn host_changed(&self) {
+        self.changed();
+    }
+
     /// Hear when the next report differs from the last.
     pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
         self.version.subscribe()

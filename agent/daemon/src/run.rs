@@ -13,10 +13,11 @@ use berth_agent::node::{Node, load_key};
 use berth_agent::sync_loop::SyncLoop;
 use berth_agent_core::task_check::Trust;
 use berth_agent_host::capacity::{self, KVM_DEVICE};
+use berth_agent_host::image_watch::ImageWatch;
 use berth_agent_host::images::Images;
-use berth_agent_host::service_manager::{ServiceManager, inherited_descriptors};
-use berth_agent_host::vm_files::LinuxVmFiles;
-use berth_agent_host::vmm_unit::SystemdUnits;
+use berth_agent_host::service_manager::{DescriptorStore, ServiceManager, inherited_descriptors};
+use berth_agent_host::vm_files::{LinuxVmFiles, VmFiles};
+use berth_agent_host::vmm_unit::{SystemdUnits, VmmUnits};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Run until SIGTERM or SIGINT. VMs go on.
@@ -77,6 +78,7 @@ async fn serve(
         kvm: PathBuf::from(KVM_DEVICE),
         boot_id: capacity::identity()?.boot_id,
     };
+    let image_watch = ImageWatch::open(host.images.root()).context("could not watch the images")?;
     let agent = Agent::adopt(host, trust, inherited).await?;
     manager.ready()?;
     tracing::info!(NODE_ID = %sync_loop.node.node_id, "ready");
@@ -87,6 +89,7 @@ async fn serve(
     tokio::select! {
         () = sync_loop.run(&agent) => bail!("the sync loop ended"),
         failed = keep_alive(&manager) => failed?,
+        () = tell_of_images(image_watch, &agent) => bail!("the watch over the images ended"),
         () = disconnected => bail!("the connection to systemd ended"),
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
@@ -94,6 +97,16 @@ async fn serve(
     manager.stopping()?;
     tracing::info!("stopping; VMs go on");
     Ok(())
+}
+
+/// Make every change of the images news for the controller.
+async fn tell_of_images<U: VmmUnits, F: VmFiles, S: DescriptorStore>(
+    mut watch: ImageWatch,
+    agent: &Agent<U, F, S>,
+) {
+    while watch.changed().await {
+        agent.host_changed();
+    }
 }
 
 /// Tell systemd that the runtime's one thread is not stuck.

@@ -192,6 +192,12 @@ impl Images {
         Ok(Self { root })
     }
 
+    /// The folder below which they are.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// All usable images, by name. A damaged one is logged and left out.
     pub fn list(&self) -> io::Result<Vec<ObservedImage>> {
         let mut all = Vec::new();
