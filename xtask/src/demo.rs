@@ -96,6 +96,8 @@ fn walk<H: Host>(site: &Site<H>, progress: &mut Progress) -> Result<String> {
 
     progress.phase("the how-to for a tenant's namespace");
     let token = seed_001::walk(site, say)?;
+    site.node
+        .check(&format!("umask 077; echo '{token}' >/root/acme.token"))?;
     seed_001::delete_all_but_first(site, &token)?;
 
     progress.phase("the tenant's guest");
@@ -103,7 +105,7 @@ fn walk<H: Host>(site: &Site<H>, progress: &mut Progress) -> Result<String> {
     say("  the guest's own console, read through GET /v1/vms/web/console/log:");
     let lines: Vec<&str> = console.lines().collect();
     for line in &lines[lines.len().saturating_sub(12)..] {
-        say(&format!("    {line}"));
+        say(&format!("    {}", without_colours(line)));
     }
     let vm = site.wait_vm(&token, seed_001::FIRST_VM, "running", GUEST)?;
     let id = text(&vm, "id")?;
@@ -115,14 +117,23 @@ fn walk<H: Host>(site: &Site<H>, progress: &mut Progress) -> Result<String> {
     progress.phase("delete it");
     site.expect(202, &token, "DELETE", "/v1/vms/web", None)?;
     site.wait_vm(&token, &id, "deleted", GUEST)?;
-    site.show(&format!("BERTH_TOKEN='{token}' berthctl usage"))
-        .context("the tenant's own usage")?;
+    site.show("BERTH_TOKEN=$(cat /root/acme.token) berthctl usage")?;
     site.show("systemctl list-units --all --no-legend 'berth-vm-*' | wc -l")?;
 
     progress.phase("what was written down");
     site.show("berthctl ledger read --filter tenant-id=acme-corp --limit 12 --verify")?;
     site.show("berthctl ledger verify")?;
     Ok(token)
+}
+
+/// A console line without the sequences that colour it (`ESC [ … m`).
+fn without_colours(line: &str) -> String {
+    let mut pieces = line.split("\x1b[");
+    let mut plain = pieces.next().unwrap_or_default().to_owned();
+    for piece in pieces {
+        plain.push_str(piece.split_once('m').map_or(piece, |(_, rest)| rest));
+    }
+    plain.trim_end().to_owned()
 }
 
 fn print_what_to_try(kept: &Kept, admin: &str, tenant: &str) {
@@ -225,4 +236,18 @@ fn refuse_unless_it_can(vmm: &Path) -> Result<()> {
         "berth-agent is installed already; remove it first"
     );
     Ok(())
+}
+
+#[cfg(test)]
+mod unit_tests {
+    use super::*;
+
+    #[test]
+    fn a_console_line_is_shown_without_its_colours() {
+        assert_eq!(
+            without_colours("[\x1b[0;32m  OK  \x1b[0m] Started\r"),
+            "[  OK  ] Started"
+        );
+        assert_eq!(without_colours("plain m"), "plain m");
+    }
 }
