@@ -1,0 +1,128 @@
+//! The whole table of states and events, and what must hold for every pair of them.
+
+use super::*;
+use VmState as S;
+
+const STATES: [S; 11] = [
+    S::Pending,
+    S::Scheduling,
+    S::Provisioning,
+    S::Starting,
+    S::Running,
+    S::Stopping,
+    S::Stopped,
+    S::Failed,
+    S::Unreachable,
+    S::Deleting,
+    S::Deleted,
+];
+
+/// One row per event, one column per state in the order of `STATES`: the first letters of the
+/// next state, `.` for no change, `!` for a denial.
+const TABLE: [(Event, &str); 15] = [
+    (Event::Start, "!  !  !  !  !  !  ST ST !  !  !"),
+    (Event::Stop, "!  !  !  !  SG !  !  !  SG !  !"),
+    (Event::Delete, "DD DG DG DG DG DG DG DG DG .  !"),
+    (Event::Placed, "SC !  !  !  !  !  !  !  !  !  !"),
+    (Event::Changing, ".  PV .  .  .  .  .  .  .  .  ."),
+    (Event::Running, ".  RU RU RU .  .  SG RU RU .  ."),
+    (Event::GuestShutdown, ".  SD SD SD SD SD .  .  SD .  ."),
+    (Event::StopDone, ".  SD SD SD SD SD .  .  SD .  ."),
+    (Event::HostRebooted, ".  .  .  .  FA .  .  .  FA .  ."),
+    (Event::Broke, ".  FA FA FA FA FA .  .  FA .  ."),
+    (Event::Missing, ".  FA FA FA FA FA FA .  FA .  ."),
+    (Event::LaunchFailed, ".  FA FA FA .  .  .  .  .  .  ."),
+    (Event::StopFailed, ".  .  .  .  .  RU .  .  .  .  ."),
+    (Event::DeleteFailed, ".  .  .  .  .  .  .  .  .  .  ."),
+    (Event::DeleteDone, ".  .  .  .  .  .  .  .  .  DD ."),
+];
+
+fn letters(state: S) -> &'static str {
+    match state {
+        S::Pending => "PE",
+        S::Scheduling => "SC",
+        S::Provisioning => "PV",
+        S::Starting => "ST",
+        S::Running => "RU",
+        S::Stopping => "SG",
+        S::Stopped => "SD",
+        S::Failed => "FA",
+        S::Unreachable => "UN",
+        S::Deleting => "DG",
+        S::Deleted => "DD",
+    }
+}
+
+#[test]
+fn every_pair_goes_where_the_table_says() {
+    assert_eq!(TABLE.map(|(event, _)| event).as_slice(), Event::ALL);
+    for (event, row) in TABLE {
+        let cells: Vec<_> = row.split_whitespace().collect();
+        assert_eq!(cells.len(), STATES.len(), "{event:?}");
+        for (state, cell) in STATES.into_iter().zip(cells) {
+            let found = match transition(state, event) {
+                Err(denied) => {
+                    assert_eq!(denied.state, state);
+                    "!"
+                }
+                Ok((next, _)) if next == state => ".",
+                Ok((next, _)) => letters(next),
+            };
+            assert_eq!(found, cell, "{state:?} on {event:?}");
+        }
+    }
+}
+
+#[test]
+fn charges_are_released_exactly_when_a_vm_is_gone() {
+    for state in STATES {
+        for event in Event::ALL {
+            if let Ok((next, effects)) = transition(state, *event) {
+                let releases = effects.contains(&ReleaseCharges);
+                let gone = next == S::Deleted && state != S::Deleted;
+                assert_eq!(releases, gone, "{state:?} on {event:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn no_task_is_signed_for_a_wish_before_the_wish_is_recorded() {
+    for state in STATES {
+        for event in [Event::Start, Event::Stop, Event::Delete] {
+            if let Ok((next, [first, ..])) = transition(state, event)
+                && next != state
+            {
+                assert!(matches!(first, Effect::Record(_)), "{state:?} on {event:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn nothing_is_ever_stored_as_unreachable() {
+    for state in STATES.into_iter().filter(|state| *state != S::Unreachable) {
+        for event in Event::ALL {
+            assert!(!matches!(
+                transition(state, *event),
+                Ok((S::Unreachable, _))
+            ));
+        }
+    }
+}
+
+#[test]
+fn a_denial_names_the_states_that_would_do() {
+    for state in STATES {
+        for event in Event::ALL {
+            if let Err(denied) = transition(state, *event) {
+                for allowed in denied.allowed {
+                    assert!(
+                        transition(*allowed, *event).is_ok(),
+                        "{state:?} on {event:?}"
+                    );
+                }
+            }
+        }
+    }
+}
