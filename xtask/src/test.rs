@@ -152,7 +152,7 @@ mod unit_tests {
 
     #[test]
     fn an_unknown_tier_is_an_error() {
-        assert!(chosen(&["unheard-of".to_owned()]).is_err());
+        chosen(&["unheard-of".to_owned()]).unwrap_err();
         assert_eq!(chosen(&[]).unwrap().len(), TIERS.len());
     }
 }

@@ -169,7 +169,7 @@ mod tests {
                 "kernel/b/virtio_blk.ko"
             ]
         );
-        assert!(load_order(dependencies, "", &["nothing"]).is_err());
+        load_order(dependencies, "", &["nothing"]).unwrap_err();
     }
 
     #[test]

@@ -312,6 +312,6 @@ mod tests {
         assert_eq!((reply.status, reply.body), (204, Value::Null));
         let reply = parse_reply("login: \nberth-http-status=200\n").unwrap();
         assert_eq!(reply.body, Value::String("login: ".to_owned()));
-        assert!(parse_reply("nothing").is_err());
+        parse_reply("nothing").unwrap_err();
     }
 }
