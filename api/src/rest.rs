@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::agent::StopMode;
 use crate::ids::{EventId, NodeId, OperationId, RequestId, TenantId, TokenId, VmId};
 
 /// Where a controller listens unless told otherwise.
@@ -104,7 +105,9 @@ impl OneOrMany {
     }
 }
 
-/// A token just issued; the only time that `token` is shown.
+/// A token just issued; the only time that `token` is shown. Under an `Idempotency-Key` a repeat
+/// gets this again with an empty `token`, as the secret is not kept: revoke `token_id` and issue
+/// another under a new key if the first answer was lost.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IssuedToken {
     /// The bearer token.
@@ -252,6 +255,17 @@ pub struct Vm {
     pub operation: Option<OperationId>,
 }
 
+/// `POST /v1/vms/{vm}/stop`; the body may be left out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StopVm {
+    /// `graceful` unless given.
+    pub mode: Option<StopMode>,
+    /// Seconds that the guest has to power itself off before it is ended: 1 to 3,600; 30 unless
+    /// given. A hard stop does not wait.
+    pub timeout_s: Option<u32>,
+}
+
 /// `GET /v1/images`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Image {
@@ -271,7 +285,9 @@ pub struct CreateJoinToken {
     pub ttl_s: Option<u64>,
 }
 
-/// A join token just made; shown once.
+/// A join token just made; shown once. Under an `Idempotency-Key` a repeat gets this again with
+/// `token` and `install_command` empty, as the secret is not kept: make another under a new key if
+/// the first answer was lost; the first ends by itself at `expires_at`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IssuedJoinToken {
     /// For `berth-agent join`.

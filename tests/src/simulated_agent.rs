@@ -16,8 +16,8 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use berth_api::agent::{
     Capacity, ENROLL_PAYLOAD_TYPE, EnrollReply, EnrollRequest, FailureCode, JOIN_TOKEN_PREFIX,
     JoinToken, ObservedImage, ObservedState, ObservedVm, PROTOCOL_VERSION, RefusalCode,
-    SYNC_PAYLOAD_TYPE, SignedEnvelope, StoppedReason, SyncReply, SyncRequest, TASK_PAYLOAD_TYPE,
-    Task, TaskAction, TaskOutcome, TaskResult,
+    SYNC_PAYLOAD_TYPE, SignedEnvelope, StopMode, StoppedReason, SyncReply, SyncRequest,
+    TASK_PAYLOAD_TYPE, Task, TaskAction, TaskOutcome, TaskResult,
 };
 use berth_api::ids::{AgentInstanceId, NodeId, TenantId, VmId};
 use berth_ledger::envelope;
@@ -95,6 +95,8 @@ pub struct SimulatedAgent {
     pub fail_next: Option<FailureCode>,
     /// How often a task was carried out, not counting console reads and repeats.
     pub carried_out: u64,
+    /// How it was told to stop VMs, in order.
+    pub stops: Vec<(StopMode, u32)>,
 }
 
 /// A client for this contract: it takes every status as an answer.
@@ -169,6 +171,7 @@ impl SimulatedAgent {
             console: b"Welcome to a simulated guest\n".to_vec(),
             fail_next: None,
             carried_out: 0,
+            stops: Vec::new(),
         })
     }
 
@@ -307,9 +310,12 @@ impl SimulatedAgent {
                 }
                 Some(ObservedState::Running { pid: 4242 })
             }
-            TaskAction::VmStop { .. } => Some(ObservedState::Stopped {
-                reason: StoppedReason::Requested,
-            }),
+            TaskAction::VmStop { mode, timeout_s } => {
+                self.stops.push((*mode, *timeout_s));
+                Some(ObservedState::Stopped {
+                    reason: StoppedReason::Requested,
+                })
+            }
             TaskAction::VmDelete {} => None,
         };
         self.carried_out += 1;

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use berth_api::agent::StopMode;
 use berth_api::ids::{OperationId, VmId};
-use berth_api::rest::{CreateVm, Operation, Vm, VmState};
+use berth_api::rest::{CreateVm, Operation, StopVm, Vm, VmState};
 use clap::{Args, Subcommand};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::client::{Path, Reply};
 use crate::command::catalogue::operation_table;
@@ -51,6 +52,8 @@ pub(crate) enum VmCommand {
     Stop {
         /// Its name or id
         vm: String,
+        #[command(flatten)]
+        how: StopArguments,
         #[command(flatten)]
         wait: WaitArguments,
     },
@@ -110,6 +113,35 @@ pub(crate) struct VmShape {
     tenant: Option<String>,
 }
 
+/// How to stop a VM.
+#[derive(Args, Debug)]
+pub(crate) struct StopArguments {
+    /// End it at once, as if its power were cut; what the guest has not written to its disk is lost
+    #[arg(long)]
+    hard: bool,
+    /// How long the guest has to power itself off before it is ended, 1s to 1h [default: 30s]
+    #[arg(long, value_name = "DURATION", value_parser = parse_stop_timeout, conflicts_with = "hard")]
+    stop_timeout: Option<u32>,
+}
+
+impl StopArguments {
+    /// What to send, where the controller's own choice is not the one.
+    fn body(&self) -> Option<Value> {
+        let asked = StopVm {
+            mode: self.hard.then_some(StopMode::Hard),
+            timeout_s: self.stop_timeout,
+        };
+        (asked != StopVm::default()).then(|| json!(asked))
+    }
+}
+
+fn parse_stop_timeout(text: &str) -> Result<u32, String> {
+    u32::try_from(parse_seconds(text)?)
+        .ok()
+        .filter(|seconds| (1..=3_600).contains(seconds))
+        .ok_or_else(|| "must be 1s to 1h".to_owned())
+}
+
 impl From<VmShape> for CreateVm {
     fn from(shape: VmShape) -> Self {
         Self {
@@ -158,8 +190,9 @@ pub(crate) fn run(session: &mut Session, command: VmCommand) -> Result<(), Failu
             let reply = session.client.post(verb(&vm, "start"), None)?;
             show_operation_after(session, &reply, VmState::Running, &wait)
         }
-        VmCommand::Stop { vm, wait } => {
-            let reply = session.client.post(verb(&vm, "stop"), None)?;
+        VmCommand::Stop { vm, how, wait } => {
+            let body = how.body();
+            let reply = session.client.post(verb(&vm, "stop"), body.as_ref())?;
             show_operation_after(session, &reply, VmState::Stopped, &wait)
         }
         VmCommand::Console { vm, follow, tail } => console::print(session, &vm, follow, tail),
@@ -316,6 +349,30 @@ fn state_cell(state: VmState) -> Cell {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_plain_stop_sends_no_body_and_others_say_what_differs() {
+        let body = |hard, stop_timeout| StopArguments { hard, stop_timeout }.body();
+        assert_eq!(body(false, None), None);
+        assert_eq!(
+            body(true, None),
+            Some(json!({ "mode": "hard", "timeout_s": null }))
+        );
+        assert_eq!(
+            body(false, Some(90)),
+            Some(json!({ "mode": null, "timeout_s": 90 }))
+        );
+    }
+
+    #[test]
+    fn a_guest_has_from_a_second_to_an_hour() {
+        for (text, seconds) in [("1s", 1), ("90", 90), ("1h", 3_600)] {
+            assert_eq!(parse_stop_timeout(text), Ok(seconds), "{text}");
+        }
+        for text in ["0", "3601s", "2h", "", "1d", "4294967297s"] {
+            assert!(parse_stop_timeout(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn a_label_needs_a_key_and_may_have_any_value() {

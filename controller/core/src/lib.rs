@@ -9,4 +9,5 @@ pub mod placement;
 pub mod quota;
 pub mod rate;
 pub mod shape;
+pub mod stop;
 pub mod vm;

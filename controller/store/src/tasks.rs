@@ -1,9 +1,10 @@
 //! Signed orders to nodes: made here, kept until they are answered.
 
-use berth_api::agent::{SignedEnvelope, StopMode, TASK_PAYLOAD_TYPE, Task, TaskAction, VmSpec};
+use berth_api::agent::{SignedEnvelope, TASK_PAYLOAD_TYPE, Task, TaskAction, VmSpec};
 use berth_api::ids::{NodeId, TaskId, TenantId, VmId};
 use berth_api::rest::Vm;
 use berth_controller_core::liveness::Liveness;
+use berth_controller_core::stop::StopOrder;
 use berth_controller_core::vm::TaskKind;
 use berth_ledger::envelope;
 use serde_json::json;
@@ -21,8 +22,6 @@ use crate::writer::WriteTx;
 const TASK_LIFETIME_S: i64 = 3_600;
 /// A task with less than this left is signed anew before it is sent, in seconds.
 const TASK_LEAST_LEFT_S: i64 = 300;
-/// How long a guest has to power itself off before its process is ended, in seconds.
-const STOP_TIMEOUT_S: u32 = 30;
 /// Most tasks in one answer to a node.
 const MAX_TASKS_PER_SYNC: u32 = 64;
 
@@ -117,11 +116,13 @@ impl Db<'_> {
 }
 
 impl WriteTx<'_> {
-    /// Sign an order about a placed VM under its next generation, and keep it.
+    /// Sign an order about a placed VM under its next generation, and keep it. `stop` says how, if
+    /// it is a stop.
     pub(crate) fn sign_task(
         &mut self,
         stored: &StoredVm,
         kind: TaskKind,
+        stop: StopOrder,
         cause: &Cause,
     ) -> Result<(), StoreError> {
         let vm = &stored.vm;
@@ -140,7 +141,7 @@ impl WriteTx<'_> {
             not_before: now_s,
             expires_at: now_s.saturating_add(TASK_LIFETIME_S),
             ledger_index: stored.audit_index,
-            action: action(kind, vm),
+            action: action(kind, vm, stop),
         };
         let (envelope, signature) = self.seal(&task)?;
         self.conn
@@ -232,7 +233,7 @@ impl WriteTx<'_> {
     }
 }
 
-fn action(kind: TaskKind, vm: &Vm) -> TaskAction {
+fn action(kind: TaskKind, vm: &Vm, stop: StopOrder) -> TaskAction {
     match kind {
         TaskKind::Create => TaskAction::VmCreate {
             spec: VmSpec {
@@ -245,8 +246,8 @@ fn action(kind: TaskKind, vm: &Vm) -> TaskAction {
         },
         TaskKind::Start => TaskAction::VmStart {},
         TaskKind::Stop => TaskAction::VmStop {
-            mode: StopMode::Graceful,
-            timeout_s: STOP_TIMEOUT_S,
+            mode: stop.mode(),
+            timeout_s: stop.timeout_s(),
         },
         TaskKind::Delete => TaskAction::VmDelete {},
     }

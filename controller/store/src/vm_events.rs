@@ -1,7 +1,9 @@
 //! Carrying out what `berth_controller_core::vm::transition` decides, in the running transaction.
 
+use berth_api::agent::StopMode;
 use berth_api::ids::{NodeId, TenantId, VmId};
 use berth_api::rest::{Operation, StateReason, Vm, VmState};
+use berth_controller_core::stop::StopOrder;
 use berth_controller_core::vm::{Denied, Effect, Event, Record, TaskKind, transition};
 use serde_json::json;
 
@@ -17,8 +19,8 @@ use crate::writer::WriteTx;
 pub enum VmWish {
     /// That it runs.
     Start,
-    /// That it stops.
-    Stop,
+    /// That it stops in this way.
+    Stop(StopOrder),
     /// That it is gone.
     Delete,
 }
@@ -27,18 +29,25 @@ impl VmWish {
     fn event(self) -> Event {
         match self {
             Self::Start => Event::Start,
-            Self::Stop => Event::Stop,
+            Self::Stop(_) => Event::Stop,
             Self::Delete => Event::Delete,
         }
     }
 
-    fn kind(self) -> TaskKind {
+    fn stop_order(self) -> StopOrder {
         match self {
-            Self::Start => TaskKind::Start,
-            Self::Stop => TaskKind::Stop,
-            Self::Delete => TaskKind::Delete,
+            Self::Stop(order) => order,
+            Self::Start | Self::Delete => StopOrder::default(),
         }
     }
+}
+
+/// An event, and what is known of it beyond its name.
+struct Happening {
+    event: Event,
+    reason: Option<StateReason>,
+    /// How to stop the VM, where the event leads to that.
+    stop: StopOrder,
 }
 
 /// Why a wish was not taken.
@@ -72,7 +81,12 @@ impl WriteTx<'_> {
         let again = wish == VmWish::Delete
             && row.vm.state == VmState::Deleting
             && self.has_pending_task(vm_id, Some(TaskKind::Delete))?;
-        if !again && let Err(denied) = self.apply_event(vm_id, wish.event(), None, cause)? {
+        let wished = Happening {
+            event: wish.event(),
+            reason: None,
+            stop: wish.stop_order(),
+        };
+        if !again && let Err(denied) = self.apply(vm_id, &wished, cause)? {
             return Ok(Err(denied.into()));
         }
         let vm = self
@@ -89,7 +103,8 @@ impl WriteTx<'_> {
         Ok(Ok((vm, operation)))
     }
 
-    /// Let an event happen to a VM: store its next state, then carry out the effects in order.
+    /// Let an event happen to a VM that is no tenant's wish: store its next state, then carry out
+    /// the effects in order.
     pub(crate) fn apply_event(
         &mut self,
         vm_id: VmId,
@@ -97,6 +112,21 @@ impl WriteTx<'_> {
         reason: Option<StateReason>,
         cause: &Cause,
     ) -> Result<Result<(), Denied>, StoreError> {
+        let happening = Happening {
+            event,
+            reason,
+            stop: StopOrder::default(),
+        };
+        self.apply(vm_id, &happening, cause)
+    }
+
+    fn apply(
+        &mut self,
+        vm_id: VmId,
+        happening: &Happening,
+        cause: &Cause,
+    ) -> Result<Result<(), Denied>, StoreError> {
+        let event = happening.event;
         let stored = self
             .stored_vm(vm_id)?
             .ok_or(StoreError::Corrupt { what: "VM" })?;
@@ -106,10 +136,10 @@ impl WriteTx<'_> {
             Err(denied) => return Ok(Err(denied)),
         };
         if next != old {
-            self.store_state(&stored, next, event, reason.as_ref())?;
+            self.store_state(&stored, next, event, happening.reason.as_ref())?;
         }
         for effect in effects {
-            self.carry_out(vm_id, *effect, event, reason.as_ref(), cause)?;
+            self.carry_out(vm_id, *effect, happening, cause)?;
         }
         // Gone without any node's help: the operation is over as it begins.
         if event == Event::Delete && next == VmState::Deleted {
@@ -148,24 +178,23 @@ impl WriteTx<'_> {
         &mut self,
         vm_id: VmId,
         effect: Effect,
-        event: Event,
-        reason: Option<&StateReason>,
+        happening: &Happening,
         cause: &Cause,
     ) -> Result<(), StoreError> {
         let stored = self
             .stored_vm(vm_id)?
             .ok_or(StoreError::Corrupt { what: "VM" })?;
         match effect {
-            Effect::Record(record) => self.record(&stored, record, reason, cause),
+            Effect::Record(record) => self.record(&stored, record, happening, cause),
             Effect::WithdrawTasks => self.withdraw_tasks(vm_id),
             Effect::SignTask(kind) => {
                 if self.has_pending_task(vm_id, Some(kind))? {
                     return Ok(());
                 }
-                if wish_of(event).is_some_and(|wish| wish.kind() == kind) {
+                if order_for(happening.event) == Some(kind) {
                     self.begin_operation(&stored.vm.tenant_id, vm_id, kind, "scheduled")?;
                 }
-                self.sign_task(&stored, kind, cause)
+                self.sign_task(&stored, kind, happening.stop, cause)
             }
             Effect::FinishOperation => self.end_operation(vm_id, None),
             Effect::FailOperation => {
@@ -173,7 +202,8 @@ impl WriteTx<'_> {
                     code: "failed".to_owned(),
                     message: "the node could not do it".to_owned(),
                 };
-                self.end_operation(vm_id, Some(reason.unwrap_or(&unnamed)))
+                let reason = happening.reason.as_ref().unwrap_or(&unnamed);
+                self.end_operation(vm_id, Some(reason))
             }
             Effect::ReleaseCharges => self.release_charges(&stored),
         }
@@ -183,9 +213,17 @@ impl WriteTx<'_> {
         &mut self,
         stored: &StoredVm,
         record: Record,
-        reason: Option<&StateReason>,
+        happening: &Happening,
         cause: &Cause,
     ) -> Result<(), StoreError> {
+        let reason = happening.reason.as_ref();
+        let mut detail = object(json!({
+            "name": stored.vm.name,
+            "reason": reason.map(|reason| &reason.message),
+        }));
+        if record == Record::StopAccepted {
+            detail.append(&mut stop_detail(happening.stop));
+        }
         let index = self.append(
             NewEvent {
                 event_type: record.event_type(),
@@ -194,10 +232,7 @@ impl WriteTx<'_> {
                 node_id: stored.vm.node_id,
                 outcome: record.outcome(),
                 code: reason.map(|reason| reason.code.clone()),
-                detail: object(json!({
-                    "name": stored.vm.name,
-                    "reason": reason.map(|reason| &reason.message),
-                })),
+                detail,
             },
             cause,
         )?;
@@ -250,10 +285,33 @@ impl WriteTx<'_> {
     }
 }
 
-fn wish_of(event: Event) -> Option<VmWish> {
-    [VmWish::Start, VmWish::Stop, VmWish::Delete]
-        .into_iter()
-        .find(|wish| wish.event() == event)
+/// A hard stop waits for nothing, so its time says nothing.
+fn stop_detail(order: StopOrder) -> serde_json::Map<String, serde_json::Value> {
+    object(match order.mode() {
+        StopMode::Graceful => json!({ "mode": order.mode(), "timeout_s": order.timeout_s() }),
+        StopMode::Hard => json!({ "mode": order.mode() }),
+    })
+}
+
+/// The order that fulfils a tenant's wish; `None` for an event that is no wish.
+fn order_for(event: Event) -> Option<TaskKind> {
+    match event {
+        Event::Start => Some(TaskKind::Start),
+        Event::Stop => Some(TaskKind::Stop),
+        Event::Delete => Some(TaskKind::Delete),
+        Event::Placed
+        | Event::Changing
+        | Event::Running
+        | Event::GuestShutdown
+        | Event::StopDone
+        | Event::HostRebooted
+        | Event::Broke
+        | Event::Missing
+        | Event::LaunchFailed
+        | Event::StopFailed
+        | Event::DeleteFailed
+        | Event::DeleteDone => None,
+    }
 }
 
 /// What the VM should do from here on, where the event says so.

@@ -60,6 +60,35 @@ fn a_vm_is_created_stopped_started_and_deleted_with_waiting() {
 }
 
 #[test]
+fn a_vm_is_stopped_in_the_way_that_was_asked_for() {
+    let site = Site::new();
+    site.vm(&["create", "web-1", "--image", IMAGE, "--wait"])
+        .expect(0);
+    site.vm(&["stop", "web-1", "--stop-timeout", "90s", "--wait"])
+        .expect(0);
+    site.vm(&["start", "web-1", "--wait"]).expect(0);
+    site.vm(&["stop", "web-1", "--hard", "--wait"]).expect(0);
+    let read = ["ledger", "read", "--event-type", "VM_STOP_ACCEPTED"];
+    let read = [&read[..], &["--json"]].concat();
+    let kept = site.bench.berthctl(&read).expect(0).json();
+    let detail = |n: usize| -> serde_json::Value {
+        let body: serde_json::Value =
+            serde_json::from_str(kept[n]["body"].as_str().unwrap()).unwrap();
+        body["detail"].clone()
+    };
+    assert_eq!(detail(0)["timeout_s"], 90, "{kept}");
+    assert_eq!(detail(1)["mode"], "hard", "{kept}");
+    for wrong in [
+        &["--stop-timeout", "0"][..],
+        &["--stop-timeout", "61m"],
+        &["--stop-timeout", "5s", "--hard"],
+    ] {
+        let arguments: Vec<&str> = ["stop", "web-1"].iter().chain(wrong).copied().collect();
+        site.vm(&arguments).expect(2).complains("--stop-timeout");
+    }
+}
+
+#[test]
 fn waiting_for_a_delete_ends_when_the_vm_is_gone() {
     let site = Site::new();
     site.vm(&["create", "web-1", "--image", IMAGE, "--wait"])

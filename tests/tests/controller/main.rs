@@ -20,8 +20,12 @@ mod quota;
 #[cfg(test)]
 mod refusals;
 #[cfg(test)]
+mod repeats;
+#[cfg(test)]
 mod routes;
 #[cfg(test)]
 mod seed_001;
+#[cfg(test)]
+mod stops;
 #[cfg(test)]
 mod tokens;

@@ -21,9 +21,12 @@ pub(crate) struct Json<T> {
     pub(crate) bytes: Bytes,
 }
 
-/// A JSON body that may be left out.
+/// A JSON body that may be left out or be an empty object, and its bytes for the idempotency digest.
 #[derive(Debug)]
-pub(crate) struct OptionalJson<T>(pub(crate) T);
+pub(crate) struct OptionalJson<T> {
+    pub(crate) value: T,
+    pub(crate) bytes: Bytes,
+}
 
 /// A JSON body of an agent.
 #[derive(Debug)]
@@ -65,11 +68,17 @@ impl<T: DeserializeOwned + Default, S: Sync> FromRequest<S> for OptionalJson<T> 
     async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
         let headers = request.headers().clone();
         let bytes = bounded(request, MAX_BODY_BYTES).await?;
-        if bytes.is_empty() {
-            return Ok(Self(T::default()));
+        if says_nothing(&bytes) {
+            return Ok(Self {
+                value: T::default(),
+                bytes: Bytes::new(),
+            });
         }
         must_be_json(&headers)?;
-        parse(&bytes).map(Self)
+        Ok(Self {
+            value: parse(&bytes)?,
+            bytes,
+        })
     }
 }
 
@@ -78,7 +87,7 @@ impl<S: Sync> FromRequest<S> for NoBody {
 
     async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
         let bytes = bounded(request, MAX_BODY_BYTES).await?;
-        if bytes.is_empty() || bytes.as_ref() == b"{}" {
+        if says_nothing(&bytes) {
             Ok(Self)
         } else {
             Err(ApiError::new(
@@ -98,6 +107,10 @@ impl<T: DeserializeOwned, S: Sync> FromRequestParts<S> for QueryOf<T> {
             .map(|Query(value)| Self(value))
             .map_err(|rejection| explain(&rejection.body_text(), None))
     }
+}
+
+fn says_nothing(body: &[u8]) -> bool {
+    matches!(body, b"" | b"{}")
 }
 
 fn must_be_json(headers: &HeaderMap) -> Result<(), ApiError> {

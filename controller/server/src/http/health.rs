@@ -19,6 +19,7 @@ const API_FEATURES: &[&str] = &[
     "audit-chain-v1",
     "idempotency-key",
     "vm-wait",
+    "vm-stop-mode",
     "console-log",
 ];
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
+use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use berth_api::agent::{JOIN_TOKEN_PREFIX, JoinToken};
@@ -18,6 +19,7 @@ use crate::api_error::ApiError;
 use crate::app::App;
 use crate::http::body::{OptionalJson, QueryOf};
 use crate::http::gate::Scoped;
+use crate::http::once::{Idempotency, Once, once};
 use crate::http::page::{limit_of, page};
 use crate::http::tokens::rfc3339_s;
 
@@ -42,8 +44,39 @@ pub(crate) fn secret_hash(secret: &str) -> Vec<u8> {
 pub(crate) async fn join_token(
     State(app): State<Arc<App>>,
     caller: Scoped,
-    OptionalJson(asked): OptionalJson<CreateJoinToken>,
-) -> Result<(StatusCode, Json<IssuedJoinToken>), ApiError> {
+    idempotency: Idempotency,
+    body: OptionalJson<CreateJoinToken>,
+) -> Result<Response, ApiError> {
+    let key = idempotency.key(&caller, &body.bytes);
+    let (new, issued) = fresh_join_token(&app, body.value)?;
+    let cause = caller.cause();
+    let done = once(
+        &app,
+        key,
+        StatusCode::CREATED,
+        move |tx| {
+            tx.add_join_token(&new, &cause)?;
+            Ok(Ok(issued))
+        },
+        // A secret is not kept for a replay.
+        |issued| IssuedJoinToken {
+            token: String::new(),
+            install_command: String::new(),
+            expires_at: issued.expires_at.clone(),
+        },
+    )
+    .await?;
+    Ok(match done {
+        Once::Replayed(answer) => answer,
+        Once::Done(issued) => (StatusCode::CREATED, Json(issued)).into_response(),
+    })
+}
+
+/// A join token with a new secret: what is stored of it, and what its holder is told.
+fn fresh_join_token(
+    app: &App,
+    asked: CreateJoinToken,
+) -> Result<(NewJoinToken, IssuedJoinToken), ApiError> {
     if asked
         .node_name
         .as_deref()
@@ -67,8 +100,6 @@ pub(crate) async fn join_token(
         node_name: asked.node_name.clone(),
         expires_at: expires_at.saturating_mul(1000),
     };
-    let cause = caller.cause();
-    app.write(move |tx| tx.add_join_token(&new, &cause)).await?;
     let token = JoinToken {
         controller_url: app.public_url.clone(),
         secret,
@@ -77,14 +108,12 @@ pub(crate) async fn join_token(
     };
     let text = serde_json::to_vec(&token).map_err(|_| ApiError::internal())?;
     let token = format!("{JOIN_TOKEN_PREFIX}{}", URL_SAFE_NO_PAD.encode(text));
-    Ok((
-        StatusCode::CREATED,
-        Json(IssuedJoinToken {
-            install_command: format!("berth-agent join {token}"),
-            token,
-            expires_at: rfc3339_s(expires_at),
-        }),
-    ))
+    let issued = IssuedJoinToken {
+        install_command: format!("berth-agent join {token}"),
+        token,
+        expires_at: rfc3339_s(expires_at),
+    };
+    Ok((new, issued))
 }
 
 pub(crate) async fn list(

@@ -7,14 +7,17 @@ use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use berth_api::ids::OperationId;
-use berth_api::rest::{CreateVm, ErrorCode, Image, ListQuery, Operation, Page, Vm, VmState};
+use berth_api::rest::{
+    CreateVm, ErrorCode, Image, ListQuery, Operation, Page, StopVm, Vm, VmState,
+};
 use berth_controller_core::shape;
-use berth_controller_store::{CreatedVm, VmRef, VmWish};
+use berth_controller_core::stop::StopOrder;
+use berth_controller_store::{CreatedVm, IdempotencyKey, VmRef, VmWish};
 use serde::Deserialize;
 
 use crate::api_error::{ApiError, wire};
 use crate::app::App;
-use crate::http::body::{self, NoBody, QueryOf};
+use crate::http::body::{self, NoBody, OptionalJson, QueryOf};
 use crate::http::gate::Scoped;
 use crate::http::once::{Idempotency, Once, once};
 use crate::http::page::{limit_of, page};
@@ -149,14 +152,28 @@ async fn act(
     vm: &str,
     wish: VmWish,
     query: WaitQuery,
+    key: Option<IdempotencyKey>,
 ) -> Result<Response, ApiError> {
     let waiting = query.wish()?;
     let tenant = caller.tenant()?.clone();
     let cause = caller.cause();
     let vm = VmRef::parse(vm);
-    let (vm, mut operation) = app
-        .write(move |tx| tx.act_on_vm(&tenant, &vm, wish, &cause))
-        .await??;
+    let done = once(
+        &app,
+        key,
+        StatusCode::ACCEPTED,
+        move |tx| {
+            Ok(tx
+                .act_on_vm(&tenant, &vm, wish, &cause)?
+                .map_err(ApiError::from))
+        },
+        |(_, operation)| operation.clone(),
+    )
+    .await?;
+    let (vm, mut operation) = match done {
+        Once::Replayed(answer) => return Ok(answer),
+        Once::Done(taken) => taken,
+    };
     tracing::info!(vm_id = %vm.id, tenant_id = %vm.tenant_id, request_id = %caller.request.id, operation_id = %operation.id, ?wish, "wish accepted");
     app.vms_changed(vm.node_id);
     if let Some((state, patience)) = waiting {
@@ -180,9 +197,11 @@ pub(crate) async fn start(
     caller: Scoped,
     Path(vm): Path<String>,
     QueryOf(query): QueryOf<WaitQuery>,
+    idempotency: Idempotency,
     _: NoBody,
 ) -> Result<Response, ApiError> {
-    act(app, caller, &vm, VmWish::Start, query).await
+    let key = idempotency.key(&caller, b"");
+    act(app, caller, &vm, VmWish::Start, query, key).await
 }
 
 pub(crate) async fn stop(
@@ -190,9 +209,13 @@ pub(crate) async fn stop(
     caller: Scoped,
     Path(vm): Path<String>,
     QueryOf(query): QueryOf<WaitQuery>,
-    _: NoBody,
+    idempotency: Idempotency,
+    body: OptionalJson<StopVm>,
 ) -> Result<Response, ApiError> {
-    act(app, caller, &vm, VmWish::Stop, query).await
+    let order = StopOrder::try_from(body.value)
+        .map_err(|error| ApiError::field("timeout_s", &error.to_string()))?;
+    let key = idempotency.key(&caller, &body.bytes);
+    act(app, caller, &vm, VmWish::Stop(order), query, key).await
 }
 
 pub(crate) async fn delete(
@@ -201,7 +224,7 @@ pub(crate) async fn delete(
     Path(vm): Path<String>,
     QueryOf(query): QueryOf<WaitQuery>,
 ) -> Result<Response, ApiError> {
-    act(app, caller, &vm, VmWish::Delete, query).await
+    act(app, caller, &vm, VmWish::Delete, query, None).await
 }
 
 pub(crate) async fn operation(

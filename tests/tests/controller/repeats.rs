@@ -1,0 +1,93 @@
+//! `Idempotency-Key` on actions and on what carries a secret: the same request twice is one change.
+
+use berth_api::agent::StopMode;
+use serde_json::{Value, json};
+
+use crate::harness::{Client, Controller, Reply, audit_bodies, token_body, vm_body};
+
+fn post(client: &Client, path: &str, key: &str, body: &Value) -> Reply {
+    let headers = [
+        ("content-type", "application/json"),
+        ("idempotency-key", key),
+    ];
+    client.send("POST", path, &headers, Some(&body.to_string()))
+}
+
+fn replayed(reply: &Reply) -> bool {
+    reply.header("idempotency-replayed") == Some("true")
+}
+
+#[test]
+fn a_repeated_action_is_one_operation_and_does_not_act_again() {
+    let controller = Controller::start();
+    let mut agent = controller.agent("node-1", 4096);
+    let tenant = controller.tenant("acme", 1);
+    tenant.post("/v1/vms", &vm_body("web")).expect(201);
+    agent.settle().unwrap();
+
+    let hard = json!({ "mode": "hard" });
+    let stop = post(&tenant, "/v1/vms/web/stop", "k-1", &hard).expect(202);
+    assert!(!replayed(&stop));
+    agent.settle().unwrap();
+    let start = post(&tenant, "/v1/vms/web/start", "k-1", &json!({})).expect(202);
+    agent.settle().unwrap();
+
+    // It runs again: without its key the repeated stop would stop it once more.
+    let again = post(&tenant, "/v1/vms/web/stop", "k-1", &hard).expect(202);
+    assert!(replayed(&again));
+    assert_eq!(again.text, stop.text);
+    let again = post(&tenant, "/v1/vms/web/start", "k-1", &json!({})).expect(202);
+    assert!(replayed(&again));
+    assert_eq!(again.text, start.text);
+    post(&tenant, "/v1/vms/web/stop", "k-1", &json!({})).refused(409, "idempotency_conflict");
+    agent.settle().unwrap();
+    assert_eq!(agent.stops, [(StopMode::Hard, 30)]);
+    assert_eq!(
+        audit_bodies(&tenant, "event_type=VM_START_ACCEPTED").len(),
+        1
+    );
+    controller.assert_sound();
+}
+
+#[test]
+fn a_refused_action_may_be_repeated_under_its_key() {
+    let controller = Controller::start();
+    let mut agent = controller.agent("node-1", 4096);
+    let tenant = controller.tenant("acme", 1);
+    tenant.post("/v1/vms", &vm_body("web")).expect(201);
+    post(&tenant, "/v1/vms/web/stop", "k-1", &json!({})).refused(409, "invalid_state");
+    agent.settle().unwrap();
+    let taken = post(&tenant, "/v1/vms/web/stop", "k-1", &json!({})).expect(202);
+    assert!(!replayed(&taken));
+}
+
+#[test]
+fn a_repeat_never_tells_a_secret() {
+    let controller = Controller::start();
+    controller.tenant("acme", 1);
+    let admin = controller.admin();
+
+    let body = json!({ "node_name": "rack1-3" });
+    let first = post(&admin, "/v1/nodes/join-tokens", "k-1", &body).expect(201);
+    assert!(!replayed(&first));
+    let first = first.json();
+    assert!(first["token"].as_str().is_some_and(|text| !text.is_empty()));
+    let again = post(&admin, "/v1/nodes/join-tokens", "k-1", &body).expect(201);
+    assert!(replayed(&again));
+    let expected = json!({ "token": "", "install_command": "", "expires_at": first["expires_at"] });
+    assert_eq!(again.json(), expected);
+    assert_eq!(
+        audit_bodies(&admin, "event_type=JOIN_TOKEN_ISSUED").len(),
+        1
+    );
+    post(&admin, "/v1/nodes/join-tokens", "k-1", &json!({})).refused(409, "idempotency_conflict");
+
+    let body = token_body("vm.read");
+    let mut first = post(&admin, "/v1/tenants/acme/tokens", "k-1", &body)
+        .expect(201)
+        .json();
+    let again = post(&admin, "/v1/tenants/acme/tokens", "k-1", &body).expect(201);
+    assert!(replayed(&again));
+    first["token"] = json!("");
+    assert_eq!(again.json(), first);
+}
