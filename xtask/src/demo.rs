@@ -137,7 +137,7 @@ fn without_colours(line: &str) -> String {
 }
 
 fn print_what_to_try(kept: &Kept, admin: &str, tenant: &str) {
-    let berthctl = workspace::target_dir().join("release/berthctl");
+    let berthctl = workspace::build_dir().join("programs/berthctl");
     let keys = image::lab_dir();
     say(&format!(
         "\nThe host is running; its API is at http://127.0.0.1:{port}. Try:\n\n\

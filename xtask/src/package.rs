@@ -13,6 +13,7 @@ mod programs;
 mod rpm;
 mod scripts;
 mod stage;
+mod static_libc;
 #[cfg(test)]
 mod tests;
 
@@ -143,7 +144,7 @@ fn packages(format: Format) -> Result<Vec<PathBuf>> {
         architecture: std::env::consts::ARCH,
         sources: Sources {
             root,
-            programs: workspace::target_dir().join("release"),
+            programs: programs::folder(),
         },
         output: workspace::build_dir().join("packages"),
     };

@@ -198,6 +198,24 @@ fn the_description_is_fit_for_a_package_list() {
 }
 
 #[test]
+fn the_vmm_loads_nothing_when_it_starts() {
+    let root = unpacked("berth-agent");
+    let headers = |place: &str| {
+        let path = root.path().join(place);
+        let mut command = Command::new("objdump");
+        capture(command.arg("--private-headers").arg(path)).unwrap()
+    };
+    // What a dynamic program looks like to this test.
+    let agent = headers("usr/sbin/berth-agent");
+    assert!(agent.contains(" INTERP ") && agent.contains(" NEEDED "));
+    let vmm = headers("usr/libexec/berth/berth-vmm");
+    assert!(
+        vmm.contains(" LOAD ") && !vmm.contains(" INTERP ") && !vmm.contains(" NEEDED "),
+        "{vmm}"
+    );
+}
+
+#[test]
 fn programs_carry_no_symbol_tables() {
     for (name, places) in PLACES {
         let root = unpacked(name);

@@ -1,9 +1,10 @@
-//! The programs that are packaged: built by cargo so that no path of this machine is in them.
+//! The programs that are packaged: built by cargo so that no path of this machine is in them, and
+//! gathered in one folder.
 //!
 //! Knows cargo and rustc; knows no package format.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -11,10 +12,18 @@ use berth_tests::command::{capture, run_logged};
 use berth_tests::workspace;
 
 use super::manifest::{Linkage, Program};
+use super::static_libc::{self, StaticLibc};
 use crate::build::cargo_command;
 
 /// What stands between two flags in `CARGO_ENCODED_RUSTFLAGS`, so that paths may have spaces.
 const FLAG_SEPARATOR: &str = "\x1f";
+/// Beside the programs: the name of the C library that is in the static ones.
+pub(super) const STATIC_LIBC: &str = "static-libc";
+
+/// The folder that the programs are gathered in: cargo's own has programs of other builds too.
+pub(super) fn folder() -> PathBuf {
+    workspace::build_dir().join("programs")
+}
 
 /// Builds all programs in release mode and returns the folder that they are in.
 ///
@@ -22,36 +31,63 @@ const FLAG_SEPARATOR: &str = "\x1f";
 /// If cargo fails; the message quotes its log.
 pub(super) fn build(programs: &[Program]) -> Result<PathBuf> {
     let flags = flags()?;
+    let folder = folder();
+    std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    let (dynamic, linked): (Vec<_>, Vec<_>) = programs
+        .iter()
+        .partition(|program| program.linkage == Linkage::Dynamic);
+    let packages: BTreeSet<&str> = dynamic
+        .iter()
+        .map(|program| program.package.as_str())
+        .collect();
     let mut cargo = cargo(&flags);
-    cargo.args(["build", "--release", "--bins"]);
-    let dynamic = programs
-        .iter()
-        .filter(|program| program.linkage == Linkage::Dynamic);
-    for package in dynamic
-        .map(|program| &program.package)
-        .collect::<BTreeSet<_>>()
-    {
-        cargo.args(["-p", package]);
-    }
+    cargo.args(["build", "--release", "--locked", "--bins"]);
+    cargo.args(packages.iter().flat_map(|package| ["-p", package]));
     run_logged(&mut cargo, &log())?;
-    for program in programs
-        .iter()
-        .filter(|program| program.linkage == Linkage::Static)
-    {
-        let mut cargo = self::cargo(&flags);
-        cargo.args([
-            "rustc",
-            "--release",
-            "-p",
-            &program.package,
-            "--bin",
-            &program.name,
-        ]);
-        // The flag matters at the last link alone: dependencies are shared with the others.
-        cargo.args(["--", "-C", "target-feature=+crt-static"]);
-        run_logged(&mut cargo, &log())?;
+    for program in dynamic {
+        gather(&program.name, None, &folder)?;
     }
-    Ok(workspace::target_dir().join("release"))
+    for program in linked {
+        let libc = static_libc::choose();
+        run_logged(&mut cargo_for_static(program, libc, &flags), &log())?;
+        gather(&program.name, libc.target(), &folder)?;
+        put(&folder, STATIC_LIBC, |place| {
+            Ok(std::fs::write(place, libc.name())?)
+        })?;
+    }
+    Ok(folder)
+}
+
+fn cargo_for_static(program: &Program, libc: StaticLibc, flags: &str) -> Command {
+    let mut cargo = cargo(flags);
+    cargo.args(["rustc", "--release", "--locked"]);
+    cargo.args(["-p", &program.package, "--bin", &program.name]);
+    cargo.args(libc.target().iter().flat_map(|target| ["--target", target]));
+    // What matters at the last link alone leaves the dependencies to be shared with other builds.
+    cargo.arg("--").args(libc.link_flags());
+    cargo
+}
+
+/// Copies a program that cargo built for `target` into `folder`.
+fn gather(name: &str, target: Option<&str>, folder: &Path) -> Result<()> {
+    let mut source = workspace::target_dir();
+    source.extend(target);
+    source.extend(["release", name]);
+    put(folder, name, |place| {
+        std::fs::copy(&source, place).with_context(|| format!("copying {}", source.display()))?;
+        Ok(())
+    })
+}
+
+/// Has a file written elsewhere and moves it into its place: who runs the old one keeps it.
+fn put(folder: &Path, name: &str, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let place = folder.join(name);
+    let fresh = tempfile::NamedTempFile::new_in(folder).context("making a temporary file")?;
+    write(fresh.path()).with_context(|| format!("writing {}", place.display()))?;
+    fresh
+        .persist(&place)
+        .with_context(|| format!("putting {} in its place", place.display()))?;
+    Ok(())
 }
 
 fn log() -> PathBuf {
