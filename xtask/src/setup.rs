@@ -23,8 +23,10 @@ pub(crate) enum Need {
 impl Need {
     fn packages(self) -> &'static [&'static str] {
         match self {
-            Self::Compile => &["gcc", "libc6-dev", "pkg-config"],
-            Self::Package => &["dpkg", "rpm", "systemd"],
+            // Tests that run beside the code also read programs with objdump and send signals with kill.
+            Self::Compile => &["binutils", "gcc", "git", "libc6-dev", "procps"],
+            // `rpm` brings rpmbuild, `systemd` systemd-analyze.
+            Self::Package => &["binutils", "coreutils", "dpkg", "gzip", "rpm", "systemd"],
             Self::Lab => &[
                 "ca-certificates",
                 "coreutils",

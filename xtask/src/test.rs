@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use berth_tests::progress::{Progress, say, short};
 
-use crate::setup::{self, Need};
+use crate::setup;
 use tiers::{TIERS, Tier};
 
 #[derive(clap::Args)]
@@ -72,7 +72,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let tiers = chosen(&arguments.tier)?;
-    setup::ensure(&[Need::Compile, Need::Package, Need::Lab])?;
+    let needs: Vec<_> = tiers.iter().flat_map(|tier| tier.needs).copied().collect();
+    setup::ensure(&needs)?;
     let mut progress = Progress::new("test");
     let mut all = Tally::default();
     let mut summary = Vec::new();

@@ -9,6 +9,7 @@ use berth_tests::progress::{Progress, say};
 use super::{Tally, cargo_tests};
 use crate::build::{cargo_command, logged};
 use crate::package::{self, Format};
+use crate::setup::Need;
 use crate::{check, lab};
 
 /// One tier.
@@ -16,6 +17,8 @@ use crate::{check, lab};
 pub(super) struct Tier {
     pub(super) name: &'static str,
     pub(super) shows: &'static str,
+    /// What it asks of the machine.
+    pub(super) needs: &'static [Need],
     pub(super) run: fn(&mut Tally) -> Result<()>,
 }
 
@@ -24,36 +27,45 @@ pub(super) const TIERS: &[Tier] = &[
     Tier {
         name: "check",
         shows: "formatting, house rules, lints",
+        needs: &[Need::Compile],
         run: check,
     },
     Tier {
         name: "unit",
         shows: "tests beside the code; no privileges, no devices",
+        // The packager's own tests make packages.
+        needs: &[Need::Compile, Need::Package],
         run: unit,
     },
     Tier {
         name: "native-kvm",
         shows: "berth-vmm with tiny guests on this machine's /dev/kvm",
+        needs: &[Need::Compile],
         run: native_kvm,
     },
     Tier {
         name: "controller",
         shows: "the controller and the command line",
+        needs: &[Need::Compile],
         run: controller,
     },
     Tier {
         name: "agent",
         shows: "the agent against fakes of its host",
+        needs: &[Need::Compile],
         run: agent,
     },
     Tier {
         name: "package",
         shows: ".deb and .rpm built, read back, installed",
+        // The packages are installed in a Debian tree of the lab.
+        needs: &[Need::Compile, Need::Package, Need::Lab],
         run: package,
     },
     Tier {
         name: "lab",
         shows: "the scenarios on an emulated host",
+        needs: &[Need::Compile, Need::Package, Need::Lab],
         run: scenarios,
     },
 ];
