@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 /// Whether a live line is on the terminal, which another line has to wipe first.
 static LIVE: AtomicBool = AtomicBool::new(false);
+/// Whether standard output is left to a document that the task prints.
+static STDOUT_IS_TAKEN: AtomicBool = AtomicBool::new(false);
 /// How often the live line is redrawn.
 const REDRAW: Duration = Duration::from_millis(250);
 
@@ -122,9 +124,20 @@ pub fn short(duration: Duration) -> String {
     }
 }
 
+/// From now on [`say`] writes to standard error: standard output is for a document alone.
+pub fn leave_stdout_alone() {
+    STDOUT_IS_TAKEN.store(true, Ordering::Relaxed);
+}
+
 /// Writes one line to standard output, above the live line if there is one. A reader that went away
 /// is not this program's problem.
 pub fn say(text: &str) {
+    if STDOUT_IS_TAKEN.load(Ordering::Relaxed) {
+        if writeln!(std::io::stderr(), "{text}").is_err() {
+            // As below.
+        }
+        return;
+    }
     let wipe = if LIVE.load(Ordering::Relaxed) {
         "\r\x1b[K"
     } else {
