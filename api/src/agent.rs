@@ -329,6 +329,8 @@ pub enum FailureCode {
     UnitFailed,
     /// The VMM refused its configuration or ended before the guest ran.
     VmmRefused,
+    /// A newer task took its place before it was done.
+    Overtaken,
     /// A fault of the agent's own.
     Internal,
 }

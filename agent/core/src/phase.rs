@@ -11,7 +11,8 @@
 //! ```
 //!
 //! [`transition`] is total: each pair of phase and event is decided here, and the tests list them
-//! all. A late or repeated event leaves the phase as it is. What a phase wants of the host is
+//! all. A late or repeated event leaves the phase as it is. A graceful stop can be overtaken, by a
+//! hard one or by a deletion: it waits for a guest, and nobody else should have to. What a phase wants of the host is
 //! [`Phase::want`]; how to get there is `plan`'s.
 
 use berth_api::agent::{FailureCode, StoppedReason};
@@ -134,6 +135,8 @@ pub enum Effect {
     CountReset,
     /// The task in work ends.
     Finish(Verdict),
+    /// The task in work ends, and the one that came takes its place.
+    Overtake(Verdict),
 }
 
 /// How a task ends.
@@ -214,6 +217,15 @@ fn converge(phase: Phase) -> Next {
     (phase, vec![Effect::Converge])
 }
 
+/// End the task at work in favour of the one that came.
+fn overtake(phase: Phase, by: &str) -> Next {
+    let verdict = Verdict::Failed {
+        code: FailureCode::Overtaken,
+        message: format!("overtaken by {by}"),
+    };
+    (phase, vec![Effect::Overtake(verdict), Effect::Converge])
+}
+
 fn unchanged(phase: Phase) -> Next {
     (phase, Vec::new())
 }
@@ -259,6 +271,7 @@ fn on_stop(phase: Phase, next: Phase) -> Result<Next, Busy> {
     match phase {
         Phase::Running { .. } if next == Phase::Halting => Ok(converge(next)),
         Phase::Running { .. } => Ok((next, vec![Effect::PressPowerButton])),
+        Phase::Stopping { .. } if next == Phase::Halting => Ok(overtake(next, "a hard stop")),
         // No guest runs yet that could hear the button.
         Phase::Starting => Ok(converge(Phase::Halting)),
         Phase::Stopped { .. } => Ok(done(phase)),
@@ -279,12 +292,9 @@ fn on_delete(phase: Phase) -> Result<Next, Busy> {
         Phase::Starting | Phase::Running { .. } | Phase::Stopped { .. } | Phase::Failed { .. } => {
             Ok(converge(Phase::Deleting))
         }
+        Phase::Stopping { .. } => Ok(overtake(Phase::Deleting, "a deletion")),
         Phase::Deleted => Ok(done(phase)),
-        Phase::Creating
-        | Phase::Undoing { .. }
-        | Phase::Stopping { .. }
-        | Phase::Halting
-        | Phase::Deleting => Err(Busy),
+        Phase::Creating | Phase::Undoing { .. } | Phase::Halting | Phase::Deleting => Err(Busy),
     }
 }
 

@@ -4,6 +4,8 @@
 //! owner and generation stay, so that an old task cannot bring the VM back or hand it to a stranger.
 //! Writing it is `berth-agent-host`'s.
 
+use std::collections::BTreeMap;
+
 use berth_api::agent::{
     ObservedState, ObservedVm, StopMode, Task, TaskAction, TaskOutcome, TaskResult, VmSpec,
 };
@@ -98,15 +100,43 @@ impl VmRecord {
         }
     }
 
-    /// Take up a task that passed `task_check`. The record must be persisted before the effects.
-    pub fn accept(&mut self, task: &Task, now: i64) -> Result<Vec<Effect>, Busy> {
-        if self.task.is_some() {
+    /// Whether a task can be taken up now, or has to wait for the one at work.
+    #[must_use]
+    pub fn has_room_for(&self, task: &Task) -> bool {
+        self.next(&task.action, 0).is_ok()
+    }
+
+    /// Where a task leads; nowhere if it changes nothing.
+    fn next(&self, action: &TaskAction, now: i64) -> Result<Option<(Phase, Vec<Effect>)>, Busy> {
+        let step = event_of(action, now)
+            .map(|event| transition(self.phase.clone(), event))
+            .transpose()?;
+        let overtakes = step.iter().any(|(_, effects)| {
+            let mut effects = effects.iter();
+            effects.any(|effect| matches!(effect, Effect::Overtake(_)))
+        });
+        if self.task.is_some() && !overtakes {
             return Err(Busy);
         }
-        let Some(event) = event_of(&task.action, now) else {
+        Ok(step)
+    }
+
+    /// Take up a task that passed `task_check`, and end the one that it overtakes. The record must
+    /// be persisted before the effects.
+    pub fn accept(&mut self, task: &Task, now: i64) -> Result<Vec<Effect>, Busy> {
+        let Some((phase, effects)) = self.next(&task.action, now)? else {
             return Ok(Vec::new());
         };
-        let (phase, effects) = transition(self.phase.clone(), event)?;
+        let mut left = Vec::new();
+        for effect in effects {
+            match effect {
+                Effect::Overtake(verdict) => self.finish(verdict.outcome(BTreeMap::new()), now),
+                Effect::Converge
+                | Effect::PressPowerButton
+                | Effect::CountReset
+                | Effect::Finish(_) => left.push(effect),
+            }
+        }
         if let TaskAction::VmCreate { spec } = &task.action
             && self.phase == Phase::Deleted
         {
@@ -123,7 +153,7 @@ impl VmRecord {
             task_id: task.task_id,
             started_at: now,
         });
-        Ok(effects)
+        Ok(left)
     }
 
     /// Take in what happened. The record must be persisted before the effects.
@@ -288,7 +318,7 @@ fn event_of(action: &TaskAction, now: i64) -> Option<Event> {
 impl Verdict {
     /// The outcome that is reported, with facts for the record where it went well.
     #[must_use]
-    pub fn outcome(self, evidence: std::collections::BTreeMap<String, String>) -> TaskOutcome {
+    pub fn outcome(self, evidence: BTreeMap<String, String>) -> TaskOutcome {
         match self {
             Self::Done => TaskOutcome::Done { evidence },
             Self::Failed { code, message } => TaskOutcome::Failed { code, message },
@@ -299,7 +329,7 @@ impl Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeMap;
+    use berth_api::agent::FailureCode;
 
     fn task(action: TaskAction, generation: u64) -> Task {
         Task {
@@ -360,6 +390,46 @@ mod tests {
         );
         assert_eq!(record, before);
         assert_eq!(record.recall(first.task_id), Recall::AtWork);
+    }
+
+    #[test]
+    fn a_graceful_stop_is_overtaken_by_a_hard_one_and_by_a_deletion_alone() {
+        let stop = |mode| TaskAction::VmStop {
+            mode,
+            timeout_s: 3600,
+        };
+        let mut stopping = running();
+        let slow = task(stop(StopMode::Graceful), 2);
+        stopping.accept(&slow, 200).unwrap();
+        for action in [stop(StopMode::Graceful), TaskAction::VmStart {}] {
+            let next = task(action, 3);
+            assert!(!stopping.has_room_for(&next));
+            assert_eq!(stopping.clone().accept(&next, 201), Err(Busy));
+        }
+        for (action, phase, words) in [
+            (stop(StopMode::Hard), Phase::Halting, "a hard stop"),
+            (TaskAction::VmDelete {}, Phase::Deleting, "a deletion"),
+        ] {
+            let mut record = stopping.clone();
+            let next = task(action, 3);
+            assert!(record.has_room_for(&next));
+            assert_eq!(record.accept(&next, 201), Ok(vec![Effect::Converge]));
+            assert_eq!((&record.phase, record.generation), (&phase, 3));
+            assert_eq!(record.recall(next.task_id), Recall::AtWork);
+            let Recall::Ended(overtaken) = record.recall(slow.task_id) else {
+                panic!("the overtaken task has ended");
+            };
+            assert_eq!(
+                overtaken.outcome,
+                TaskOutcome::Failed {
+                    code: FailureCode::Overtaken,
+                    message: format!("overtaken by {words}"),
+                }
+            );
+            assert_eq!((overtaken.started_at, overtaken.ended_at), (200, 201));
+            let later = task(TaskAction::VmDelete {}, 4);
+            assert_eq!(record.accept(&later, 202), Err(Busy));
+        }
     }
 
     #[test]

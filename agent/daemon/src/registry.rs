@@ -134,13 +134,14 @@ impl Registry {
         }
     }
 
-    /// Hand a task over, unless the VM is at work. Returns whether it was handed over.
+    /// Hand a task over, unless it has to wait for the one at work. Returns whether it was handed
+    /// over.
     pub(crate) fn hand_over(&self, task: &Task) -> bool {
         let mut state = self.state();
         let Some(entry) = state.vms.get_mut(&task.vm_id) else {
             return false;
         };
-        if entry.pending.is_some() || entry.record.task.is_some() {
+        if entry.pending.is_some() || !entry.record.has_room_for(task) {
             return false;
         }
         let message = Message::Task(Box::new(task.clone()));

@@ -314,9 +314,10 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> VmActor<U, F, S> {
                     let evidence = self.evidence().await;
                     self.record.finish(verdict.outcome(evidence), clock::now());
                 }
-                Effect::Converge | Effect::PressPowerButton | Effect::CountReset => {
-                    left.push(effect);
-                }
+                Effect::Converge
+                | Effect::PressPowerButton
+                | Effect::CountReset
+                | Effect::Overtake(_) => left.push(effect),
             }
         }
         left
@@ -346,7 +347,8 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> VmActor<U, F, S> {
             let event = match effect {
                 Effect::Converge => self.converge().await,
                 Effect::PressPowerButton => self.press_power_button(),
-                Effect::CountReset | Effect::Finish(_) => None,
+                // The record has taken them in already.
+                Effect::CountReset | Effect::Finish(_) | Effect::Overtake(_) => None,
             };
             if let Some(event) = event {
                 effects.extend(self.take_in(event).await);

@@ -52,6 +52,10 @@ fn show(next: &Result<Next, Busy>) -> String {
         Effect::CountReset => "count".to_owned(),
         Effect::Finish(Verdict::Done) => "done".to_owned(),
         Effect::Finish(Verdict::Failed { code, .. }) => format!("fail {code:?}"),
+        Effect::Overtake(Verdict::Done) => "overtake as done".to_owned(),
+        Effect::Overtake(Verdict::Failed { code, message }) => {
+            format!("overtake {code:?} {message}")
+        }
     });
     std::iter::once(phase)
         .chain(effects)
@@ -125,7 +129,7 @@ fn tasks() {
             "busy",
             "halting, converge",
             "halting, converge",
-            "busy",
+            "halting, overtake Overtaken overtaken by a hard stop, converge",
             "busy",
             "stopped(GuestShutdown), done",
             "stopped(Requested), done",
@@ -140,7 +144,7 @@ fn tasks() {
             "busy",
             "deleting, converge",
             "deleting, converge",
-            "busy",
+            "deleting, overtake Overtaken overtaken by a deletion, converge",
             "busy",
             "deleting, converge",
             "deleting, converge",

@@ -1,11 +1,16 @@
 //! F1: an agent killed before and after each of its steps, for each kind of task. Whatever the step
 //! was, the next agent brings the task to its one result and leaves nothing behind.
 
+use std::cell::Cell;
+
+use berth_agent_core::phase::Phase;
 use berth_agent_host::fakes::{Fuse, GuestBehaviour};
-use berth_api::agent::{FailureCode, SignedEnvelope, StopMode, TaskAction, TaskOutcome};
+use berth_api::agent::{
+    FailureCode, ObservedState, SignedEnvelope, StopMode, TaskAction, TaskOutcome,
+};
 use berth_api::ids::TaskId;
 
-use super::world::{World, done, is_done, result};
+use super::world::{World, done, is_done, result, state};
 
 /// More steps than any task has.
 const MANY: u32 = 60;
@@ -145,4 +150,69 @@ fn a_start_converges_wherever_its_agent_died() {
             deleted(world, 9);
         },
     );
+}
+
+/// Bring a deaf guest into a graceful stop that lasts; the task that waits for it.
+fn stopping(world: &World) -> TaskId {
+    running(world);
+    let mode = StopMode::Graceful;
+    let (task_id, envelope) = world.task(
+        2,
+        TaskAction::VmStop {
+            mode,
+            timeout_s: 3600,
+        },
+    );
+    world.with_agent(&Fuse::whole(), async |agent| {
+        agent.take(&[envelope]).await;
+        state(agent, |state| *state == ObservedState::Changing).await;
+    });
+    task_id
+}
+
+#[track_caller]
+fn assert_overtaken_once(world: &World, task_id: TaskId) {
+    let record = world.record().unwrap();
+    let ends: Vec<_> = record
+        .results
+        .iter()
+        .filter(|recorded| recorded.result.task_id == task_id)
+        .map(|recorded| &recorded.result.outcome)
+        .collect();
+    assert!(
+        matches!(
+            ends[..],
+            [TaskOutcome::Failed {
+                code: FailureCode::Overtaken,
+                ..
+            }]
+        ),
+        "{ends:?}"
+    );
+}
+
+#[test]
+fn a_slow_stop_is_overtaken_once_wherever_its_agent_died() {
+    let slow = Cell::new(TaskId::generate());
+    let hard = TaskAction::VmStop {
+        mode: StopMode::Hard,
+        timeout_s: 30,
+    };
+    for action in [hard, TaskAction::VmDelete {}] {
+        at_each_step(
+            GuestBehaviour::Deaf,
+            |world| slow.set(stopping(world)),
+            |world| world.task(3, action.clone()),
+            |world, outcome| {
+                assert!(is_done(outcome), "{outcome:?}");
+                assert_overtaken_once(world, slow.get());
+                if action != (TaskAction::VmDelete {}) {
+                    let phase = world.record().unwrap().phase;
+                    assert!(matches!(phase, Phase::Stopped { .. }), "{phase:?}");
+                    deleted(world, 9);
+                }
+                world.assert_nothing_left();
+            },
+        );
+    }
 }

@@ -58,6 +58,46 @@ fn a_vm_is_made_stopped_started_and_deleted() {
 }
 
 #[test]
+fn nobody_has_to_wait_for_a_deaf_guest() {
+    let world = World::new(GuestBehaviour::Deaf);
+    world.with_agent(&Fuse::whole(), async |agent| {
+        let slow = |generation| {
+            let mode = StopMode::Graceful;
+            let timeout_s = 3600;
+            world.task(generation, TaskAction::VmStop { mode, timeout_s })
+        };
+        assert!(is_done(&done(agent, world.create()).await));
+        let (first, stop) = slow(2);
+        assert_eq!(agent.take(&[stop]).await, 1);
+        state(agent, |s| *s == ObservedState::Changing).await;
+        let hard = TaskAction::VmStop {
+            mode: StopMode::Hard,
+            timeout_s: 30,
+        };
+        assert!(is_done(&done(agent, world.task(3, hard)).await));
+        let outcome = result(agent, first).await;
+        assert_failed(&outcome, FailureCode::Overtaken, "by a hard stop");
+        state(agent, |s| *s == stopped(StoppedReason::Requested)).await;
+
+        assert!(is_done(
+            &done(agent, world.task(4, TaskAction::VmStart {})).await
+        ));
+        let (second, stop) = slow(5);
+        assert_eq!(agent.take(std::slice::from_ref(&stop)).await, 1);
+        state(agent, |s| *s == ObservedState::Changing).await;
+        assert!(is_done(
+            &done(agent, world.task(6, TaskAction::VmDelete {})).await
+        ));
+        let outcome = result(agent, second).await;
+        assert_failed(&outcome, FailureCode::Overtaken, "by a deletion");
+        // The overtaken stop again is the same answer, and brings nothing back.
+        assert_eq!(agent.take(&[stop]).await, 0);
+        assert_eq!(result(agent, second).await, outcome);
+    });
+    world.assert_nothing_left();
+}
+
+#[test]
 fn the_same_task_twice_is_done_once() {
     let world = World::new(GuestBehaviour::Obedient);
     world.with_agent(&Fuse::whole(), async |agent| {
