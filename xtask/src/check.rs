@@ -21,6 +21,10 @@ pub(crate) fn run() -> Result<ExitCode> {
         progress.phase(name);
         check()?;
     }
+    progress.phase("dependency policy");
+    if let Some(reason) = dependency_policy()? {
+        say(&format!("skipped dependency policy: {reason}"));
+    }
     progress.finish();
     say("check: passed");
     Ok(ExitCode::SUCCESS)
@@ -64,4 +68,18 @@ fn lints() -> Result<()> {
         "warnings",
     ];
     logged(cargo_command().args(arguments), "clippy")
+}
+
+/// Licences, sources and bans of `deny.toml`; the reason if it could not be checked here. Advisories
+/// need a database from the network, so `cargo deny check` by hand has the last word on them.
+pub(crate) fn dependency_policy() -> Result<Option<&'static str>> {
+    let installed = cargo_command().args(["deny", "--version"]).output();
+    if !installed.is_ok_and(|answer| answer.status.success()) {
+        return Ok(Some(
+            "cargo-deny is not installed; `cargo install --locked cargo-deny` brings it",
+        ));
+    }
+    let arguments = ["deny", "--offline", "check", "bans", "licenses", "sources"];
+    logged(cargo_command().args(arguments), "deny")?;
+    Ok(None)
 }

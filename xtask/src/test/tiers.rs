@@ -74,6 +74,10 @@ fn check(tally: &mut Tally) -> Result<()> {
     for (name, check) in check::CHECKS {
         tally.count(name, check());
     }
+    match check::dependency_policy() {
+        Ok(Some(reason)) => tally.skipped.push(format!("dependency policy: {reason}")),
+        checked => tally.count("dependency policy", checked.map(drop)),
+    }
     Ok(())
 }
 
