@@ -19,7 +19,7 @@ use berth_api::agent::{
     SYNC_PAYLOAD_TYPE, SignedEnvelope, StopMode, StoppedReason, SyncReply, SyncRequest,
     TASK_PAYLOAD_TYPE, Task, TaskAction, TaskOutcome, TaskResult,
 };
-use berth_api::ids::{AgentInstanceId, NodeId, TenantId, VmId};
+use berth_api::ids::{AgentInstanceId, NodeId, TaskId, TenantId, VmId};
 use berth_ledger::envelope;
 use berth_ledger::keys::{PublicKey, SigningKey};
 
@@ -97,6 +97,10 @@ pub struct SimulatedAgent {
     pub carried_out: u64,
     /// How it was told to stop VMs, in order.
     pub stops: Vec<(StopMode, u32)>,
+    /// Its guests do not hear their power buttons: a graceful stop lasts until it is overtaken.
+    pub deaf: bool,
+    /// Graceful stops that last, with the time that they began.
+    pub at_work: BTreeMap<VmId, (TaskId, i64)>,
 }
 
 /// A client for this contract: it takes every status as an answer.
@@ -172,6 +176,8 @@ impl SimulatedAgent {
             fail_next: None,
             carried_out: 0,
             stops: Vec::new(),
+            deaf: false,
+            at_work: BTreeMap::new(),
         })
     }
 
@@ -263,20 +269,66 @@ impl SimulatedAgent {
             return Ok(());
         }
         let started_at = now_s();
+        if self.has_to_wait(&task) {
+            return Ok(());
+        }
         let outcome = match self.refusal(&task) {
             Some((code, message)) => TaskOutcome::Refused {
                 code,
                 message: message.to_owned(),
             },
-            None => self.act(&task),
+            None if self.deaf && is_stop(&task, StopMode::Graceful) => {
+                self.press_power_button(&task, started_at);
+                return Ok(());
+            }
+            None => {
+                self.overtake(&task);
+                self.act(&task)
+            }
         };
+        self.end(task.task_id, outcome, started_at);
+        Ok(())
+    }
+
+    fn end(&mut self, task_id: TaskId, outcome: TaskOutcome, started_at: i64) {
         self.results.push(TaskResult {
-            task_id: task.task_id,
+            task_id,
             outcome,
             started_at,
             ended_at: now_s(),
         });
-        Ok(())
+    }
+
+    /// Whether a graceful stop is at work: that one itself, or one that the task cannot overtake.
+    fn has_to_wait(&self, task: &Task) -> bool {
+        let reads = matches!(task.action, TaskAction::VmConsoleRead { .. });
+        self.at_work
+            .get(&task.vm_id)
+            .is_some_and(|(at_work, _)| *at_work == task.task_id || !(reads || overtakes(task)))
+    }
+
+    /// Nobody hears it.
+    fn press_power_button(&mut self, task: &Task, now: i64) {
+        if let (TaskAction::VmStop { mode, timeout_s }, Some(vm)) =
+            (&task.action, self.vms.get_mut(&task.vm_id))
+        {
+            self.stops.push((*mode, *timeout_s));
+            self.at_work.insert(task.vm_id, (task.task_id, now));
+            vm.generation = task.generation;
+            vm.state = ObservedState::Changing;
+        }
+    }
+
+    fn overtake(&mut self, task: &Task) {
+        if overtakes(task)
+            && let Some((overtaken, started_at)) = self.at_work.remove(&task.vm_id)
+        {
+            let outcome = TaskOutcome::Failed {
+                code: FailureCode::Overtaken,
+                message: "overtaken".to_owned(),
+            };
+            self.end(overtaken, outcome, started_at);
+        }
     }
 
     fn refusal(&self, task: &Task) -> Option<(RefusalCode, &'static str)> {
@@ -378,6 +430,14 @@ impl RunningAgent {
             Err(_) => bail!("the simulated agent panicked"),
         }
     }
+}
+
+fn is_stop(task: &Task, wanted: StopMode) -> bool {
+    matches!(task.action, TaskAction::VmStop { mode, .. } if mode == wanted)
+}
+
+fn overtakes(task: &Task) -> bool {
+    is_stop(task, StopMode::Hard) || task.action == TaskAction::VmDelete {}
 }
 
 fn now_s() -> i64 {

@@ -6,6 +6,9 @@
 //! any live state -> deleting -> deleted
 //! ```
 //!
+//! What waits for a guest holds nobody up: a deletion overtakes every order, and a hard stop
+//! overtakes the stop that is under way.
+//!
 //! `unreachable` is only shown, never stored ([`crate::liveness::shown_state`]); the table treats it
 //! as `running`. Callers' wishes can be denied. What an agent reports is never denied: where it
 //! does not fit, the VM stays as it is. The caller performs the effects in their order, in the
@@ -18,8 +21,10 @@ use berth_api::rest::VmState;
 pub enum Event {
     /// Its tenant wants it to run.
     Start,
-    /// Its tenant wants it to stop.
+    /// Its tenant wants its guest to power off.
     Stop,
+    /// Its tenant wants it to stop at once.
+    StopHard,
     /// Its tenant wants it gone.
     Delete,
     /// A node was found for it.
@@ -53,6 +58,7 @@ impl Event {
     pub const ALL: &'static [Self] = &[
         Self::Start,
         Self::Stop,
+        Self::StopHard,
         Self::Delete,
         Self::Placed,
         Self::Changing,
@@ -176,7 +182,8 @@ use Effect::{FailOperation, FinishOperation, ReleaseCharges, SignTask, WithdrawT
 pub fn transition(state: VmState, event: Event) -> Result<Step, Denied> {
     match event {
         Event::Start => start(state),
-        Event::Stop => stop(state),
+        Event::Stop => stop(state, &[VmState::Running]),
+        Event::StopHard => stop_hard(state),
         Event::Delete => delete(state),
         Event::Placed => placed(state),
         Event::Changing => Ok(changing(state)),
@@ -216,7 +223,30 @@ fn start(state: VmState) -> Result<Step, Denied> {
     }
 }
 
-fn stop(state: VmState) -> Result<Step, Denied> {
+fn stop_hard(state: VmState) -> Result<Step, Denied> {
+    match state {
+        VmState::Stopping => Ok((
+            VmState::Stopping,
+            &[
+                Effect::Record(Record::StopAccepted),
+                WithdrawTasks,
+                SignTask(TaskKind::Stop),
+            ],
+        )),
+        VmState::Pending
+        | VmState::Scheduling
+        | VmState::Provisioning
+        | VmState::Starting
+        | VmState::Running
+        | VmState::Stopped
+        | VmState::Failed
+        | VmState::Unreachable
+        | VmState::Deleting
+        | VmState::Deleted => stop(state, &[VmState::Running, VmState::Stopping]),
+    }
+}
+
+fn stop(state: VmState, allowed: &'static [VmState]) -> Result<Step, Denied> {
     match state {
         VmState::Running | VmState::Unreachable => Ok((
             VmState::Stopping,
@@ -233,10 +263,7 @@ fn stop(state: VmState) -> Result<Step, Denied> {
         | VmState::Stopped
         | VmState::Failed
         | VmState::Deleting
-        | VmState::Deleted => Err(Denied {
-            state,
-            allowed: &[VmState::Running],
-        }),
+        | VmState::Deleted => Err(Denied { state, allowed }),
     }
 }
 

@@ -1,12 +1,13 @@
 //! Signed orders to nodes: made here, kept until they are answered.
 
-use berth_api::agent::{SignedEnvelope, TASK_PAYLOAD_TYPE, Task, TaskAction, VmSpec};
+use berth_api::agent::{SignedEnvelope, StopMode, TASK_PAYLOAD_TYPE, Task, TaskAction, VmSpec};
 use berth_api::ids::{NodeId, TaskId, TenantId, VmId};
 use berth_api::rest::Vm;
 use berth_controller_core::liveness::Liveness;
 use berth_controller_core::stop::StopOrder;
 use berth_controller_core::vm::TaskKind;
 use berth_ledger::envelope;
+use rusqlite::OptionalExtension as _;
 use serde_json::json;
 
 use crate::error::StoreError;
@@ -196,16 +197,7 @@ impl WriteTx<'_> {
             .query_map((node.to_string(), now_s.saturating_add(TASK_LEAST_LEFT_S)), |row| row.get(0))?
             .collect::<Result<_, _>>()?;
         for text in ending {
-            let corrupt = StoreError::Corrupt {
-                what: "task envelope",
-            };
-            let Ok(sealed) = serde_json::from_str(&text) else {
-                return Err(corrupt);
-            };
-            let trusted = [self.keys.task.public()];
-            let Ok(mut task) = envelope::open::<Task>(&trusted, TASK_PAYLOAD_TYPE, &sealed) else {
-                return Err(corrupt);
-            };
+            let mut task = self.unseal(&text)?;
             task.not_before = now_s;
             task.expires_at = now_s.saturating_add(TASK_LIFETIME_S);
             let (envelope, _) = self.seal(&task)?;
@@ -216,6 +208,39 @@ impl WriteTx<'_> {
                 .execute((task.task_id.to_string(), envelope, task.expires_at))?;
         }
         Ok(())
+    }
+
+    /// How a VM was told to stop, if its node has not answered.
+    pub(crate) fn unanswered_stop(&self, vm_id: VmId) -> Result<Option<StopMode>, StoreError> {
+        let text: Option<String> = self
+            .conn
+            .prepare_cached(
+                "SELECT envelope FROM task WHERE vm_id = ?1 AND state = 'pending' AND kind = ?2
+                 ORDER BY generation DESC LIMIT 1",
+            )?
+            .query_row((vm_id.to_string(), TaskKind::Stop.as_str()), |row| {
+                row.get(0)
+            })
+            .optional()?;
+        let task = text.map(|text| self.unseal(&text)).transpose()?;
+        Ok(task.and_then(|task| match task.action {
+            TaskAction::VmStop { mode, .. } => Some(mode),
+            TaskAction::VmCreate { .. }
+            | TaskAction::VmStart {}
+            | TaskAction::VmDelete {}
+            | TaskAction::VmConsoleRead { .. } => None,
+        }))
+    }
+
+    /// The task in an envelope's JSON.
+    fn unseal(&self, text: &str) -> Result<Task, StoreError> {
+        let trusted = [self.keys.task.public()];
+        serde_json::from_str(text)
+            .ok()
+            .and_then(|sealed| envelope::open(&trusted, TASK_PAYLOAD_TYPE, &sealed).ok())
+            .ok_or(StoreError::Corrupt {
+                what: "task envelope",
+            })
     }
 
     /// The envelope's JSON and its signature.

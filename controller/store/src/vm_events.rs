@@ -29,7 +29,10 @@ impl VmWish {
     fn event(self) -> Event {
         match self {
             Self::Start => Event::Start,
-            Self::Stop(_) => Event::Stop,
+            Self::Stop(order) => match order.mode() {
+                StopMode::Graceful => Event::Stop,
+                StopMode::Hard => Event::StopHard,
+            },
             Self::Delete => Event::Delete,
         }
     }
@@ -77,10 +80,7 @@ impl WriteTx<'_> {
             return Ok(Err(ActOnVmDenied::NotFound));
         };
         let vm_id = row.vm.id;
-        // A repeat while the same order is unanswered is the same operation.
-        let again = wish == VmWish::Delete
-            && row.vm.state == VmState::Deleting
-            && self.has_pending_task(vm_id, Some(TaskKind::Delete))?;
+        let again = self.is_under_way(&row.vm, wish)?;
         let wished = Happening {
             event: wish.event(),
             reason: None,
@@ -101,6 +101,19 @@ impl WriteTx<'_> {
             what: "VM's operation",
         })?;
         Ok(Ok((vm, operation)))
+    }
+
+    /// Whether the same order is unanswered: a repeat is the same operation.
+    fn is_under_way(&self, vm: &Vm, wish: VmWish) -> Result<bool, StoreError> {
+        match (wish.event(), vm.state) {
+            (Event::Delete, VmState::Deleting) => {
+                self.has_pending_task(vm.id, Some(TaskKind::Delete))
+            }
+            (Event::StopHard, VmState::Stopping) => {
+                Ok(self.unanswered_stop(vm.id)? == Some(StopMode::Hard))
+            }
+            (_, _) => Ok(false),
+        }
     }
 
     /// Let an event happen to a VM that is no tenant's wish: store its next state, then carry out
@@ -186,7 +199,7 @@ impl WriteTx<'_> {
             .ok_or(StoreError::Corrupt { what: "VM" })?;
         match effect {
             Effect::Record(record) => self.record(&stored, record, happening, cause),
-            Effect::WithdrawTasks => self.withdraw_tasks(vm_id),
+            Effect::WithdrawTasks => self.withdraw_tasks(vm_id, happening.event),
             Effect::SignTask(kind) => {
                 if self.has_pending_task(vm_id, Some(kind))? {
                     return Ok(());
@@ -244,15 +257,20 @@ impl WriteTx<'_> {
         Ok(())
     }
 
-    fn withdraw_tasks(&mut self, vm_id: VmId) -> Result<(), StoreError> {
+    fn withdraw_tasks(&mut self, vm_id: VmId, event: Event) -> Result<(), StoreError> {
         self.conn
             .prepare_cached(
                 "UPDATE task SET state = 'withdrawn' WHERE vm_id = ?1 AND state = 'pending'",
             )?
             .execute([vm_id.to_string()])?;
+        let message = if event == Event::StopHard {
+            "the VM is being stopped hard"
+        } else {
+            "the VM is being deleted"
+        };
         let overtaken = StateReason {
             code: "overtaken".to_owned(),
-            message: "the VM is being deleted".to_owned(),
+            message: message.to_owned(),
         };
         self.end_operation(vm_id, Some(&overtaken))
     }
@@ -297,7 +315,7 @@ fn stop_detail(order: StopOrder) -> serde_json::Map<String, serde_json::Value> {
 fn order_for(event: Event) -> Option<TaskKind> {
     match event {
         Event::Start => Some(TaskKind::Start),
-        Event::Stop => Some(TaskKind::Stop),
+        Event::Stop | Event::StopHard => Some(TaskKind::Stop),
         Event::Delete => Some(TaskKind::Delete),
         Event::Placed
         | Event::Changing
@@ -318,7 +336,7 @@ fn order_for(event: Event) -> Option<TaskKind> {
 fn desired_after(event: Event) -> Option<VmState> {
     match event {
         Event::Start => Some(VmState::Running),
-        Event::Stop | Event::GuestShutdown => Some(VmState::Stopped),
+        Event::Stop | Event::StopHard | Event::GuestShutdown => Some(VmState::Stopped),
         Event::Delete => Some(VmState::Deleted),
         Event::Placed
         | Event::Changing

@@ -19,9 +19,10 @@ const STATES: [S; 11] = [
 
 /// One row per event, one column per state in the order of `STATES`: the first letters of the
 /// next state, `.` for no change, `!` for a denial.
-const TABLE: [(Event, &str); 15] = [
+const TABLE: [(Event, &str); 16] = [
     (Event::Start, "!  !  !  !  !  !  ST ST !  !  !"),
     (Event::Stop, "!  !  !  !  SG !  !  !  SG !  !"),
+    (Event::StopHard, "!  !  !  !  SG .  !  !  SG !  !"),
     (Event::Delete, "DD DG DG DG DG DG DG DG DG .  !"),
     (Event::Placed, "SC !  !  !  !  !  !  !  !  !  !"),
     (Event::Changing, ".  PV .  .  .  .  .  .  .  .  ."),
@@ -89,13 +90,25 @@ fn charges_are_released_exactly_when_a_vm_is_gone() {
 #[test]
 fn no_task_is_signed_for_a_wish_before_the_wish_is_recorded() {
     for state in STATES {
-        for event in [Event::Start, Event::Stop, Event::Delete] {
+        for event in [Event::Start, Event::Stop, Event::StopHard, Event::Delete] {
             if let Ok((next, [first, ..])) = transition(state, event)
                 && next != state
             {
                 assert!(matches!(first, Effect::Record(_)), "{state:?} on {event:?}");
             }
         }
+    }
+}
+
+#[test]
+fn a_wish_that_overtakes_withdraws_what_is_under_way_before_it_signs() {
+    let (stop, delete) = (SignTask(TaskKind::Stop), SignTask(TaskKind::Delete));
+    for (event, record, sign) in [
+        (Event::StopHard, Record::StopAccepted, stop),
+        (Event::Delete, Record::DeleteAccepted, delete),
+    ] {
+        let (_, effects) = transition(S::Stopping, event).unwrap();
+        assert_eq!(effects, [Effect::Record(record), WithdrawTasks, sign]);
     }
 }
 
