@@ -16,9 +16,11 @@ mod stage;
 mod static_libc;
 #[cfg(test)]
 mod tests;
+mod third_party;
 
 use std::fs::File;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
@@ -50,7 +52,7 @@ const PACKAGED: [&str; 13] = [
 ];
 
 /// This code as it was compiled: packages made by other code are made again.
-const CODE: [&str; 7] = [
+const CODE: [&str; 8] = [
     include_str!("package.rs"),
     include_str!("package/deb.rs"),
     include_str!("package/documents.rs"),
@@ -58,6 +60,7 @@ const CODE: [&str; 7] = [
     include_str!("package/rpm.rs"),
     include_str!("package/scripts.rs"),
     include_str!("package/stage.rs"),
+    include_str!("package/third_party.rs"),
 ];
 
 #[derive(clap::Args)]
@@ -188,10 +191,20 @@ fn pack(manifest: &Manifest, release: &Release, format: Format) -> Result<Vec<Pa
         std::fs::remove_dir_all(&fresh).with_context(|| format!("emptying {}", fresh.display()))?;
     }
     std::fs::create_dir_all(&fresh).with_context(|| format!("making {}", fresh.display()))?;
-    for package in &manifest.packages {
-        pack_one(package, manifest, release, format, &fresh)
-            .with_context(|| format!("packing {}", package.name))?;
-    }
+    // Most of it is compression, which takes one processor for each package.
+    std::thread::scope(|scope| {
+        let fresh = fresh.as_path();
+        let pack = |package| pack_one(package, manifest, release, format, fresh);
+        let threads: Vec<_> = manifest
+            .packages
+            .iter()
+            .map(|package| (package, scope.spawn(move || pack(package))))
+            .collect();
+        threads.into_iter().try_for_each(|(package, thread)| {
+            let packed = thread.join().unwrap_or_else(|panic| resume_unwind(panic));
+            packed.with_context(|| format!("packing {}", package.name))
+        })
+    })?;
     // The note never vouches for a set that is half replaced.
     if note.exists() {
         std::fs::remove_file(&note).with_context(|| format!("removing {}", note.display()))?;
@@ -246,6 +259,7 @@ fn made_from(manifest: &Manifest, release: &Release) -> Result<String> {
         [manifest::FILE]
             .iter()
             .chain(&documents::FILES)
+            .chain(&third_party::FILES)
             .map(|name| root.join(name)),
     );
     for package in &manifest.packages {
@@ -257,6 +271,8 @@ fn made_from(manifest: &Manifest, release: &Release) -> Result<String> {
                 .map(|source| release.sources.resolve(source)),
         );
     }
+    let libc = release.sources.programs.join(programs::STATIC_LIBC);
+    files.extend(libc.exists().then_some(libc));
     files.sort();
     files.dedup();
     let digests = capture(Command::new("sha256sum").arg("--").args(&files))?;

@@ -55,7 +55,12 @@ fn every_file_is_where_the_others_look_for_it() {
                 "{name} lacks {place}"
             );
         }
-        for document in ["copyright", "changelog.gz", "changelog.Debian.gz"] {
+        for document in [
+            "copyright",
+            "changelog.gz",
+            "changelog.Debian.gz",
+            "THIRD-PARTY.gz",
+        ] {
             let path = format!("/usr/share/doc/{name}/{document}");
             assert!(
                 listed.iter().any(|file| file.path == path),
@@ -183,6 +188,27 @@ fn scripts_are_readable_ask_nothing_and_leave_vms_alone() {
         None,
         "a command line needs no script"
     );
+}
+
+#[test]
+fn what_is_of_others_is_named_with_its_notices() {
+    for (name, known) in [
+        ("berth-agent", ["kvm-ioctls", "zbus"]),
+        ("berth-cli", ["clap", "serde_json"]),
+        ("berth-controller", ["axum", "rusqlite"]),
+    ] {
+        let root = unpacked(name);
+        let folder = root.path().join("usr/share/doc").join(name);
+        let mut gzip = Command::new("gzip");
+        let text = capture(gzip.arg("-dc").arg(folder.join("THIRD-PARTY.gz"))).unwrap();
+        for crate_name in known {
+            assert!(text.contains(&format!("\n{crate_name} ")), "{crate_name}");
+        }
+        assert!(text.contains("The Rust standard library"), "{name}");
+        let own = text.lines().any(|line| line.starts_with("berth-"));
+        assert!(!own, "{name} counts what is ours among the others");
+        assert!(text.contains("Permission is hereby granted"), "{name}");
+    }
 }
 
 #[test]

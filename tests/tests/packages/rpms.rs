@@ -60,11 +60,13 @@ fn every_file_is_where_the_others_look_for_it() {
                 "{name} lacks {place}"
             );
         }
-        let licence = format!("/usr/share/licenses/{name}/LICENSE");
-        assert!(
-            listed.iter().any(|file| file.path == licence),
-            "{name} lacks {licence}"
-        );
+        for licence in ["LICENSE", "THIRD-PARTY"] {
+            let path = format!("/usr/share/licenses/{name}/{licence}");
+            assert!(
+                listed.iter().any(|file| file.path == path),
+                "{name} lacks {path}"
+            );
+        }
     }
     let cli = listing("berth-cli");
     let zsh = "/usr/share/zsh/site-functions/_berthctl";

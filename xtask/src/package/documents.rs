@@ -1,4 +1,4 @@
-//! What every package says about itself: licence, copyright, changelogs.
+//! What every package says about itself: licence, copyright, changelogs, and notices of others.
 //!
 //! Debian wants them in one folder and compressed; RPM distributions have a folder for licences.
 
@@ -9,13 +9,15 @@ use berth_tests::command::capture;
 
 use super::manifest::{Manifest, Package};
 use super::stage::Staged;
-use super::{Format, Release};
+use super::{Format, Release, third_party};
 
-/// The files that the documents are made from, from the root of the repository.
-pub(super) const FILES: [&str; 3] = [CHANGELOG, COPYRIGHT, LICENSE];
+/// The files that the documents are made from, from the root of the repository; the lock file decides
+/// about the crates.
+pub(super) const FILES: [&str; 4] = [CHANGELOG, COPYRIGHT, LICENSE, "Cargo.lock"];
 const CHANGELOG: &str = "CHANGELOG.md";
 const COPYRIGHT: &str = "packaging/copyright";
 const LICENSE: &str = "LICENSE";
+const THIRD_PARTY: &str = "THIRD-PARTY";
 
 /// Adds the documents of a package.
 ///
@@ -34,16 +36,27 @@ pub(super) fn add(
     };
     let folder = format!("/usr/share/doc/{}", package.name);
     staged.put(&format!("{folder}/copyright"), &read(COPYRIGHT)?, 0o644)?;
+    let notices = third_party::notices(package, manifest, release)?;
     match format {
         Format::Deb => {
+            if let Some(notices) = notices {
+                staged.put_compressed(&format!("{folder}/{THIRD_PARTY}"), notices.as_bytes())?;
+            }
             staged.put_compressed(&format!("{folder}/changelog"), &read(CHANGELOG)?)?;
             let entry = debian_entry(manifest, release)?;
             staged.put_compressed(&format!("{folder}/changelog.Debian"), entry.as_bytes())
         }
         Format::Rpm => {
             staged.put(&format!("{folder}/{CHANGELOG}"), &read(CHANGELOG)?, 0o644)?;
-            let license = format!("/usr/share/licenses/{}/{LICENSE}", package.name);
-            staged.put(&license, &read(LICENSE)?, 0o644)
+            let folder = format!("/usr/share/licenses/{}", package.name);
+            if let Some(notices) = notices {
+                staged.put(
+                    &format!("{folder}/{THIRD_PARTY}"),
+                    notices.as_bytes(),
+                    0o644,
+                )?;
+            }
+            staged.put(&format!("{folder}/{LICENSE}"), &read(LICENSE)?, 0o644)
         }
     }
 }

@@ -50,7 +50,7 @@ impl Trial {
             let name = script.file_name().unwrap();
             fs::copy(&script, root.join(scripts::FOLDER).join(name)).unwrap();
         }
-        for name in documents::FILES {
+        for name in documents::FILES.iter().chain(&third_party::FILES) {
             fs::copy(own.join(name), root.join(name)).unwrap();
         }
         fs::write(root.join(manifest::FILE), MANIFEST).unwrap();
