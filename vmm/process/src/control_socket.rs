@@ -17,6 +17,8 @@ use rustix::net::{
 #[derive(Debug)]
 pub(crate) struct ControlSocket {
     socket: OwnedFd,
+    /// What the message at hand is received into: one for all of them.
+    message: Vec<u8>,
 }
 
 /// Why there is no start message.
@@ -54,22 +56,24 @@ pub(crate) enum Received {
 impl ControlSocket {
     /// Takes over the descriptor.
     pub(crate) fn new(socket: OwnedFd) -> Self {
-        Self { socket }
+        Self {
+            socket,
+            message: vec![0; MAX_MESSAGE_BYTES],
+        }
     }
 
     /// Waits for the first message and its descriptors.
     ///
     /// # Errors
     /// If it does not come or is not a [`Start`].
-    pub(crate) fn receive_start(&self) -> Result<(Start, Vec<OwnedFd>), ReceiveStartError> {
+    pub(crate) fn receive_start(&mut self) -> Result<(Start, Vec<OwnedFd>), ReceiveStartError> {
         // One more than allowed, so that too many are seen and not cut off.
         let mut space =
             [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS + 1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
-        let mut message = vec![0; MAX_MESSAGE_BYTES];
         let received = recvmsg(
             &self.socket,
-            &mut [IoSliceMut::new(&mut message)],
+            &mut [IoSliceMut::new(&mut self.message)],
             &mut control,
             RecvFlags::CMSG_CLOEXEC,
         )
@@ -89,24 +93,23 @@ impl ControlSocket {
         if received.bytes == 0 {
             return Err(ReceiveStartError::Closed);
         }
-        let start = serde_json::from_slice(&message[..received.bytes])
+        let start = serde_json::from_slice(&self.message[..received.bytes])
             .map_err(ReceiveStartError::Malformed)?;
         Ok((start, descriptors))
     }
 
     /// Takes one message without waiting. Descriptors that come with it are closed.
-    pub(crate) fn receive(&self) -> Received {
-        let mut message = vec![0; MAX_MESSAGE_BYTES];
+    pub(crate) fn receive(&mut self) -> Received {
         let mut control = RecvAncillaryBuffer::default();
         let result = recvmsg(
             &self.socket,
-            &mut [IoSliceMut::new(&mut message)],
+            &mut [IoSliceMut::new(&mut self.message)],
             &mut control,
             RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT,
         );
         match result {
             Ok(received) if received.bytes > 0 => {
-                match serde_json::from_slice(&message[..received.bytes]) {
+                match serde_json::from_slice(&self.message[..received.bytes]) {
                     Ok(request) => Received::Request(request),
                     Err(error) => Received::Malformed(error),
                 }

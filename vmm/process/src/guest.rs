@@ -20,7 +20,7 @@ const TOKEN_SIGNAL: u32 = 2;
 
 /// Runs the machine that the control socket asks for.
 pub(crate) fn run() -> ExitCode {
-    let socket = match io::stdin().as_fd().try_clone_to_owned() {
+    let mut socket = match io::stdin().as_fd().try_clone_to_owned() {
         Ok(descriptor) => ControlSocket::new(descriptor),
         Err(error) => return unasked(&error),
     };
@@ -39,7 +39,7 @@ pub(crate) fn run() -> ExitCode {
         .and_then(Machine::build)
         .and_then(Machine::start);
     match machine {
-        Ok(machine) => supervise(machine, &socket, &signals, &log),
+        Ok(machine) => supervise(machine, &mut socket, &signals, &log),
         Err(error) => refuse(&socket, &log, &error),
     }
 }
@@ -47,7 +47,7 @@ pub(crate) fn run() -> ExitCode {
 /// Serves the machine until it ends.
 fn supervise(
     mut machine: RunningMachine,
-    socket: &ControlSocket,
+    socket: &mut ControlSocket,
     signals: &OwnedFd,
     log: &Log,
 ) -> ExitCode {
@@ -77,7 +77,7 @@ fn supervise(
     }
 }
 
-fn serve_control(machine: &mut RunningMachine, socket: &ControlSocket, log: &Log) {
+fn serve_control(machine: &mut RunningMachine, socket: &mut ControlSocket, log: &Log) {
     match socket.receive() {
         Received::Request(Request::PowerButton) => {
             log.event("power_button", &[]);
