@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod logging;
+mod panics;
 mod run;
 
 use std::io::Write as _;
@@ -84,6 +85,7 @@ struct ImportArguments {
 const EXIT_CONFIG: u8 = 78;
 
 fn main() -> ExitCode {
+    panics::install_hook();
     let arguments = Arguments::parse();
     match execute(arguments) {
         Ok(()) => ExitCode::SUCCESS,

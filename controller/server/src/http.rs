@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::handler::Handler;
-use axum::middleware::{from_fn, from_fn_with_state};
+use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodFilter, MethodRouter, on};
 use berth_token::Scope;
 
@@ -57,13 +57,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
     let routes = for_everybody(routes);
     let routes = for_operators(routes);
     let routes = for_tenants(routes);
-    for_vms(routes)
-        .router
-        .fallback(frame::no_such_route)
-        .method_not_allowed_fallback(frame::no_such_method)
-        .layer(from_fn(frame::survive_panics))
-        .layer(from_fn(frame::frame))
-        .with_state(app)
+    frame::around(for_vms(routes).router).with_state(app)
 }
 
 const GET: MethodFilter = MethodFilter::GET;

@@ -13,6 +13,7 @@ mod listener;
 mod logging;
 mod node_links;
 mod offline;
+mod panics;
 mod rates;
 mod serve;
 
@@ -54,6 +55,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    panics::install_hook();
     let arguments = Arguments::parse();
     let state = offline::StateDir::new(arguments.state_dir);
     let outcome = match arguments.command {

@@ -36,4 +36,4 @@ pub use tokens::NewTokenRecord;
 pub use vm_create::{CreateVmDenied, CreatedVm};
 pub use vm_events::{ActOnVmDenied, VmWish};
 pub use vms::VmRef;
-pub use writer::WriteTx;
+pub use writer::{WRITER_THREAD, WriteTx};

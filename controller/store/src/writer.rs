@@ -15,6 +15,9 @@ use crate::ledger;
 use crate::rows::clock_ms;
 use crate::store::{Db, Keys};
 
+/// The name of the thread that writes. Without it a store can only read, so a program should not
+/// outlive a panic of this thread.
+pub const WRITER_THREAD: &str = "store-writer";
 /// Most changes that share one commit.
 const MAX_BATCH: usize = 64;
 
@@ -80,7 +83,7 @@ impl Writer {
     pub(crate) fn start(conn: Connection, keys: Keys) -> std::io::Result<Self> {
         let (jobs, waiting) = channel();
         std::thread::Builder::new()
-            .name("store-writer".to_owned())
+            .name(WRITER_THREAD.to_owned())
             .spawn(move || write_until_closed(&conn, &keys, &waiting))?;
         Ok(Self { jobs })
     }

@@ -17,6 +17,13 @@ use crate::build::cargo_command;
 
 /// What stands between two flags in `CARGO_ENCODED_RUSTFLAGS`, so that paths may have spaces.
 const FLAG_SEPARATOR: &str = "\x1f";
+/// Cargo's profile of the programs.
+const PROFILE: &str = "release";
+/// Cargo's profile of the program that runs guests: there a panic aborts, see
+/// docs/decisions/0012-who-survives-a-panic.md.
+const VMM_PROFILE: &str = "vmm";
+/// The program that runs guests.
+const VMM: &str = "berth-vmm";
 /// Beside the programs: the name of the C library that is in the static ones.
 pub(super) const STATIC_LIBC: &str = "static-libc";
 
@@ -41,16 +48,16 @@ pub(super) fn build(programs: &[Program]) -> Result<PathBuf> {
         .map(|program| program.package.as_str())
         .collect();
     let mut cargo = cargo(&flags);
-    cargo.args(["build", "--release", "--locked", "--bins"]);
+    cargo.args(["build", "--profile", PROFILE, "--locked", "--bins"]);
     cargo.args(packages.iter().flat_map(|package| ["-p", package]));
     run_logged(&mut cargo, &log())?;
     for program in dynamic {
-        gather(&program.name, None, &folder)?;
+        gather(&program.name, None, PROFILE, &folder)?;
     }
     for program in linked {
         let libc = static_libc::choose();
         run_logged(&mut cargo_for_static(program, libc, &flags), &log())?;
-        gather(&program.name, libc.target(), &folder)?;
+        gather(&program.name, libc.target(), profile(program), &folder)?;
         put(&folder, STATIC_LIBC, |place| {
             Ok(std::fs::write(place, libc.name())?)
         })?;
@@ -58,9 +65,17 @@ pub(super) fn build(programs: &[Program]) -> Result<PathBuf> {
     Ok(folder)
 }
 
+fn profile(program: &Program) -> &'static str {
+    if program.name == VMM {
+        VMM_PROFILE
+    } else {
+        PROFILE
+    }
+}
+
 fn cargo_for_static(program: &Program, libc: StaticLibc, flags: &str) -> Command {
     let mut cargo = cargo(flags);
-    cargo.args(["rustc", "--release", "--locked"]);
+    cargo.args(["rustc", "--profile", profile(program), "--locked"]);
     cargo.args(["-p", &program.package, "--bin", &program.name]);
     cargo.args(libc.target().iter().flat_map(|target| ["--target", target]));
     // What matters at the last link alone leaves the dependencies to be shared with other builds.
@@ -68,11 +83,11 @@ fn cargo_for_static(program: &Program, libc: StaticLibc, flags: &str) -> Command
     cargo
 }
 
-/// Copies a program that cargo built for `target` into `folder`.
-fn gather(name: &str, target: Option<&str>, folder: &Path) -> Result<()> {
+/// Copies a program that cargo built for `target` with `profile` into `folder`.
+fn gather(name: &str, target: Option<&str>, profile: &str, folder: &Path) -> Result<()> {
     let mut source = workspace::target_dir();
     source.extend(target);
-    source.extend(["release", name]);
+    source.extend([profile, name]);
     put(folder, name, |place| {
         std::fs::copy(&source, place).with_context(|| format!("copying {}", source.display()))?;
         Ok(())
@@ -128,4 +143,27 @@ fn cargo_home() -> Result<PathBuf> {
     }
     let home = std::env::home_dir().context("neither CARGO_HOME nor HOME is set")?;
     Ok(home.join(".cargo"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::package::manifest::Manifest;
+
+    #[test]
+    fn a_panic_aborts_the_vmm_and_leaves_other_programs_to_decide() {
+        let text = std::fs::read_to_string(workspace::root().join("Cargo.toml")).unwrap();
+        let workspace: toml::Table = text.parse().unwrap();
+        let strategy = |profile| {
+            let profile = &workspace["profile"][profile];
+            profile.get("panic").and_then(|panic| panic.as_str())
+        };
+        for program in Manifest::read(&workspace::root()).unwrap().programs {
+            let aborts = strategy(profile(&program)) == Some("abort");
+            assert_eq!(aborts, program.package == VMM, "{}", program.name);
+            // Programs of the other linkage all have one profile.
+            let fits = program.linkage == Linkage::Static || profile(&program) == PROFILE;
+            assert!(fits, "{}", program.name);
+        }
+    }
 }
