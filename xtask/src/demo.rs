@@ -94,29 +94,11 @@ fn walk<H: Host>(site: &Site<H>, progress: &mut Progress) -> Result<String> {
     site.enrol()?;
     site.show("berthctl node list; berthctl image list")?;
 
-    progress.phase("the how-to for a tenant's namespace");
-    let token = seed_001::walk(site, say)?;
-    site.node
-        .check(&format!("umask 077; echo '{token}' >/root/acme.token"))?;
-    seed_001::delete_all_but_first(site, &token)?;
+    progress.phase("the how-to for a tenant's namespace, and the tenant's guest");
+    let token = seed_001::walk(site, say, |token| show_guest(site, token))?;
 
-    progress.phase("the tenant's guest");
-    let console = site.wait_console(&token, seed_001::FIRST_VM, "BERTH-READY", GUEST)?;
-    say("  the guest's own console, read through GET /v1/vms/web/console/log:");
-    let lines: Vec<&str> = console.lines().collect();
-    for line in &lines[lines.len().saturating_sub(12)..] {
-        say(&format!("    {}", without_colours(line)));
-    }
-    let vm = site.wait_vm(&token, seed_001::FIRST_VM, "running", GUEST)?;
-    let id = text(&vm, "id")?;
-    site.show(&format!(
-        "systemctl status --no-pager --lines=3 {}",
-        unit_of(&id)?
-    ))?;
-
-    progress.phase("delete it");
-    site.expect(202, &token, "DELETE", "/v1/vms/web", None)?;
-    site.wait_vm(&token, &id, "deleted", GUEST)?;
+    progress.phase("delete it all");
+    seed_001::delete_all(site, &token)?;
     site.show("BERTH_TOKEN=$(cat /root/acme.token) berthctl usage")?;
     site.show("systemctl list-units --all --no-legend 'berth-vm-*' | wc -l")?;
 
@@ -124,6 +106,25 @@ fn walk<H: Host>(site: &Site<H>, progress: &mut Progress) -> Result<String> {
     site.show("berthctl ledger read --filter tenant-id=acme-corp --limit 12 --verify")?;
     site.show("berthctl ledger verify")?;
     Ok(token)
+}
+
+/// Waits until the tenant's guest is up, and shows what it says and how it runs.
+fn show_guest(site: &Site<impl Host>, token: &str) -> Result<()> {
+    site.node
+        .check(&format!("umask 077; echo '{token}' >/root/acme.token"))?;
+    let console = site.wait_console(token, seed_001::FIRST_VM, "BERTH-READY", GUEST)?;
+    say("  the guest's own console, read through GET /v1/vms/web/console/log:");
+    let lines: Vec<&str> = console.lines().collect();
+    for line in &lines[lines.len().saturating_sub(12)..] {
+        say(&format!("    {}", without_colours(line)));
+    }
+    let vm = site.wait_vm(token, seed_001::FIRST_VM, "running", GUEST)?;
+    site.show("BERTH_TOKEN=$(cat /root/acme.token) berthctl vm list")?;
+    site.show(&format!(
+        "systemctl status --no-pager --lines=3 {}",
+        unit_of(&text(&vm, "id")?)?
+    ))?;
+    Ok(())
 }
 
 /// A console line without the sequences that colour it (`ESC [ … m`).
