@@ -45,12 +45,7 @@ impl StaticLibc {
     pub(super) const fn link_flags(self) -> &'static [&'static str] {
         match self {
             Self::Musl => &[],
-            Self::Glibc => &[
-                "-C",
-                "target-feature=+crt-static",
-                "-C",
-                "relocation-model=static",
-            ],
+            Self::Glibc => &["-C", "target-feature=+crt-static"],
         }
     }
 }
