@@ -5,6 +5,7 @@ mod bench;
 mod build;
 mod check;
 mod demo;
+mod fuzz;
 mod lab;
 mod package;
 mod setup;
@@ -37,6 +38,8 @@ enum Task {
     Lab(lab::Arguments),
     /// Measure, and compare with others in the same run
     Bench(bench::Arguments),
+    /// Throw made-up input at what guests and strangers reach
+    Fuzz(fuzz::Arguments),
     /// Build the .deb and .rpm packages
     Package(package::Arguments),
     /// Formatting, lints and house rules: the fast part of `test`
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Task::Test(arguments) => test::run(&arguments),
         Task::Lab(arguments) => lab::run(&arguments),
         Task::Bench(arguments) => bench::run(arguments),
+        Task::Fuzz(arguments) => fuzz::run(&arguments),
         Task::Package(arguments) => package::run(&arguments),
         Task::Check => check::run(),
     };

@@ -16,6 +16,8 @@ pub(crate) enum Need {
     Compile,
     /// To build and look into packages.
     Package,
+    /// To build libFuzzer.
+    Fuzz,
     /// To make images and boot nodes.
     Lab,
 }
@@ -27,6 +29,7 @@ impl Need {
             Self::Compile => &["binutils", "gcc", "git", "libc6-dev", "procps"],
             // `rpm` brings rpmbuild, `systemd` systemd-analyze.
             Self::Package => &["binutils", "coreutils", "dpkg", "gzip", "rpm", "systemd"],
+            Self::Fuzz => &["g++"],
             Self::Lab => &[
                 "ca-certificates",
                 "coreutils",

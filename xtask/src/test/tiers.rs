@@ -1,6 +1,7 @@
 //! The tiers: what each shows, and what it runs. Cheapest first, so that a mistake is told early.
 
 use std::fs::OpenOptions;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use berth_tests::lab::scenario;
@@ -10,7 +11,10 @@ use super::{Tally, cargo_tests};
 use crate::build::{cargo_command, logged};
 use crate::package::{self, Format};
 use crate::setup::Need;
-use crate::{check, lab};
+use crate::{check, fuzz, lab};
+
+/// How long each fuzz target runs.
+const FUZZ_TIME: Duration = Duration::from_secs(5);
 
 /// One tier.
 #[derive(Debug)]
@@ -36,6 +40,12 @@ pub(super) const TIERS: &[Tier] = &[
         // The packager's own tests make packages.
         needs: &[Need::Compile, Need::Package],
         run: unit,
+    },
+    Tier {
+        name: "fuzz",
+        shows: "every fuzz target for some seconds on its committed corpus",
+        needs: &[Need::Compile, Need::Fuzz],
+        run: fuzz_targets,
     },
     Tier {
         name: "native-kvm",
@@ -84,6 +94,31 @@ fn check(tally: &mut Tally) -> Result<()> {
 fn unit(tally: &mut Tally) -> Result<()> {
     cargo_tests::run(&["--workspace", "--lib", "--bins"], "test-unit", tally)?;
     run_targets("unit", tally)
+}
+
+fn fuzz_targets(tally: &mut Tally) -> Result<()> {
+    if let Some(reason) = fuzz::missing() {
+        tally.skipped.push(format!("tier fuzz: {reason}"));
+        return Ok(());
+    }
+    let mut progress = Progress::new("test fuzz");
+    progress.phase("build the fuzz targets");
+    fuzz::build()?;
+    let budget = fuzz::Budget {
+        time: FUZZ_TIME,
+        jobs: 1,
+        keeps_what_it_learns: false,
+    };
+    for target in fuzz::targets()? {
+        progress.phase(&target.name);
+        let outcome = fuzz::run_target(&target, &budget);
+        if let Ok(outcome) = &outcome {
+            say(&format!("  {}: {outcome}", target.name));
+        }
+        tally.count(&target.name, outcome.map(drop));
+    }
+    progress.finish();
+    Ok(())
 }
 
 fn native_kvm(tally: &mut Tally) -> Result<()> {

@@ -1,0 +1,354 @@
+//! Writes the committed seeds, `fuzz/corpus/<target>/seed-*`: small inputs that reach deep.
+//!
+//! `cargo run --manifest-path fuzz/Cargo.toml --example seeds`. The same seeds come out each time.
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use berth_api::agent::{JOIN_TOKEN_PREFIX, TASK_PAYLOAD_TYPE};
+use berth_fuzz::seed_values::{
+    NODE_EPOCH, NOW, ROOT_KEY_SEED, TASK_KEY_SEED, controller_id, node_id,
+};
+use berth_ledger::envelope::seal;
+use berth_ledger::keys::SigningKey;
+use berth_token::{NewLink, RootKey, Scope, ScopeSet, SubjectKey};
+use serde_json::{Value, json};
+
+const ID: &str = "01h455vb4pex5vsknk084sn02q";
+
+fn main() -> io::Result<()> {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
+    for (target, seeds) in [
+        ("virtio_pci", virtio_pci()),
+        ("block_queue", block_queue()),
+        ("entropy_queue", entropy_queue()),
+        ("pci_msix", pci_msix()),
+        ("legacy_ports", legacy_ports()),
+        ("kernel_image", kernel_image()),
+        ("start_message", start_message()),
+        ("agent_input", agent_input()),
+        ("capability_token", capability_token()),
+    ] {
+        let folder = corpus.join(target);
+        fs::create_dir_all(&folder)?;
+        for (number, seed) in seeds.iter().enumerate() {
+            fs::write(folder.join(format!("seed-{number:02}")), seed)?;
+        }
+    }
+    Ok(())
+}
+
+/// Moves of `virtio_pci`: bring a device up, submit chains, poke.
+fn virtio_pci() -> Vec<Vec<u8>> {
+    let up = |function: u8| [&[function << 7 | 6, 0, 0, 0, 0][..], &[4]].concat();
+    // The header and two descriptors for it: data and status are the device's to write.
+    let read = [
+        &[8, 0, 2][..],
+        &[0; 16],
+        &[0x00, 0x80, 16, 0, 0],
+        &[0x00, 0x90, 0, 2, 2],
+        &[0x00, 0xa0, 1, 0, 2],
+    ]
+    .concat();
+    let entropy = [&[0x88, 0, 0][..], &[0; 16], &[0x00, 0x80, 64, 0, 2]].concat();
+    let window = [14, 2, 0, 0x14, 0, 0xf, 0, 0, 0];
+    vec![
+        [&[0][..], &up(0), &read, &[10, 0], &up(0), &read].concat(),
+        [&[1][..], &up(0), &read, &[9, 0], &[11, 0], &[9, 0]].concat(),
+        [&[0][..], &up(1), &entropy, &entropy].concat(),
+        [
+            &[0][..],
+            &[12, 2],
+            &window,
+            &[4, 0x14, 0, 1, 0, 0, 0],
+            &window,
+        ]
+        .concat(),
+    ]
+}
+
+/// Guest memory of the queue targets: descriptors at 0x100, rings at 0x200 and 0x300.
+fn queue_memory(descriptors: &[(u64, u32, u16, u16)], header: &[u8]) -> Vec<u8> {
+    let mut memory = vec![0; 0x400];
+    for (place, &(address, bytes, flags, next)) in (0x100..).step_by(16).zip(descriptors) {
+        memory[place..place + 8].copy_from_slice(&address.to_le_bytes());
+        memory[place + 8..place + 12].copy_from_slice(&bytes.to_le_bytes());
+        memory[place + 12..place + 14].copy_from_slice(&flags.to_le_bytes());
+        memory[place + 14..place + 16].copy_from_slice(&next.to_le_bytes());
+    }
+    memory[0x202] = 1;
+    memory[..header.len()].copy_from_slice(header);
+    memory
+}
+
+/// Features, a ring of 16, the places of [`queue_memory`], and another chain after the first call.
+fn queue_header(features: u8) -> Vec<u8> {
+    let mut bytes = vec![features, 4, 0x10, 0, 0, 1, 0xc0, 0];
+    bytes.extend([0x02, 0x02, 2, 0]);
+    bytes.extend([0; 12]);
+    bytes
+}
+
+fn block_queue() -> Vec<Vec<u8>> {
+    let request = |kind: u8, sector: u8| {
+        let mut header = [0; 16];
+        (header[0], header[8]) = (kind, sector);
+        header
+    };
+    let data = |flags: u16| {
+        [
+            (0, 16, 1, 1),
+            (0x1000, 1024, 1 | flags, 2),
+            (0x3fff, 1, 2, 0),
+        ]
+    };
+    let seed = |options: u8, features, descriptors: &[_], header: &[u8]| {
+        let memory = queue_memory(descriptors, header);
+        [&[options][..], &queue_header(features), &memory].concat()
+    };
+    let indirect = [
+        (0x110, 48, 4, 0),
+        (0, 16, 1, 1),
+        (0x1000, 512, 3, 2),
+        (0x3000, 1, 2, 0),
+    ];
+    vec![
+        seed(0, 0, &data(2), &request(0, 1)),
+        seed(0, 0, &data(0), &request(1, 14)),
+        seed(1, 1, &data(0), &request(1, 0)),
+        seed(0, 2, &[(0, 16, 1, 1), (0x3000, 1, 2, 0)], &request(4, 0)),
+        seed(
+            0,
+            0,
+            &[(0, 16, 1, 1), (0x1000, 20, 3, 2), (0x3000, 1, 2, 0)],
+            &request(8, 0),
+        ),
+        seed(0, 1, &indirect, &request(0, 15)),
+        seed(0, 0, &data(2), &request(0, 16)),
+    ]
+}
+
+fn entropy_queue() -> Vec<Vec<u8>> {
+    let seed = |features, descriptors: &[_]| {
+        [queue_header(features), queue_memory(descriptors, &[])].concat()
+    };
+    vec![
+        seed(0, &[(0x1000, 64, 2, 0)]),
+        seed(1, &[(0x1000, 64, 3, 1), (0x1_0000, 0x100, 2, 0)]),
+        seed(0, &[(0x7ff0, 64, 2, 0)]),
+    ]
+}
+
+/// Moves of `pci_msix`.
+fn pci_msix() -> Vec<Vec<u8>> {
+    let config = |offset: u8, width: u8, value: u64| {
+        [&[0, offset, width][..], &value.to_le_bytes()].concat()
+    };
+    let all_ones = u64::from(u32::MAX);
+    vec![
+        [
+            config(4, 1, 6),
+            vec![6, 0x80, 7, 3, 0, 5, 3, 7, 3, 1, 5, 3, 7, 3, 0],
+        ]
+        .concat(),
+        [config(4, 1, 6), vec![7, 69, 0, 6, 0xc0, 5, 69, 6, 0x80]].concat(),
+        [
+            config(0x10, 2, all_ones),
+            config(0x18, 2, all_ones),
+            config(0x1c, 2, all_ones),
+        ]
+        .concat(),
+        [
+            config(4, 1, 6),
+            vec![
+                3, 0, 0, 3, 0xef, 0xbe, 0xe0, 0xfe, 0, 0, 0, 0, 6, 0x80, 5, 0,
+            ],
+        ]
+        .concat(),
+    ]
+}
+
+/// Moves of `legacy_ports`.
+fn legacy_ports() -> Vec<Vec<u8>> {
+    let write = |place: u8, offset: u8, value: u8| vec![0, place, offset, 0, value, 0, 0, 0];
+    let select = |register: u8, value: u32| {
+        let value = value.to_le_bytes();
+        [&[0, 12, 0, 2, register, 0, 0, 0, 0, 19, 0, 2][..], &value].concat()
+    };
+    vec![
+        [
+            write(0, 1, 5),
+            write(0, 0, b'x'),
+            vec![5, 3, b'a', b'b', b'c', 3, 0, 0, 0],
+        ]
+        .concat(),
+        [
+            select(0x18, 0x24),
+            select(0x22, 0x0130),
+            vec![7, 4, 6, 3, 2, 0, 0],
+        ]
+        .concat(),
+        [write(3, 0, 0x34), write(3, 2, 1), write(4, 0, 0xfe)].concat(),
+        [write(0, 4, 0x10), write(0, 0, b'x'), vec![3, 0, 5, 0]].concat(),
+    ]
+}
+
+fn put(bytes: &mut Vec<u8>, offset: usize, value: &[u8]) {
+    if bytes.len() < offset + value.len() {
+        bytes.resize(offset + value.len(), 0);
+    }
+    bytes[offset..offset + value.len()].copy_from_slice(value);
+}
+
+fn elf() -> Vec<u8> {
+    let mut bytes = Vec::new();
+    put(&mut bytes, 0, b"\x7fELF\x02\x01\x01");
+    put(&mut bytes, 16, &[2, 0, 62, 0]);
+    put(&mut bytes, 32, &64_u64.to_le_bytes());
+    put(&mut bytes, 54, &[56, 0, 2, 0]);
+    for (at, kind, fields) in [
+        (64, 1_u32, [256_u64, 0x10_0000, 16, 0x2000]),
+        (120, 4, [176, 0, 20, 20]),
+    ] {
+        put(&mut bytes, at, &kind.to_le_bytes());
+        for (place, field) in [8, 24, 32, 40].into_iter().zip(fields) {
+            put(&mut bytes, at + place, &field.to_le_bytes());
+        }
+    }
+    put(&mut bytes, 176, &[4, 0, 0, 0, 4, 0, 0, 0, 18, 0, 0, 0]);
+    put(&mut bytes, 188, b"Xen\0");
+    put(&mut bytes, 192, &0x10_0000_u32.to_le_bytes());
+    put(&mut bytes, 256, &[0xf4; 16]);
+    bytes
+}
+
+fn bzimage() -> Vec<u8> {
+    let mut bytes = vec![0; 512 * 2 + 1024];
+    put(&mut bytes, 0x1f1, &[1]);
+    put(&mut bytes, 0x1f4, &64_u32.to_le_bytes());
+    put(&mut bytes, 0x1fe, &[0x55, 0xaa, 0xeb, 0x6a]);
+    put(&mut bytes, 0x202, b"HdrS\x0f\x02");
+    put(&mut bytes, 0x211, &[1]);
+    put(&mut bytes, 0x236, &[1]);
+    put(&mut bytes, 0x248, &16_u32.to_le_bytes());
+    put(&mut bytes, 0x24c, &64_u32.to_le_bytes());
+    put(&mut bytes, 0x258, &0x100_0000_u64.to_le_bytes());
+    put(&mut bytes, 0x260, &0x1_0000_u32.to_le_bytes());
+    bytes
+}
+
+fn kernel_image() -> Vec<Vec<u8>> {
+    let with_initrd = |mut image: Vec<u8>| {
+        image.push(0);
+        image
+    };
+    vec![elf(), with_initrd(elf()), bzimage(), with_initrd(bzimage())]
+}
+
+fn texts(values: &[Value]) -> Vec<Vec<u8>> {
+    values
+        .iter()
+        .map(|value| value.to_string().into_bytes())
+        .collect()
+}
+
+fn start_message() -> Vec<Vec<u8>> {
+    let mut start = json!({
+        "version": 1, "vm_id": "vm", "vcpus": 2, "memory_mib": 512, "kvm": 0, "kernel": 1,
+        "initrd": 2, "cmdline": "console=ttyS0", "entropy": true,
+        "disks": [{"fd": 3, "read_only": false, "serial": "root", "expected_bytes": 1 << 20}],
+        "console": {"kind": "segments", "fds": [4, 5], "segment_bytes": 65536},
+    });
+    let full = start.clone();
+    start["initrd"] = Value::Null;
+    start["disks"] = json!([]);
+    start["console"] = json!({"kind": "stream", "fd": 2});
+    texts(&[
+        full,
+        start,
+        json!({"request": "power_button"}),
+        json!({"event": "running", "pid": 1}),
+    ])
+}
+
+fn task(action: &Value) -> Value {
+    json!({
+        "task_id": format!("task_{ID}"), "node_id": node_id(), "node_epoch": NODE_EPOCH,
+        "vm_id": format!("vm_{ID}"), "tenant_id": "acme", "generation": 5, "not_before": NOW,
+        "expires_at": NOW + 300, "ledger_index": 0, "action": action,
+    })
+}
+
+fn agent_input() -> Vec<Vec<u8>> {
+    let key = SigningKey::from_seed(&TASK_KEY_SEED).expect("a seed is a key");
+    let create = task(&json!({"type": "vm.create", "spec": {
+        "name": "web", "vcpus": 1, "memory_mib": 512, "disk_mib": 1024, "image": "debian-13",
+    }}));
+    let read = task(&json!({"type": "vm.console_read", "tail_bytes": 100}));
+    let envelope = seal(&key, TASK_PAYLOAD_TYPE, &create).expect("JSON can be written");
+    let envelope = serde_json::to_vec(&envelope).expect("JSON can be written");
+    let token = json!({
+        "controller_url": "http://127.0.0.1:9221", "secret": "AAAAAAAAAAAAAAAAAAAAAA",
+        "expires_at": NOW + 60, "node_name": null,
+    });
+    let token = URL_SAFE_NO_PAD.encode(token.to_string());
+    let segment =
+        |start: u64, output: &[u8]| [b"BERTHCN1", &start.to_le_bytes()[..], output].concat();
+    vec![
+        [
+            &[0, 100, 21][..],
+            &segment(0, b"hello"),
+            &segment(5, b" world"),
+        ]
+        .concat(),
+        [
+            &[0, 4, 21][..],
+            &segment(9, b"later"),
+            &segment(0, b"earlier"),
+        ]
+        .concat(),
+        [&[1][..], &envelope].concat(),
+        [&[2, 0][..], create.to_string().as_bytes()].concat(),
+        [&[2, 5][..], read.to_string().as_bytes()].concat(),
+        [&[3][..], JOIN_TOKEN_PREFIX.as_bytes(), token.as_bytes()].concat(),
+        [
+            &[4][..],
+            b"max_vcpus = 4\nallowed_images = [\"debian-13\"]\n",
+        ]
+        .concat(),
+    ]
+}
+
+fn capability_token() -> Vec<Vec<u8>> {
+    let key = SigningKey::from_seed(&ROOT_KEY_SEED).expect("a seed is a key");
+    let holder = SubjectKey::from_bytes(key.public().as_bytes()).expect("it is no small point");
+    let root = RootKey::new(&key, controller_id()).expect("the key can mint");
+    let token = root.mint(&NewLink {
+        token_id: format!("tok_{ID}").parse().expect("it is an id"),
+        tenant: Some("acme".parse().expect("it is an id")),
+        holder,
+        scopes: ScopeSet::new([Scope::VmRead, Scope::VmCreate]).expect("two scopes are a set"),
+        not_before: NOW,
+        expires_at: NOW + 60,
+    });
+    let claims = json!({
+        "v": 1, "jti": format!("tok_{ID}"), "aud": controller_id(), "ten": "_platform",
+        "sub": holder.to_base64url(), "scp": ["service:platform-admin"], "nbf": NOW,
+        "exp": NOW + 60, "dlg": 2,
+    });
+    let with = |choice: u8, text: &str| [&[choice], text.as_bytes()].concat();
+    vec![
+        with(0, &token.expect("the link is in order")),
+        with(1, &claims.to_string()),
+        with(2, &holder.to_base64url()),
+        with(
+            2,
+            "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI a",
+        ),
+        with(3, "vm.read vm.create service:tenant-admin"),
+    ]
+}
