@@ -129,16 +129,26 @@ impl Block {
                 self.settle()
             }
             Operation::Flush => self.backend.flush().map(|()| 0).map_err(host_failed),
-            Operation::Identify { data } => {
-                let mut serial = self.serial.as_slice();
-                for buffer in slices(&data, memory, Permissions::Write)? {
-                    let (shown, rest) = serial.split_at_checked(buffer.len()).ok_or(NOT_MEMORY)?;
-                    buffer.copy_from(shown);
-                    serial = rest;
-                }
-                Ok(SERIAL_BYTES)
-            }
+            Operation::Identify { data } => self.identify(&data, memory),
         }
+    }
+
+    fn identify(&self, data: &Buffers, memory: &Memory) -> Result<u32, Refusal> {
+        let mut serial = self.serial.as_slice();
+        for buffer in slices(data, memory, Permissions::Write)? {
+            let (shown, rest) = serial.split_at_checked(buffer.len()).ok_or(NOT_MEMORY)?;
+            buffer.copy_from(shown);
+            serial = rest;
+        }
+        Ok(SERIAL_BYTES)
+    }
+
+    /// Ends a change of the disk.
+    fn settle(&mut self) -> Result<u32, Refusal> {
+        if self.writes_through {
+            self.backend.flush().map_err(host_failed)?;
+        }
+        Ok(0)
     }
 }
 
@@ -256,14 +266,6 @@ impl VirtioDevice for Block {
 }
 
 impl Block {
-    /// Ends a change of the disk.
-    fn settle(&mut self) -> Result<u32, Refusal> {
-        if self.writes_through {
-            self.backend.flush().map_err(host_failed)?;
-        }
-        Ok(0)
-    }
-
     /// Carries out the request in `chain` and writes its status; returns the number of bytes
     /// written to guest memory.
     fn answer(&mut self, chain: &mut Chain, queue: &VirtQueue, memory: &Memory) -> u32 {
