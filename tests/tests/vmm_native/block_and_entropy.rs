@@ -2,11 +2,13 @@
 //! host's random numbers.
 
 use std::fs::File;
+use std::io::Read as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 
-use berth_api::vmm::{Disk, Exit, Request};
+use berth_api::vmm::{Disk, Event, Exit, Request};
 use berth_tests::tiny_guest::{Code, Width, read_only_file};
 use berth_vmm_machine::layout::COM1_PORT;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
 use crate::machine::{Setup, require_kvm};
 use crate::virtio::{Function, functions, notify, start_device, start_device_with};
@@ -284,6 +286,39 @@ fn ranges_on_a_read_only_disk_are_unsupported() {
     });
     let Some(output) = output else { return };
     assert_eq!(output, [UNSUPPORTED; 2]);
+}
+
+#[test]
+fn a_failing_host_disk_is_an_error_for_the_guest_and_a_line_in_the_log() {
+    let disk = File::from(memfd_create("disk", MemfdFlags::ALLOW_SEALING).unwrap());
+    disk.write_all_at(&pattern(), 0).unwrap();
+    // The descriptor stays writable; each write fails.
+    fcntl_add_seals(&disk, SealFlags::WRITE).unwrap();
+    let Some(found) = functions(|guest| machine_with(guest, &disk, false), 1) else {
+        return;
+    };
+    let mut guest = Code::new();
+    start(&mut guest, found[0]);
+    request(&mut guest, found[0], WRITE_REQUEST, 5, 1);
+    request(&mut guest, found[0], READ_REQUEST, 5, 2);
+    guest.halt();
+    let Some(setup) = machine_with(&guest, &disk, false) else {
+        return;
+    };
+    let (mut machine, mut log) = setup.launch_with_console_and_log();
+    machine.expect_running();
+    assert_eq!(machine.read_output(2), [FAILED, OK]);
+    machine.vmm.send(&Request::Statistics).unwrap();
+    let Event::Statistics { guest_errors, .. } = machine.event() else {
+        panic!("another event than the one asked for");
+    };
+    assert_eq!(guest_errors, 0, "the guest did nothing wrong");
+    machine.vmm.send(&Request::Stop).unwrap();
+    machine.expect_end(Exit::Stopped);
+    let mut lines = String::new();
+    log.read_to_string(&mut lines).unwrap();
+    let told = "event=disk_failed vm=native-test disk=0 error=\"Operation not permitted (os error 1)\" total=1";
+    assert!(lines.contains(told), "{lines}");
 }
 
 #[test]
