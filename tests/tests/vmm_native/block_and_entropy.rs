@@ -2,14 +2,16 @@
 //! host's random numbers.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt as _;
+use std::io::Read as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 
-use berth_api::vmm::{Disk, Exit, Request};
+use berth_api::vmm::{Disk, Event, Exit, Request};
 use berth_tests::tiny_guest::{Code, Width, read_only_file};
 use berth_vmm_machine::layout::COM1_PORT;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
 use crate::machine::{Setup, require_kvm};
-use crate::virtio::{Function, functions, notify, start_device};
+use crate::virtio::{Function, functions, notify, start_device, start_device_with};
 
 const DESCRIPTORS: u32 = 0x30_0000;
 const AVAILABLE: u32 = 0x30_1000;
@@ -28,9 +30,16 @@ const WRITE: u32 = 2;
 const READ_REQUEST: u32 = 0;
 const WRITE_REQUEST: u32 = 1;
 const IDENTITY_REQUEST: u32 = 8;
+const DISCARD_REQUEST: u32 = 11;
+const ZEROES_REQUEST: u32 = 13;
+/// `VIRTIO_BLK_F_DISCARD` and `VIRTIO_BLK_F_WRITE_ZEROES`.
+const RANGE_FEATURES: u32 = 1 << 13 | 1 << 14;
+/// The flag of a range of zeroes that may free storage.
+const UNMAP: u32 = 1;
 /// Block request results.
 const OK: u8 = 0;
 const FAILED: u8 = 1;
+const UNSUPPORTED: u8 = 2;
 
 fn put(guest: &mut Code, place: u32, value: u32) {
     guest.set_esi(place).set_eax(value).store(Width::Double, 0);
@@ -79,6 +88,26 @@ fn request(guest: &mut Code, function: Function, kind: u32, sector: u32, count: 
         (DATA, bytes, NEXT | transfer),
         (STATUS, 1, WRITE),
     ];
+    offer(guest, function, &chain, count);
+    print_memory(guest, STATUS, 1);
+}
+
+/// A request about a range of sectors, after which its status is printed.
+fn range_request(
+    guest: &mut Code,
+    function: Function,
+    kind: u32,
+    [sector, sectors, flags]: [u32; 3],
+    count: u32,
+) {
+    for (offset, value) in [(0, kind), (4, 0), (8, 0), (12, 0)] {
+        put(guest, HEADER + offset, value);
+    }
+    for (offset, value) in [(0, sector), (4, 0), (8, sectors), (12, flags)] {
+        put(guest, DATA + offset, value);
+    }
+    put(guest, STATUS, 0xff);
+    let chain = [(HEADER, 16, NEXT), (DATA, 16, NEXT), (STATUS, 1, WRITE)];
     offer(guest, function, &chain, count);
     print_memory(guest, STATUS, 1);
 }
@@ -209,6 +238,87 @@ fn a_write_to_a_read_only_disk_fails() {
     });
     let Some(output) = output else { return };
     assert_eq!(output, [FAILED, OK]);
+}
+
+#[test]
+fn a_guest_discards_and_writes_zeroes_and_the_host_gets_the_space_back() {
+    let disk = writable_disk();
+    disk.sync_all().unwrap();
+    let before = disk.metadata().unwrap().blocks();
+    let output = drive(&disk, false, 5 + 512, |guest, function| {
+        // The device was started without features: start it again.
+        let rings = [DESCRIPTORS, AVAILABLE, USED].map(u64::from);
+        put(guest, USED, 0);
+        start_device_with(guest, function, RANGE_FEATURES, rings);
+        let requests = [
+            (DISCARD_REQUEST, [64, 128, 0]),
+            (ZEROES_REQUEST, [256, 64, UNMAP]),
+            (ZEROES_REQUEST, [1001, 3, 0]),
+            (DISCARD_REQUEST, [DISK_SECTORS - 1, 2, 0]),
+        ];
+        for (count, (kind, range)) in (1..).zip(requests) {
+            range_request(guest, function, kind, range, count);
+        }
+        request(guest, function, READ_REQUEST, 1003, 5);
+        print_memory(guest, DATA, SECTOR_BYTES);
+    });
+    let Some(output) = output else { return };
+    assert_eq!(output[..5], [OK, OK, OK, FAILED, OK]);
+    assert_eq!(output[5..], [0; 512]);
+    let mut expected = pattern();
+    for sectors in [64..192, 256..320, 1001..1004] {
+        expected[sectors.start * 512..sectors.end * 512].fill(0);
+    }
+    let mut content = vec![0; expected.len()];
+    disk.read_exact_at(&mut content, 0).unwrap();
+    assert!(content == expected, "other sectors were touched");
+    let after = disk.metadata().unwrap();
+    assert_eq!(before - after.blocks(), 128 + 64);
+    assert_eq!(after.len(), expected.len() as u64);
+}
+
+#[test]
+fn ranges_on_a_read_only_disk_are_unsupported() {
+    let disk = read_only_file(&pattern()).unwrap();
+    let output = drive(&disk, true, 2, |guest, function| {
+        range_request(guest, function, DISCARD_REQUEST, [0, 8, 0], 1);
+        range_request(guest, function, ZEROES_REQUEST, [0, 8, 0], 2);
+    });
+    let Some(output) = output else { return };
+    assert_eq!(output, [UNSUPPORTED; 2]);
+}
+
+#[test]
+fn a_failing_host_disk_is_an_error_for_the_guest_and_a_line_in_the_log() {
+    let disk = File::from(memfd_create("disk", MemfdFlags::ALLOW_SEALING).unwrap());
+    disk.write_all_at(&pattern(), 0).unwrap();
+    // The descriptor stays writable; each write fails.
+    fcntl_add_seals(&disk, SealFlags::WRITE).unwrap();
+    let Some(found) = functions(|guest| machine_with(guest, &disk, false), 1) else {
+        return;
+    };
+    let mut guest = Code::new();
+    start(&mut guest, found[0]);
+    request(&mut guest, found[0], WRITE_REQUEST, 5, 1);
+    request(&mut guest, found[0], READ_REQUEST, 5, 2);
+    guest.halt();
+    let Some(setup) = machine_with(&guest, &disk, false) else {
+        return;
+    };
+    let (mut machine, mut log) = setup.launch_with_console_and_log();
+    machine.expect_running();
+    assert_eq!(machine.read_output(2), [FAILED, OK]);
+    machine.vmm.send(&Request::Statistics).unwrap();
+    let Event::Statistics { guest_errors, .. } = machine.event() else {
+        panic!("another event than the one asked for");
+    };
+    assert_eq!(guest_errors, 0, "the guest did nothing wrong");
+    machine.vmm.send(&Request::Stop).unwrap();
+    machine.expect_end(Exit::Stopped);
+    let mut lines = String::new();
+    log.read_to_string(&mut lines).unwrap();
+    let told = "event=disk_failed vm=native-test disk=0 error=\"Operation not permitted (os error 1)\" total=1";
+    assert!(lines.contains(told), "{lines}");
 }
 
 #[test]

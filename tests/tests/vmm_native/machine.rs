@@ -4,7 +4,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{PipeReader, Read};
 use std::path::PathBuf;
-use std::process::ExitStatus;
+use std::process::{Command, ExitStatus};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -102,6 +102,21 @@ impl Setup {
         let mut machine = self.launch();
         machine.output = Some(Output::new(reader));
         machine
+    }
+
+    /// Launches it with its console and its log as pipes.
+    pub(crate) fn launch_with_console_and_log(mut self) -> (Machine, PipeReader) {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let fd = self.descriptors.add(writer);
+        self.start.console = Some(Console::Stream { fd });
+        let (log, log_writer) = std::io::pipe().unwrap();
+        let message = serde_json::to_vec(&self.start).unwrap();
+        let mut command = Command::new(vmm_program());
+        command.stderr(log_writer);
+        let vmm = LaunchedVmm::launch_with(&mut command, &message, &self.descriptors).unwrap();
+        let mut machine = Machine::of(vmm);
+        machine.output = Some(Output::new(reader));
+        (machine, log)
     }
 
     /// Launches it as it is.

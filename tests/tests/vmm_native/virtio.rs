@@ -107,6 +107,16 @@ pub(crate) fn enable(guest: &mut Code, number: u32) {
 /// What a driver does to start a device with queue 0, whose descriptors, available ring and used
 /// ring lie at `rings`.
 pub(crate) fn start_device(guest: &mut Code, function: Function, rings: [u64; 3]) {
+    start_device_with(guest, function, 0, rings);
+}
+
+/// The same for a driver that accepts `features` of the lower 32.
+pub(crate) fn start_device_with(
+    guest: &mut Code,
+    function: Function,
+    features: u32,
+    rings: [u64; 3],
+) {
     enable(guest, function.number);
     guest.set_esi(function.common);
     let mut write = |width, offset, value| {
@@ -116,8 +126,8 @@ pub(crate) fn start_device(guest: &mut Code, function: Function, rings: [u64; 3]
     for status in [0, 1, 3] {
         write(Width::Byte, 20, status);
     }
-    // VIRTIO_F_VERSION_1 alone, then FEATURES_OK.
-    for (select, features) in [(0, 0), (1, 1)] {
+    // The features and VIRTIO_F_VERSION_1, then FEATURES_OK.
+    for (select, features) in [(0, features), (1, 1)] {
         write(Width::Double, 8, select);
         write(Width::Double, 12, features);
     }

@@ -15,7 +15,6 @@ use berth_vmm_devices::pci::{DeviceSlot, PciFunction};
 use berth_vmm_devices::power::{OnPowerRequest, PowerPort, PowerRegister, PowerRequest};
 use berth_vmm_devices::power_button::{PowerButton, STATUS_BYTES};
 use berth_vmm_devices::serial::{SERIAL_BYTES, Serial};
-use berth_vmm_devices::virtio::block::backend::FileBackend;
 use berth_vmm_devices::virtio::block::{Block, BlockOptions};
 use berth_vmm_devices::virtio::device::VirtioDevice;
 use berth_vmm_devices::virtio::entropy::Entropy;
@@ -23,6 +22,8 @@ use berth_vmm_devices::virtio::transport::{VirtioPci, VirtioPciParts};
 use berth_vmm_sys::Vm;
 
 use crate::console::{self, DroppedBytes};
+use crate::disk_failures::DiskFailures;
+use crate::disk_file::DiskFile;
 use crate::ending::Ending;
 use crate::layout;
 use crate::queue_executor::IoLoop;
@@ -34,6 +35,8 @@ use crate::spec::{ConsoleSpec, DiskSpec};
 pub struct DeviceInput {
     /// The disks in PCI order.
     pub disks: Vec<DiskSpec>,
+    /// Where failures of the host's disks go.
+    pub disk_failures: Arc<DiskFailures>,
     /// The serial port's output.
     pub console: Option<ConsoleSpec>,
     /// Whether there is an entropy device.
@@ -68,6 +71,24 @@ impl MsiSender for KvmMsi {
     }
 }
 
+/// The disks, then the entropy device.
+fn virtio_devices(input: DeviceInput) -> Result<Vec<Box<dyn VirtioDevice>>, BuildMachineError> {
+    let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+    for (position, disk) in input.disks.into_iter().enumerate() {
+        let options = BlockOptions {
+            read_only: disk.read_only,
+            serial: disk.serial.clone(),
+        };
+        let backend = DiskFile::new(disk, position, Arc::clone(&input.disk_failures))
+            .map_err(host("examine a disk"))?;
+        devices.push(Box::new(Block::new(Box::new(backend), options)));
+    }
+    if input.entropy {
+        devices.push(Box::new(Entropy::new()));
+    }
+    Ok(devices)
+}
+
 /// Everything that builds devices, so that each function names only what is its own.
 struct Builder<'a> {
     vm: &'a Arc<Vm>,
@@ -87,7 +108,7 @@ pub fn build(
     vm: &Arc<Vm>,
     io: &mut IoLoop,
     ending: &Arc<Ending>,
-    input: DeviceInput,
+    mut input: DeviceInput,
 ) -> Result<DeviceSet, BuildMachineError> {
     let errors = Arc::new(GuestErrors::default());
     let mut builder = Builder {
@@ -102,7 +123,7 @@ pub fn build(
     let ioapic = builder.ioapic();
     let power_button = builder.power(&ioapic, ending);
     let console_dropped = DroppedBytes::default();
-    if let Some(console) = input.console {
+    if let Some(console) = input.console.take() {
         let output =
             console::open(console, console_dropped.clone()).map_err(host("open the console"))?;
         let line: Arc<dyn IrqLine> = Arc::new(ioapic.line(layout::COM1_PIN));
@@ -112,7 +133,7 @@ pub fn build(
             Arc::new(Serial::new(line, output)),
         );
     }
-    builder.pci(input.disks, input.entropy)?;
+    builder.pci(input)?;
     Ok(DeviceSet {
         ports: Bus::new(builder.ports, Arc::clone(&errors))?,
         mmio: Bus::new(builder.mmio, Arc::clone(&errors))?,
@@ -171,19 +192,8 @@ impl Builder<'_> {
     }
 
     /// The PCI bus: disks from slot 1 on, then the entropy device.
-    fn pci(&mut self, disks: Vec<DiskSpec>, entropy: bool) -> Result<(), BuildMachineError> {
-        let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
-        for disk in disks {
-            let options = BlockOptions {
-                read_only: disk.read_only,
-                serial: disk.serial,
-            };
-            let backend = FileBackend::new(disk.file, disk.bytes);
-            devices.push(Box::new(Block::new(Box::new(backend), options)));
-        }
-        if entropy {
-            devices.push(Box::new(Entropy::new()));
-        }
+    fn pci(&mut self, input: DeviceInput) -> Result<(), BuildMachineError> {
+        let devices = virtio_devices(input)?;
         let functions: Vec<_> = (1..)
             .filter_map(DeviceSlot::new)
             .zip(devices)

@@ -8,6 +8,8 @@ pub mod acpi;
 pub mod boot;
 pub mod console;
 pub mod device_set;
+pub mod disk_failures;
+pub mod disk_file;
 pub mod ending;
 pub mod layout;
 pub mod machine;

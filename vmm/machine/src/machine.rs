@@ -19,6 +19,7 @@ use crate::acpi::{self, AcpiInput};
 use crate::boot::{self, BootInput, EntryState};
 use crate::console::DroppedBytes;
 use crate::device_set::{self, DeviceInput, DeviceSet};
+use crate::disk_failures::{DiskFailure, DiskFailures};
 use crate::ending::{Ended, Ending};
 use crate::layout::{self, RamLayout};
 use crate::memory;
@@ -31,6 +32,8 @@ use crate::vcpu::{self, VcpuShared};
 const VCPU_STACK_BYTES: usize = 128 * 1024;
 /// The token of the descriptor that says that the machine ended.
 const TOKEN_ENDED: u32 = u32::MAX;
+/// The token of the descriptor that says that a disk failed.
+const TOKEN_DISK_FAILED: u32 = u32::MAX - 1;
 
 /// A machine that is built and does not run yet.
 #[derive(Debug)]
@@ -41,6 +44,7 @@ pub struct Machine {
     power_button: Arc<PowerButton>,
     guest_errors: Arc<GuestErrors>,
     console_dropped: DroppedBytes,
+    disk_failures: Arc<DiskFailures>,
 }
 
 /// A machine whose vCPUs run.
@@ -51,6 +55,7 @@ pub struct RunningMachine {
     power_button: Arc<PowerButton>,
     guest_errors: Arc<GuestErrors>,
     console_dropped: DroppedBytes,
+    disk_failures: Arc<DiskFailures>,
 }
 
 /// What [`RunningMachine::wait`] waits for.
@@ -58,6 +63,8 @@ pub struct RunningMachine {
 pub enum MachineEvent {
     /// A watched descriptor is readable.
     Readable(u32),
+    /// A disk failed on the host; the guest was told, too.
+    DiskFailed(DiskFailure),
     /// The machine ended; its vCPUs never enter the guest again.
     Ended(Ended),
 }
@@ -86,8 +93,12 @@ impl Machine {
         let mut io = IoLoop::new().map_err(host("make the event loop"))?;
         io.watch(ending.descriptor().as_fd(), TOKEN_ENDED)
             .map_err(host("watch an event"))?;
+        let disk_failures = Arc::new(DiskFailures::new().map_err(host("make an event"))?);
+        io.watch(disk_failures.descriptor().as_fd(), TOKEN_DISK_FAILED)
+            .map_err(host("watch an event"))?;
         let input = DeviceInput {
             disks: spec.disks,
+            disk_failures: Arc::clone(&disk_failures),
             console: spec.console,
             entropy: spec.entropy,
         };
@@ -113,6 +124,7 @@ impl Machine {
             power_button,
             guest_errors,
             console_dropped,
+            disk_failures,
         })
     }
 
@@ -137,6 +149,7 @@ impl Machine {
             power_button: self.power_button,
             guest_errors: self.guest_errors,
             console_dropped: self.console_dropped,
+            disk_failures: self.disk_failures,
         })
     }
 }
@@ -163,11 +176,18 @@ impl RunningMachine {
     /// # Errors
     /// If the kernel cannot wait.
     pub fn wait(&mut self) -> io::Result<MachineEvent> {
-        let token = self.io.wait()?;
-        Ok(match (token, self.shared.ending.get()) {
-            (_, Some(ended)) => MachineEvent::Ended(ended.clone()),
-            (token, None) => MachineEvent::Readable(token),
-        })
+        loop {
+            let token = self.io.wait()?;
+            if let Some(ended) = self.shared.ending.get() {
+                return Ok(MachineEvent::Ended(ended.clone()));
+            }
+            if token != TOKEN_DISK_FAILED {
+                return Ok(MachineEvent::Readable(token));
+            }
+            if let Some(failure) = self.disk_failures.take() {
+                return Ok(MachineEvent::DiskFailed(failure));
+            }
+        }
     }
 
     /// Presses the ACPI power button.

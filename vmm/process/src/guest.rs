@@ -68,6 +68,14 @@ fn supervise(
                 log.event("signal", &[]);
                 machine.stop();
             }
+            Ok(MachineEvent::DiskFailed(failure)) => log.event(
+                "disk_failed",
+                &[
+                    ("disk", &failure.disk),
+                    ("error", &failure.error),
+                    ("total", &failure.total),
+                ],
+            ),
             Ok(MachineEvent::Readable(_)) => serve_control(&mut machine, socket, log),
             Err(error) => {
                 log.event("failed", &[("error", &error)]);

@@ -24,6 +24,12 @@ impl Event {
         self.0.write(1).unwrap_or(());
     }
 
+    /// Makes the event not have happened: the descriptor is not readable until the next signal.
+    pub fn clear(&self) {
+        // Fails only if it has not happened.
+        self.0.read().map(drop).unwrap_or(());
+    }
+
     pub(crate) fn as_eventfd(&self) -> &EventFd {
         &self.0
     }

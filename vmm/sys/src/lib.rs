@@ -2,7 +2,8 @@
 //!
 //! It owns the facts that the compiler cannot see: that guest memory stays mapped as long as KVM
 //! may reach it ([`vm`], [`vcpu`]), that a signal handler touches nothing but a live `kvm_run`
-//! page ([`vcpu_kick`]), and what a raw descriptor is ([`kvm_device`]). It decides nothing: policy,
+//! page ([`vcpu_kick`]), that file transfers stay within live guest memory ([`vectored_io`]), and what
+//! a raw descriptor is ([`kvm_device`]). It decides nothing: policy,
 //! configuration and the meaning of guest data are its callers' business.
 #![allow(
     unsafe_code,
@@ -16,6 +17,7 @@ pub mod kvm_device;
 pub mod stop_signal;
 pub mod vcpu;
 pub mod vcpu_kick;
+pub mod vectored_io;
 pub mod vm;
 
 pub use event::Event;

@@ -27,9 +27,44 @@ pub trait BlockBackend: Send {
     /// # Errors
     /// If the host could not promise that.
     fn flush(&mut self) -> io::Result<()>;
+    /// Whether [`Self::discard`] does anything. Constant.
+    fn can_discard(&self) -> bool {
+        false
+    }
+    /// Gives up the content of a range, which reads as before or as zeroes then, in whole or in
+    /// part. The caller checked the range.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::Unsupported`] if the host turns out to be unable; else what it says.
+    fn discard(&mut self, offset: u64, bytes: u64) -> io::Result<()> {
+        let _ = (offset, bytes);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    /// Whether [`Self::write_zeroes`] is there. Constant.
+    fn can_write_zeroes(&self) -> bool {
+        false
+    }
+    /// Makes a range read as zeroes. The caller checked the range.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::Unsupported`] if the host turns out to be unable; else what it says.
+    fn write_zeroes(&mut self, offset: u64, bytes: u64, space: Space) -> io::Result<()> {
+        let _ = (offset, bytes, space);
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
-/// A raw image in a file or on a block device.
+/// What becomes of the host's storage under a range of zeroes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Space {
+    /// It stays reserved for the disk.
+    Keep,
+    /// The host may have it back.
+    MayFree,
+}
+
+/// A raw image in a file or on a block device, by safe means alone: for tests and fuzzers. It knows
+/// no discarding.
 ///
 /// Works with the descriptor's own file position, as vm-memory offers no positioned transfer to
 /// guest memory: the open file description must not be shared with anybody who moves it.

@@ -13,13 +13,14 @@ use std::fmt;
 use std::io;
 
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
-    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
+    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK,
+    VIRTIO_BLK_S_UNSUPP,
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions, VolatileSlice};
 
 use self::backend::BlockBackend;
-use self::request::{DiskShape, Operation, Refusal, SECTOR_BYTES, SERIAL_BYTES};
+use self::request::{DiskShape, MAX_DATA_BYTES, Operation, Refusal, SECTOR_BYTES, SERIAL_BYTES};
 use super::device::VirtioDevice;
 use super::queue::{Buffers, Chain, QueueBroken, VirtQueue};
 use crate::guest_error::GuestError;
@@ -36,7 +37,18 @@ const CONFIG_BYTES: usize = 60;
 const CONFIG_CAPACITY: usize = 0;
 const CONFIG_SEGMENTS: usize = 12;
 const CONFIG_BLOCK_SIZE: usize = 20;
+/// Most sectors, most segments, alignment in sectors.
+const CONFIG_DISCARD: usize = 36;
+/// Most sectors, most segments, and a byte that says whether zeroes may free storage.
+const CONFIG_WRITE_ZEROES: usize = 48;
 const BLOCK_BYTES: u32 = 512;
+/// Sectors of one range to discard or to fill with zeroes.
+const RANGE_SECTORS: u32 = 131_072;
+const _: () = assert!(RANGE_SECTORS as u64 * SECTOR_BYTES == MAX_DATA_BYTES);
+/// A request has one range.
+const RANGES: u32 = 1;
+/// Hosts free storage in pieces of 4 KiB or more.
+const DISCARD_ALIGNMENT_SECTORS: u32 = 8;
 
 /// What a disk tells its driver.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -50,6 +62,8 @@ pub struct BlockOptions {
 /// A disk.
 pub struct Block {
     backend: Box<dyn BlockBackend>,
+    features: u64,
+    /// What the driver accepted of `features` is part of it.
     disk: DiskShape,
     /// Whether the driver knows of no cache: every write is then durable before it is answered
     /// (virtio 1.2, 5.2.6.2).
@@ -65,21 +79,21 @@ impl Block {
         let disk = DiskShape {
             sectors: backend.bytes() / SECTOR_BYTES,
             read_only: options.read_only,
+            can_discard: false,
+            can_write_zeroes: false,
         };
+        let features = offered(backend.as_ref(), options.read_only);
         let mut serial = [0; SERIAL_BYTES as usize];
         for (byte, &shown) in serial.iter_mut().zip(options.serial.as_bytes()) {
             *byte = shown;
         }
-        let mut config = [0; CONFIG_BYTES];
-        config[CONFIG_CAPACITY..][..8].copy_from_slice(&disk.sectors.to_le_bytes());
-        config[CONFIG_SEGMENTS..][..4].copy_from_slice(&SEGMENTS.to_le_bytes());
-        config[CONFIG_BLOCK_SIZE..][..4].copy_from_slice(&BLOCK_BYTES.to_le_bytes());
         Self {
             backend,
+            features,
             disk,
             writes_through: true,
             serial,
-            config,
+            config: configuration(disk.sectors, features),
         }
     }
 
@@ -98,31 +112,90 @@ impl Block {
                 self.backend
                     .write_at(offset, &buffers)
                     .map_err(host_failed)?;
-                if self.writes_through {
-                    self.backend.flush().map_err(host_failed)?;
-                }
-                Ok(0)
+                self.settle()
+            }
+            Operation::Discard { offset, bytes } => {
+                self.backend.discard(offset, bytes).map_err(host_failed)?;
+                self.settle()
+            }
+            Operation::WriteZeroes {
+                offset,
+                bytes,
+                space,
+            } => {
+                self.backend
+                    .write_zeroes(offset, bytes, space)
+                    .map_err(host_failed)?;
+                self.settle()
             }
             Operation::Flush => self.backend.flush().map(|()| 0).map_err(host_failed),
-            Operation::Identify { data } => {
-                let mut serial = self.serial.as_slice();
-                for buffer in slices(&data, memory, Permissions::Write)? {
-                    let (shown, rest) = serial.split_at_checked(buffer.len()).ok_or(NOT_MEMORY)?;
-                    buffer.copy_from(shown);
-                    serial = rest;
-                }
-                Ok(SERIAL_BYTES)
-            }
+            Operation::Identify { data } => self.identify(&data, memory),
         }
     }
+
+    fn identify(&self, data: &Buffers, memory: &Memory) -> Result<u32, Refusal> {
+        let mut serial = self.serial.as_slice();
+        for buffer in slices(data, memory, Permissions::Write)? {
+            let (shown, rest) = serial.split_at_checked(buffer.len()).ok_or(NOT_MEMORY)?;
+            buffer.copy_from(shown);
+            serial = rest;
+        }
+        Ok(SERIAL_BYTES)
+    }
+
+    /// Ends a change of the disk.
+    fn settle(&mut self) -> Result<u32, Refusal> {
+        if self.writes_through {
+            self.backend.flush().map_err(host_failed)?;
+        }
+        Ok(0)
+    }
+}
+
+/// Feature bits of a disk over `backend`.
+fn offered(backend: &dyn BlockBackend, read_only: bool) -> u64 {
+    let when = |condition: bool, feature: u32| u64::from(condition) << feature;
+    1 << VIRTIO_BLK_F_SEG_MAX
+        | 1 << VIRTIO_BLK_F_BLK_SIZE
+        | 1 << VIRTIO_BLK_F_FLUSH
+        | when(read_only, VIRTIO_BLK_F_RO)
+        | when(!read_only && backend.can_discard(), VIRTIO_BLK_F_DISCARD)
+        | when(
+            !read_only && backend.can_write_zeroes(),
+            VIRTIO_BLK_F_WRITE_ZEROES,
+        )
+}
+
+/// The configuration space. What belongs to a feature that is not offered stays zero.
+fn configuration(sectors: u64, features: u64) -> [u8; CONFIG_BYTES] {
+    let mut config = [0; CONFIG_BYTES];
+    let mut put = |at: usize, value: u32| config[at..][..4].copy_from_slice(&value.to_le_bytes());
+    put(CONFIG_SEGMENTS, SEGMENTS);
+    put(CONFIG_BLOCK_SIZE, BLOCK_BYTES);
+    if features & 1 << VIRTIO_BLK_F_DISCARD != 0 {
+        put(CONFIG_DISCARD, RANGE_SECTORS);
+        put(CONFIG_DISCARD + 4, RANGES);
+        put(CONFIG_DISCARD + 8, DISCARD_ALIGNMENT_SECTORS);
+    }
+    if features & 1 << VIRTIO_BLK_F_WRITE_ZEROES != 0 {
+        put(CONFIG_WRITE_ZEROES, RANGE_SECTORS);
+        put(CONFIG_WRITE_ZEROES + 4, RANGES);
+        put(CONFIG_WRITE_ZEROES + 8, 1);
+    }
+    config[CONFIG_CAPACITY..][..8].copy_from_slice(&sectors.to_le_bytes());
+    config
 }
 
 /// A buffer that is not RAM.
 const NOT_MEMORY: Refusal = Refusal::Failed(GuestError::VirtioRequest);
 
-/// The guest is told of a failure; whoever watches the host's disk knows more than the error says.
-fn host_failed(_: io::Error) -> Refusal {
-    Refusal::HostFailed
+/// The guest is told of a failure and nothing about the host; the backend's maker hears more.
+fn host_failed(error: io::Error) -> Refusal {
+    if error.kind() == io::ErrorKind::Unsupported {
+        Refusal::HostUnable
+    } else {
+        Refusal::HostFailed
+    }
 }
 
 /// `data` as memory to transfer to or from.
@@ -159,12 +232,7 @@ impl VirtioDevice for Block {
     }
 
     fn features(&self) -> u64 {
-        let read_only = if self.disk.read_only {
-            1 << VIRTIO_BLK_F_RO
-        } else {
-            0
-        };
-        1 << VIRTIO_BLK_F_SEG_MAX | 1 << VIRTIO_BLK_F_BLK_SIZE | 1 << VIRTIO_BLK_F_FLUSH | read_only
+        self.features
     }
 
     fn queue_max_sizes(&self) -> &[u16] {
@@ -177,6 +245,8 @@ impl VirtioDevice for Block {
 
     fn activate(&mut self, features: u64) {
         self.writes_through = features & 1 << VIRTIO_BLK_F_FLUSH == 0;
+        self.disk.can_discard = features & 1 << VIRTIO_BLK_F_DISCARD != 0;
+        self.disk.can_write_zeroes = features & 1 << VIRTIO_BLK_F_WRITE_ZEROES != 0;
     }
 
     fn serve(
@@ -213,6 +283,7 @@ impl Block {
                 (VIRTIO_BLK_S_IOERR, 0)
             }
             Err(Refusal::HostFailed) => (VIRTIO_BLK_S_IOERR, 0),
+            Err(Refusal::HostUnable) => (VIRTIO_BLK_S_UNSUPP, 0),
             Err(Refusal::Unsupported) => {
                 queue.count(GuestError::BlockRefused);
                 (VIRTIO_BLK_S_UNSUPP, 0)

@@ -5,10 +5,12 @@
 //! the last byte that the device may write; how these are cut into descriptors does not matter.
 
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
+    VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
 use vm_memory::{Bytes, GuestAddress};
 
+use super::backend::Space;
 use crate::guest_error::GuestError;
 use crate::memory::Memory;
 use crate::virtio::queue::{Buffers, Chain};
@@ -17,10 +19,13 @@ use crate::virtio::queue::{Buffers, Chain};
 pub const SECTOR_BYTES: u64 = 512;
 /// Bytes that a driver reads as the serial number.
 pub const SERIAL_BYTES: u32 = 20;
-/// Most data of one request: 64 MiB. A longer one would keep the thread from other devices.
+/// Most bytes of the disk in one request: 64 MiB. A longer one would keep the thread from other
+/// devices.
 pub const MAX_DATA_BYTES: u64 = 64 << 20;
 
 const HEADER_BYTES: u32 = 16;
+/// `struct virtio_blk_discard_write_zeroes`; a request has exactly one.
+const RANGE_BYTES: u32 = 16;
 
 /// What the disk is, as far as a request is concerned.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,6 +34,10 @@ pub struct DiskShape {
     pub sectors: u64,
     /// Whether writes are refused.
     pub read_only: bool,
+    /// Whether the driver may discard.
+    pub can_discard: bool,
+    /// Whether the driver may have zeroes written.
+    pub can_write_zeroes: bool,
 }
 
 /// What to do.
@@ -48,6 +57,22 @@ pub enum Operation {
         /// Where the bytes come from.
         data: Buffers,
     },
+    /// Give up the content of a range.
+    Discard {
+        /// Byte position on the disk.
+        offset: u64,
+        /// Length in bytes.
+        bytes: u64,
+    },
+    /// Make a range read as zeroes.
+    WriteZeroes {
+        /// Byte position on the disk.
+        offset: u64,
+        /// Length in bytes.
+        bytes: u64,
+        /// What the driver allows.
+        space: Space,
+    },
     /// Make completed writes durable.
     Flush,
     /// Write [`SERIAL_BYTES`] bytes of the serial number.
@@ -64,8 +89,10 @@ pub enum Refusal {
     Failed(GuestError),
     /// `VIRTIO_BLK_S_IOERR` because the host's disk said no.
     HostFailed,
-    /// `VIRTIO_BLK_S_UNSUPP`.
+    /// `VIRTIO_BLK_S_UNSUPP` for what the guest had no reason to ask for.
     Unsupported,
+    /// `VIRTIO_BLK_S_UNSUPP` because the host's disk turned out to be unable.
+    HostUnable,
 }
 
 /// One request with the place of its answer.
@@ -90,18 +117,19 @@ pub fn parse(chain: &mut Chain, memory: &Memory, disk: DiskShape) -> Option<Requ
     })
 }
 
+const MALFORMED: Refusal = Refusal::Failed(GuestError::VirtioRequest);
+
 fn operation(
     mut readable: Buffers,
     writable: Buffers,
     memory: &Memory,
     disk: DiskShape,
 ) -> Result<Operation, Refusal> {
-    const MALFORMED: Refusal = Refusal::Failed(GuestError::VirtioRequest);
     let header = readable.take_front(HEADER_BYTES).ok_or(MALFORMED)?;
     let (kind, sector) = read_header(&header, memory).ok_or(MALFORMED)?;
     match kind {
         VIRTIO_BLK_T_IN => {
-            let offset = checked_offset(sector, &writable, disk)?;
+            let offset = checked_offset(sector, writable.bytes(), disk)?;
             Ok(Operation::Read {
                 offset,
                 data: writable,
@@ -109,12 +137,17 @@ fn operation(
         }
         VIRTIO_BLK_T_OUT if disk.read_only => Err(Refusal::Failed(GuestError::BlockRefused)),
         VIRTIO_BLK_T_OUT => {
-            let offset = checked_offset(sector, &readable, disk)?;
+            let offset = checked_offset(sector, readable.bytes(), disk)?;
             Ok(Operation::Write {
                 offset,
                 data: readable,
             })
         }
+        VIRTIO_BLK_T_DISCARD if disk.can_discard => {
+            let (offset, bytes, _) = range(&readable, memory, disk, 0)?;
+            Ok(Operation::Discard { offset, bytes })
+        }
+        VIRTIO_BLK_T_WRITE_ZEROES if disk.can_write_zeroes => write_zeroes(&readable, memory, disk),
         VIRTIO_BLK_T_FLUSH => Ok(Operation::Flush),
         VIRTIO_BLK_T_GET_ID => {
             let mut data = writable;
@@ -127,23 +160,79 @@ fn operation(
 
 /// Type and sector; the header is copied once and may be cut into several descriptors.
 fn read_header(header: &Buffers, memory: &Memory) -> Option<(u32, u64)> {
-    let mut bytes = [0; HEADER_BYTES as usize];
-    let mut rest = bytes.as_mut_slice();
-    for segment in header.segments() {
-        let (now, later) = rest.split_at_mut_checked(usize::try_from(segment.bytes).ok()?)?;
-        memory.read_slice(now, GuestAddress(segment.address)).ok()?;
-        rest = later;
-    }
+    let bytes: [u8; HEADER_BYTES as usize] = copied(header, memory)?;
     let (kind, sector) = (bytes.first_chunk()?, bytes.last_chunk()?);
     Some((u32::from_le_bytes(*kind), u64::from_le_bytes(*sector)))
 }
 
-/// The byte position of a transfer of `data` that starts at `sector`, if it is whole sectors and
-/// lies on the disk.
-fn checked_offset(sector: u64, data: &Buffers, disk: DiskShape) -> Result<u64, Refusal> {
-    let bytes = data.bytes();
+/// A copy of `buffers`, if they are `N` bytes of memory.
+fn copied<const N: usize>(buffers: &Buffers, memory: &Memory) -> Option<[u8; N]> {
+    let mut bytes = [0; N];
+    let mut rest = bytes.as_mut_slice();
+    for segment in buffers.segments() {
+        let (now, later) = rest.split_at_mut_checked(usize::try_from(segment.bytes).ok()?)?;
+        memory.read_slice(now, GuestAddress(segment.address)).ok()?;
+        rest = later;
+    }
+    rest.is_empty().then_some(bytes)
+}
+
+/// Offset, length in bytes and flags of the one range that `data` holds. A flag that is not in
+/// `known` is unsupported, whatever the range.
+fn range(
+    data: &Buffers,
+    memory: &Memory,
+    disk: DiskShape,
+    known: u32,
+) -> Result<(u64, u64, u32), Refusal> {
+    let raw: [u8; RANGE_BYTES as usize] = copied(data, memory).ok_or(MALFORMED)?;
+    let [
+        s0,
+        s1,
+        s2,
+        s3,
+        s4,
+        s5,
+        s6,
+        s7,
+        n0,
+        n1,
+        n2,
+        n3,
+        f0,
+        f1,
+        f2,
+        f3,
+    ] = raw;
+    let sector = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
+    let sectors = u32::from_le_bytes([n0, n1, n2, n3]);
+    let flags = u32::from_le_bytes([f0, f1, f2, f3]);
+    if flags & !known != 0 {
+        return Err(Refusal::Unsupported);
+    }
+    let bytes = u64::from(sectors) * SECTOR_BYTES;
+    Ok((checked_offset(sector, bytes, disk)?, bytes, flags))
+}
+
+fn write_zeroes(data: &Buffers, memory: &Memory, disk: DiskShape) -> Result<Operation, Refusal> {
+    let (offset, bytes, flags) = range(data, memory, disk, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP)?;
+    let space = if flags == 0 {
+        Space::Keep
+    } else {
+        Space::MayFree
+    };
+    Ok(Operation::WriteZeroes {
+        offset,
+        bytes,
+        space,
+    })
+}
+
+/// The byte position of a request about `bytes` bytes of the disk from `sector` on, if these are
+/// whole sectors and lie on the disk.
+fn checked_offset(sector: u64, bytes: u64, disk: DiskShape) -> Result<u64, Refusal> {
     if bytes == 0 || !bytes.is_multiple_of(SECTOR_BYTES) || bytes > MAX_DATA_BYTES {
-        return Err(Refusal::Failed(GuestError::VirtioRequest));
+        return Err(MALFORMED);
     }
     let end = sector.checked_add(bytes / SECTOR_BYTES);
     let is_on_disk = end.is_some_and(|end| end <= disk.sectors);

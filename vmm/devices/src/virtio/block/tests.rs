@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress, VolatileSlice};
 
-use super::backend::{BlockBackend, FileBackend};
+use super::backend::{BlockBackend, FileBackend, Space};
 use super::{Block, BlockOptions, QUEUE_SIZE};
 use crate::guest_error::GuestError;
 use crate::sync::lock;
@@ -24,6 +24,15 @@ const IN: u32 = 0;
 const OUT: u32 = 1;
 const FLUSH: u32 = 4;
 const GET_ID: u32 = 8;
+const DISCARD: u32 = 11;
+const WRITE_ZEROES: u32 = 13;
+
+const F_FLUSH: u64 = 1 << 9;
+const F_DISCARD: u64 = 1 << 13;
+const F_WRITE_ZEROES: u64 = 1 << 14;
+const RANGE: u64 = BUFFERS + 0x200;
+/// What a [`MemoryDisk`] holds where it was discarded.
+const DISCARDED: u8 = 0xdd;
 
 const OK: u8 = 0;
 const IOERR: u8 = 1;
@@ -35,6 +44,8 @@ const UNTOUCHED: u8 = 0xee;
 struct MemoryDisk {
     content: Arc<Mutex<Vec<u8>>>,
     fails: Arc<AtomicBool>,
+    is_unable: Arc<AtomicBool>,
+    kept: Arc<AtomicUsize>,
     flushes: Arc<AtomicUsize>,
 }
 
@@ -53,6 +64,16 @@ impl MemoryDisk {
         if self.fails.load(Ordering::SeqCst) {
             return Err(io::ErrorKind::StorageFull.into());
         }
+        Ok(())
+    }
+
+    fn fill(&self, offset: u64, bytes: u64, value: u8) -> io::Result<()> {
+        self.check()?;
+        if self.is_unable.load(Ordering::SeqCst) {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let [offset, bytes] = [offset, bytes].map(|count| usize::try_from(count).unwrap());
+        lock(&self.content)[offset..offset + bytes].fill(value);
         Ok(())
     }
 }
@@ -84,6 +105,21 @@ impl BlockBackend for MemoryDisk {
         self.flushes.fetch_add(1, Ordering::SeqCst);
         Ok(())
     }
+    fn can_discard(&self) -> bool {
+        true
+    }
+    fn discard(&mut self, offset: u64, bytes: u64) -> io::Result<()> {
+        self.fill(offset, bytes, DISCARDED)
+    }
+    fn can_write_zeroes(&self) -> bool {
+        true
+    }
+    fn write_zeroes(&mut self, offset: u64, bytes: u64, space: Space) -> io::Result<()> {
+        if space == Space::Keep {
+            self.kept.fetch_add(1, Ordering::SeqCst);
+        }
+        self.fill(offset, bytes, 0)
+    }
 }
 
 fn options(read_only: bool) -> BlockOptions {
@@ -103,6 +139,38 @@ fn guest() -> (TestGuest, Ring, MemoryDisk) {
     let disk = MemoryDisk::new(SECTORS * 512);
     let (guest, ring) = guest_with(disk.clone(), false);
     (guest, ring, disk)
+}
+
+/// A guest whose driver accepted both kinds of ranges.
+fn guest_with_ranges() -> (TestGuest, Ring, MemoryDisk) {
+    let disk = MemoryDisk::new(SECTORS * 512);
+    let block = Block::new(Box::new(disk.clone()), options(false));
+    let guest = TestGuest::new(Box::new(block));
+    let ring = guest.bring_up(F_FLUSH | F_DISCARD | F_WRITE_ZEROES, QUEUE_SIZE);
+    (guest, ring, disk)
+}
+
+fn put_range(guest: &TestGuest, sector: u64, sectors: u32, flags: u32) {
+    let mut range = sector.to_le_bytes().to_vec();
+    range.extend(sectors.to_le_bytes());
+    range.extend(flags.to_le_bytes());
+    guest
+        .memory
+        .write_slice(&range, GuestAddress(RANGE))
+        .unwrap();
+}
+
+/// Submits a request with one range and returns its status.
+fn range_request(
+    guest: &TestGuest,
+    ring: &mut Ring,
+    kind: u32,
+    (sector, sectors, flags): (u64, u32, u32),
+) -> u8 {
+    put_range(guest, sector, sectors, flags);
+    let (status, written) = request(guest, ring, (kind, 0), &[(RANGE, 16, 0)]);
+    assert_eq!(written, 1);
+    status
 }
 
 fn put_header(guest: &TestGuest, kind: u32, sector: u64) {
@@ -160,8 +228,11 @@ fn the_configuration_says_capacity_segments_and_block_size() {
     assert_eq!(guest.read(config + 20, 4), 512);
     assert_eq!(
         guest.offered_features() & 0xff_ffff,
-        1 << 2 | 1 << 6 | 1 << 9
+        1 << 2 | 1 << 6 | F_FLUSH | F_DISCARD | F_WRITE_ZEROES
     );
+    let limits = [36, 40, 44, 48, 52].map(|at| guest.read(config + at, 4));
+    assert_eq!(limits, [131_072, 1, 8, 131_072, 1]);
+    assert_eq!(guest.read(config + 56, 1), 1, "zeroes may free storage");
     let (guest, _) = guest_with(MemoryDisk::new(1000), true);
     assert_eq!(
         guest.read(guest.at.device.unwrap(), 8),
@@ -172,6 +243,193 @@ fn the_configuration_says_capacity_segments_and_block_size() {
         guest.offered_features() & 0xff_ffff,
         1 << 2 | 1 << 5 | 1 << 6 | 1 << 9
     );
+    let config = guest.at.device.unwrap();
+    for at in (36..60).step_by(4) {
+        assert_eq!(guest.read(config + at, 4), 0, "at {at} of a read-only disk");
+    }
+}
+
+#[test]
+fn a_backend_that_cannot_discard_or_zero_does_not_offer_it() {
+    let disk = FileBackend::new(tempfile::tempfile().unwrap(), 512);
+    let (guest, mut ring) = guest_with(disk, false);
+    assert_eq!(guest.offered_features() & (F_DISCARD | F_WRITE_ZEROES), 0);
+    assert_eq!(guest.read(guest.at.device.unwrap() + 36, 8), 0);
+    for kind in [DISCARD, WRITE_ZEROES] {
+        assert_eq!(
+            range_request(&guest, &mut ring, kind, (0, 1, 0)),
+            UNSUPPORTED
+        );
+    }
+    assert_eq!(guest.errors.count(GuestError::BlockRefused), 2);
+}
+
+#[test]
+fn ranges_are_discarded_and_zeroed_and_nothing_else_is() {
+    let (guest, mut ring, disk) = guest_with_ranges();
+    let mut expected = lock(&disk.content).clone();
+    assert_eq!(range_request(&guest, &mut ring, DISCARD, (8, 3, 0)), OK);
+    expected[8 * 512..11 * 512].fill(DISCARDED);
+    assert_eq!(*lock(&disk.content), expected);
+    let last = (SECTORS - 1, 1, 0);
+    assert_eq!(range_request(&guest, &mut ring, WRITE_ZEROES, last), OK);
+    expected[63 * 512..].fill(0);
+    assert_eq!(*lock(&disk.content), expected);
+    assert_eq!(disk.kept.load(Ordering::SeqCst), 1);
+    assert_eq!(
+        range_request(&guest, &mut ring, WRITE_ZEROES, (9, 4, 1)),
+        OK
+    );
+    expected[9 * 512..13 * 512].fill(0);
+    assert_eq!(*lock(&disk.content), expected);
+    assert_eq!(disk.kept.load(Ordering::SeqCst), 1, "the driver let it go");
+    assert_eq!(disk.flushes.load(Ordering::SeqCst), 0);
+    assert_eq!(guest.errors.total(), 0);
+}
+
+#[test]
+fn a_range_may_be_cut_into_descriptors() {
+    let (guest, mut ring, disk) = guest_with_ranges();
+    put_range(&guest, 1, 1, 0);
+    let parts = [(RANGE, 9, 0), (RANGE + 9, 0, 0), (RANGE + 9, 7, 0)];
+    assert_eq!(
+        request(&guest, &mut ring, (WRITE_ZEROES, 77), &parts),
+        (OK, 1)
+    );
+    assert_eq!(lock(&disk.content)[512..1024], [0; 512]);
+}
+
+#[test]
+fn ranges_past_the_end_of_the_disk_fail() {
+    let (guest, mut ring, disk) = guest_with_ranges();
+    let before = lock(&disk.content).clone();
+    let ranges = [
+        (SECTORS, 1),
+        (SECTORS - 1, 2),
+        (0, 65),
+        (u64::MAX, 1),
+        (u64::MAX - 1, 2),
+        (u64::MAX / 512, 1),
+        (1 << 55, 131_072),
+    ];
+    for (count, (sector, sectors)) in (1..).zip(ranges) {
+        for kind in [DISCARD, WRITE_ZEROES] {
+            let status = range_request(&guest, &mut ring, kind, (sector, sectors, 0));
+            assert_eq!(status, IOERR, "{sectors} at {sector}");
+        }
+        assert_eq!(guest.errors.count(GuestError::BlockRange), 2 * count);
+    }
+    assert_eq!(*lock(&disk.content), before);
+}
+
+#[test]
+fn ranges_of_no_sector_or_above_the_limit_fail() {
+    let (guest, mut ring, _) = guest_with_ranges();
+    for sectors in [0, 131_073, u32::MAX] {
+        for kind in [DISCARD, WRITE_ZEROES] {
+            let status = range_request(&guest, &mut ring, kind, (0, sectors, 0));
+            assert_eq!(status, IOERR, "{sectors} sectors");
+        }
+    }
+    assert_eq!(guest.errors.count(GuestError::VirtioRequest), 6);
+}
+
+#[test]
+fn ranges_of_an_odd_length_fail() {
+    let (guest, mut ring, disk) = guest_with_ranges();
+    let before = lock(&disk.content).clone();
+    put_range(&guest, 0, 1, 0);
+    for kind in [DISCARD, WRITE_ZEROES] {
+        for length in [1, 15, 17, 32, 512] {
+            let answer = request(&guest, &mut ring, (kind, 0), &[(RANGE, length, 0)]);
+            assert_eq!(answer, (IOERR, 1), "{length} bytes");
+        }
+        assert_eq!(request(&guest, &mut ring, (kind, 0), &[]), (IOERR, 1));
+        let to_fill = request(&guest, &mut ring, (kind, 0), &[(RANGE, 16, WRITE)]);
+        assert_eq!(
+            to_fill,
+            (IOERR, 1),
+            "a range that the device may only write"
+        );
+        let nowhere = request(&guest, &mut ring, (kind, 0), &[(RAM_BYTES - 8, 16, 0)]);
+        assert_eq!(nowhere, (IOERR, 1), "a range outside of memory");
+    }
+    assert_eq!(guest.errors.count(GuestError::VirtioRequest), 16);
+    assert_eq!(*lock(&disk.content), before);
+}
+
+#[test]
+fn reserved_flags_and_discarding_with_the_unmap_flag_are_unsupported() {
+    let (guest, mut ring, disk) = guest_with_ranges();
+    let before = lock(&disk.content).clone();
+    let (known, reserved) = ([1], [2, 3, 1 << 31, u32::MAX]);
+    for flags in known.into_iter().chain(reserved) {
+        let status = range_request(&guest, &mut ring, DISCARD, (0, 1, flags));
+        assert_eq!(status, UNSUPPORTED, "flags {flags:#x}");
+    }
+    for flags in reserved {
+        let status = range_request(&guest, &mut ring, WRITE_ZEROES, (0, 1, flags));
+        assert_eq!(status, UNSUPPORTED, "flags {flags:#x}");
+    }
+    assert_eq!(guest.errors.count(GuestError::BlockRefused), 9);
+    assert_eq!(*lock(&disk.content), before);
+}
+
+#[test]
+fn ranges_that_the_driver_did_not_negotiate_are_unsupported() {
+    let (guest, mut ring, disk) = guest();
+    let before = lock(&disk.content).clone();
+    for kind in [DISCARD, WRITE_ZEROES] {
+        assert_eq!(
+            range_request(&guest, &mut ring, kind, (0, 1, 0)),
+            UNSUPPORTED
+        );
+    }
+    assert_eq!(*lock(&disk.content), before);
+    assert_eq!(guest.errors.count(GuestError::BlockRefused), 2);
+}
+
+#[test]
+fn a_read_only_disk_refuses_ranges() {
+    let disk = MemoryDisk::new(512);
+    let (guest, mut ring) = guest_with(disk.clone(), true);
+    let before = lock(&disk.content).clone();
+    for kind in [DISCARD, WRITE_ZEROES] {
+        assert_eq!(
+            range_request(&guest, &mut ring, kind, (0, 1, 0)),
+            UNSUPPORTED
+        );
+    }
+    assert_eq!(*lock(&disk.content), before);
+}
+
+#[test]
+fn a_host_that_fails_or_is_unable_is_not_the_guests_error() {
+    let (guest, mut ring, disk) = guest_with_ranges();
+    disk.is_unable.store(true, Ordering::SeqCst);
+    for kind in [DISCARD, WRITE_ZEROES] {
+        assert_eq!(
+            range_request(&guest, &mut ring, kind, (0, 1, 0)),
+            UNSUPPORTED
+        );
+    }
+    disk.fails.store(true, Ordering::SeqCst);
+    for kind in [DISCARD, WRITE_ZEROES] {
+        assert_eq!(range_request(&guest, &mut ring, kind, (0, 1, 0)), IOERR);
+    }
+    assert_eq!(guest.errors.total(), 0);
+}
+
+#[test]
+fn ranges_are_durable_at_once_for_a_driver_that_never_flushes() {
+    let disk = MemoryDisk::new(SECTORS * 512);
+    let block = Block::new(Box::new(disk.clone()), options(false));
+    let guest = TestGuest::new(Box::new(block));
+    let mut ring = guest.bring_up(F_DISCARD | F_WRITE_ZEROES, QUEUE_SIZE);
+    for kind in [DISCARD, WRITE_ZEROES] {
+        assert_eq!(range_request(&guest, &mut ring, kind, (0, 1, 0)), OK);
+    }
+    assert_eq!(disk.flushes.load(Ordering::SeqCst), 2);
 }
 
 #[test]
@@ -507,7 +765,7 @@ proptest! {
     fn random_requests_never_panic_and_are_answered(
         requests in prop::collection::vec(
             (
-                prop_oneof![Just(IN), Just(OUT), Just(FLUSH), Just(GET_ID), any::<u32>()],
+                prop_oneof![0_u32..14, any::<u32>()],
                 prop_oneof![0..SECTORS * 2, any::<u64>()],
                 prop::collection::vec(
                     (
@@ -521,7 +779,7 @@ proptest! {
             1..20,
         ),
     ) {
-        let (guest, mut ring, disk) = guest();
+        let (guest, mut ring, disk) = guest_with_ranges();
         for (kind, sector, mut parts) in requests {
             parts.sort_by_key(|part| part.2);
             let parts: Vec<_> = parts
@@ -541,4 +799,60 @@ proptest! {
         }
         prop_assert_eq!(lock(&disk.content).len(), usize::try_from(SECTORS * 512).unwrap());
     }
+
+    #[test]
+    fn random_requests_leave_what_a_model_disk_holds(
+        requests in prop::collection::vec(
+            (
+                prop_oneof![Just(IN), Just(OUT), Just(DISCARD), Just(WRITE_ZEROES)],
+                prop_oneof![9 => 0..SECTORS + 2, 1 => any::<u64>()],
+                prop_oneof![9 => 0_u32..8, 1 => any::<u32>()],
+                prop_oneof![4 => Just(0), 2 => Just(1), 1 => any::<u32>()],
+                any::<u8>(),
+            ),
+            1..30,
+        ),
+    ) {
+        let (guest, mut ring, disk) = guest_with_ranges();
+        let mut model = lock(&disk.content).clone();
+        for (kind, sector, sectors, flags, value) in requests {
+            let sectors = if kind <= OUT { sectors % 9 } else { sectors };
+            let place = on_model(sector, sectors);
+            let known_flags = u32::from(kind == WRITE_ZEROES);
+            let status = if kind <= OUT {
+                let count = usize::try_from(sectors).unwrap() * 512;
+                guest.memory.write_slice(&vec![value; count], GuestAddress(DATA)).unwrap();
+                let direction = if kind == IN { WRITE } else { 0 };
+                let parts = [(DATA, sectors * 512, direction)];
+                request(&guest, &mut ring, (kind, sector), &parts).0
+            } else {
+                range_request(&guest, &mut ring, kind, (sector, sectors, flags))
+            };
+            let expected = match place {
+                _ if kind > OUT && flags & !known_flags != 0 => UNSUPPORTED,
+                None => IOERR,
+                Some(place) => {
+                    match kind {
+                        IN => prop_assert_eq!(&bytes(&guest, DATA, place.len()), &model[place]),
+                        OUT => model[place].fill(value),
+                        DISCARD => model[place].fill(DISCARDED),
+                        _ => model[place].fill(0),
+                    }
+                    OK
+                }
+            };
+            prop_assert_eq!(status, expected);
+            prop_assert!(*lock(&disk.content) == model);
+        }
+    }
+}
+
+/// The bytes of a model disk that a request is about, if they are all there.
+fn on_model(sector: u64, sectors: u32) -> Option<std::ops::Range<usize>> {
+    let end = u128::from(sector) + u128::from(sectors);
+    if sectors == 0 || end > u128::from(SECTORS) {
+        return None;
+    }
+    let byte = |sector: u128| usize::try_from(sector * 512).unwrap();
+    Some(byte(u128::from(sector))..byte(end))
 }

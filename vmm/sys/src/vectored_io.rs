@@ -1,0 +1,213 @@
+//! Positioned transfers between a file and guest memory: one system call for many buffers.
+//!
+//! Owns the pointers that the kernel is given and the carrying on after a short transfer. A request's
+//! meaning and the check of its range are the caller's. The file's own position is not used.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+
+use libc::{c_int, iovec, off_t, ssize_t};
+use vm_memory::VolatileSlice;
+
+/// Buffers that the kernel takes at once (`IOV_MAX`, `UIO_MAXIOV` in the kernel).
+const MAX_BUFFERS: usize = 1024;
+
+/// `preadv` or `pwritev`.
+type Transfer = unsafe extern "C" fn(RawFd, *const iovec, c_int, off_t) -> ssize_t;
+
+/// Fills `buffers` in order from `file`, starting at byte `offset`.
+///
+/// # Errors
+/// What the kernel says; [`io::ErrorKind::UnexpectedEof`] if the file ends first. Some buffers may
+/// be filled by then.
+pub fn read_exact_at(
+    file: BorrowedFd<'_>,
+    offset: u64,
+    buffers: &[VolatileSlice<'_>],
+) -> io::Result<()> {
+    move_all(
+        offset,
+        buffers,
+        io::ErrorKind::UnexpectedEof,
+        |parts, at| call(libc::preadv, file, parts, at),
+    )
+}
+
+/// Writes `buffers` in order to `file`, starting at byte `offset`.
+///
+/// # Errors
+/// What the kernel says; [`io::ErrorKind::WriteZero`] if it takes no more. Some buffers may be
+/// written by then.
+pub fn write_all_at(
+    file: BorrowedFd<'_>,
+    offset: u64,
+    buffers: &[VolatileSlice<'_>],
+) -> io::Result<()> {
+    move_all(offset, buffers, io::ErrorKind::WriteZero, |parts, at| {
+        call(libc::pwritev, file, parts, at)
+    })
+}
+
+/// Parts of live guest memory. Only [`move_all`] makes them, out of guards that it keeps.
+struct Parts<'a>(&'a [iovec]);
+
+fn call(
+    transfer: Transfer,
+    file: BorrowedFd<'_>,
+    parts: Parts<'_>,
+    at: off_t,
+) -> io::Result<usize> {
+    let count = c_int::try_from(parts.0.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: the descriptor is borrowed, so it is open; the array has `count` entries, each of
+    // which lies in memory that a volatile slice vouches for as long as `Parts` lives. The kernel
+    // reads or writes there without regard for who else does, which is what volatile slices are
+    // for: no Rust reference to that memory exists.
+    let moved = unsafe { transfer(file.as_raw_fd(), parts.0.as_ptr(), count, at) };
+    usize::try_from(moved).map_err(|_| io::Error::last_os_error())
+}
+
+/// Repeats `transfer` until all of `buffers` is moved.
+fn move_all(
+    offset: u64,
+    buffers: &[VolatileSlice<'_>],
+    stuck: io::ErrorKind,
+    mut transfer: impl FnMut(Parts<'_>, off_t) -> io::Result<usize>,
+) -> io::Result<()> {
+    // A slice's memory is only promised to be mapped while its guard lives.
+    let guards: Vec<_> = buffers.iter().map(VolatileSlice::ptr_guard_mut).collect();
+    let mut parts: Vec<iovec> = guards
+        .iter()
+        .map(|guard| iovec {
+            iov_base: guard.as_ptr().cast(),
+            iov_len: guard.len(),
+        })
+        .collect();
+    let mut at = off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let mut rest = skip(&mut parts, 0);
+    while !rest.is_empty() {
+        let batch = rest.len().min(MAX_BUFFERS);
+        let moved = match transfer(Parts(&rest[..batch]), at) {
+            Ok(0) => return Err(stuck.into()),
+            Ok(moved) => moved,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        at = off_t::try_from(moved)
+            .ok()
+            .and_then(|moved| at.checked_add(moved))
+            .ok_or(io::ErrorKind::InvalidInput)?;
+        rest = skip(rest, moved);
+    }
+    Ok(())
+}
+
+/// What is left of `parts` after the first `moved` bytes; it never begins with an empty part.
+fn skip(parts: &mut [iovec], mut moved: usize) -> &mut [iovec] {
+    let mut whole = 0;
+    while let Some(left) = parts
+        .get(whole)
+        .and_then(|part| moved.checked_sub(part.iov_len))
+    {
+        moved = left;
+        whole += 1;
+    }
+    let rest = &mut parts[whole..];
+    if let Some(first) = rest.first_mut() {
+        first.iov_base = first.iov_base.wrapping_byte_add(moved);
+        first.iov_len -= moved;
+    }
+    rest
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Read;
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    fn file(content: &[u8]) -> File {
+        let path = std::env::temp_dir().join(format!(
+            "berth-vectored-{}-{:?}",
+            std::process::id(),
+            std::thread::current().id()
+        ));
+        std::fs::write(&path, content).unwrap();
+        let file = File::options().read(true).write(true).open(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        file
+    }
+
+    fn slices(buffers: &mut [Vec<u8>]) -> Vec<VolatileSlice<'_>> {
+        buffers
+            .iter_mut()
+            .map(|buffer| VolatileSlice::from(buffer.as_mut_slice()))
+            .collect()
+    }
+
+    #[test]
+    fn more_buffers_than_one_call_takes_are_all_moved() {
+        let content: Vec<u8> = (0..=250).cycle().take(3 * MAX_BUFFERS).collect();
+        let source = file(&content);
+        let mut buffers = vec![vec![0]; content.len() - 7];
+        read_exact_at(source.as_fd(), 7, &slices(&mut buffers)).unwrap();
+        assert_eq!(buffers.concat(), content[7..]);
+        let mut target = file(&[]);
+        write_all_at(target.as_fd(), 0, &slices(&mut buffers)).unwrap();
+        let mut written = Vec::new();
+        target.read_to_end(&mut written).unwrap();
+        assert_eq!(
+            written,
+            content[7..],
+            "and the file's own position stayed at 0"
+        );
+    }
+
+    #[test]
+    fn short_and_interrupted_transfers_are_carried_on() {
+        let source = file(b"0123456789abcdef");
+        for most in 1..=16 {
+            let mut calls = 0;
+            let mut buffers = vec![vec![], vec![0; 3], vec![], vec![0; 9], vec![0; 1], vec![]];
+            move_all(
+                2,
+                &slices(&mut buffers),
+                io::ErrorKind::UnexpectedEof,
+                |parts, at| {
+                    calls += 1;
+                    if calls % 2 == 1 {
+                        return Err(io::ErrorKind::Interrupted.into());
+                    }
+                    assert!(parts.0[0].iov_len > 0);
+                    let first = iovec {
+                        iov_len: parts.0[0].iov_len.min(most),
+                        ..parts.0[0]
+                    };
+                    call(libc::preadv, source.as_fd(), Parts(&[first]), at)
+                },
+            )
+            .unwrap();
+            assert_eq!(
+                buffers.concat(),
+                b"23456789abcde",
+                "at most {most} bytes at once"
+            );
+        }
+    }
+
+    #[test]
+    fn the_end_of_the_file_and_refusals_are_errors() {
+        let source = file(b"0123");
+        let mut buffers = [vec![0; 3], vec![0; 3]];
+        let kind = |result: io::Result<()>| result.unwrap_err().kind();
+        let beyond = read_exact_at(source.as_fd(), 0, &slices(&mut buffers));
+        assert_eq!(kind(beyond), io::ErrorKind::UnexpectedEof);
+        let negative = read_exact_at(source.as_fd(), u64::MAX, &slices(&mut buffers));
+        assert_eq!(kind(negative), io::ErrorKind::InvalidInput);
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let refused = write_all_at(full.as_fd(), 0, &slices(&mut buffers));
+        assert_eq!(kind(refused), io::ErrorKind::StorageFull);
+        read_exact_at(source.as_fd(), 99, &[]).unwrap();
+    }
+}
