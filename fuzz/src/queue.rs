@@ -62,9 +62,9 @@ pub fn serve_device(
     let event_idx = if has_event_idx { EVENT_IDX } else { 0 };
     device.activate((features >> 1) << 9 | event_idx);
     let messages = Arc::new(Messages::default());
-    let msix = Msix::new(2, messages, errors);
+    let msix = Msix::new(2, messages, errors.clone());
     let interrupt = Arc::new(VirtioInterrupt::new(1, msix));
-    let mut active = ActiveDevice::new(device, vec![Some(queue)], memory.clone(), interrupt);
+    let mut active = ActiveDevice::new(device, vec![Some(queue)], memory.clone(), interrupt, errors);
     let mut is_broken = false;
     for (address, value) in writes {
         let before = is_broken.then(|| snapshot(&memory));

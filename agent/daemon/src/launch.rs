@@ -16,7 +16,7 @@ use berth_agent_host::vmm_socket::{LaunchSockets, PrepareLaunchError, VmmSocket,
 use berth_agent_host::vmm_unit::{UnitError, UnitSpec, VmmUnits};
 use berth_api::agent::{FailureCode, VmSpec};
 use berth_api::ids::VmId;
-use berth_api::vmm::{CONTRACT_VERSION, Console, Disk, FdIndex, Start};
+use berth_api::vmm::{Console, Disk, FdIndex, Start};
 
 use crate::host::{Host, blocking};
 
@@ -169,26 +169,23 @@ fn prepare<U, F, S>(
         descriptors.push(fd);
         index
     };
+    let (kvm, kernel) = (add(kvm.as_fd()), add(image.kernel.as_fd()));
+    let start = Start::new(vm_id.to_string(), kvm, kernel);
     let start = Start {
-        version: CONTRACT_VERSION,
-        vm_id: vm_id.to_string(),
         vcpus: spec.vcpus,
         memory_mib: spec.memory_mib,
-        kvm: add(kvm.as_fd()),
-        kernel: add(image.kernel.as_fd()),
         initrd: image.initrd.as_ref().map(|file| add(file.as_fd())),
         cmdline: image.manifest.cmdline.clone(),
         disks: vec![Disk {
-            fd: add(guest.disk.as_fd()),
-            read_only: false,
             serial: "root".to_owned(),
-            expected_bytes: guest.disk_bytes,
+            ..Disk::new(add(guest.disk.as_fd()), guest.disk_bytes)
         }],
         console: Some(Console::Segments {
             fds: guest.consoles.each_ref().map(|file| add(file.as_fd())),
             segment_bytes: SEGMENT_BYTES,
         }),
         entropy: true,
+        ..start
     };
     Ok(prepare_launch(&start, &descriptors)?)
 }

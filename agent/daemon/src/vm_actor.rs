@@ -192,6 +192,16 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> VmActor<U, F, S> {
             }
             // It counts, so it runs.
             Ok(Some(vmm::Event::Statistics { .. })) => self.on_running(0).await,
+            // The guest runs, and nobody here asks for what these answer.
+            Ok(Some(
+                vmm::Event::Preparing { .. }
+                | vmm::Event::Paused
+                | vmm::Event::Resumed
+                | vmm::Event::Denied { .. },
+            )) => {}
+            Ok(Some(vmm::Event::Warning { about })) => {
+                tracing::warn!(vm_id = %self.record.vm_id, ?about, "the VMM warns");
+            }
             // Its exit status says the same, and is systemd's word instead of the VMM's.
             Ok(Some(vmm::Event::Exited { .. })) => {}
             Ok(None) => self.hang_up(None).await,

@@ -168,22 +168,10 @@ fn receive_message(socket: &UnixDatagram) -> io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use berth_api::vmm::{CONTRACT_VERSION, Exit, FdIndex};
+    use berth_api::vmm::{Exit, FdIndex};
 
     fn start() -> Start {
-        Start {
-            version: CONTRACT_VERSION,
-            vm_id: "vm".to_owned(),
-            vcpus: 1,
-            memory_mib: 64,
-            kvm: FdIndex(0),
-            kernel: FdIndex(1),
-            initrd: None,
-            cmdline: String::new(),
-            disks: Vec::new(),
-            console: None,
-            entropy: false,
-        }
+        Start::new("vm", FdIndex(0), FdIndex(1))
     }
 
     fn say(vmm: &OwnedFd, message: &[u8]) {

@@ -15,7 +15,7 @@ use std::process::{ExitCode, ExitStatus};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use berth_api::vmm::{CONTRACT_VERSION, Console, Disk, Exit, FdIndex, Request, Start};
+use berth_api::vmm::{Console, Disk, Exit, FdIndex, Request, Start};
 use berth_tests::launch::{Descriptors, Heard, LaunchedVmm};
 
 const USAGE: &str = "usage: vmm-run --vmm PATH --kernel FILE [--initrd FILE] [--disk FILE[:ro]]... \
@@ -114,17 +114,14 @@ impl Arguments {
             None => None,
         };
         let start = Start {
-            version: CONTRACT_VERSION,
-            vm_id: "vmm-run".to_owned(),
             vcpus: self.vcpus,
             memory_mib: self.memory_mib,
-            kvm,
-            kernel,
             initrd,
             cmdline: self.cmdline.clone(),
             disks,
             console,
             entropy: self.entropy,
+            ..Start::new("vmm-run", kvm, kernel)
         };
         Ok((start, descriptors))
     }
@@ -167,10 +164,9 @@ fn add_disk(
         .context("finding the size of a disk")?;
     let fd = descriptors.add(file);
     Ok(Disk {
-        fd,
         read_only,
         serial: format!("disk{position}"),
-        expected_bytes,
+        ..Disk::new(fd, expected_bytes)
     })
 }
 

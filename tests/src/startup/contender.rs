@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::str::FromStr;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use berth_api::vmm::{CONTRACT_VERSION, Console, Start};
+use berth_api::vmm::{Console, Start};
 
 use super::quiet;
 use crate::launch::{Descriptors, LaunchedVmm};
@@ -250,20 +250,15 @@ impl Contender {
     fn start_berth(&self, output: OwnedFd) -> Result<LaunchedVmm> {
         let mut descriptors = Descriptors::new();
         let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm");
+        let kvm = descriptors.add(kvm.context("opening /dev/kvm")?);
+        let kernel = File::open(&self.kernel).context("opening the guest")?;
+        let kernel = descriptors.add(kernel);
         let start = Start {
-            version: CONTRACT_VERSION,
-            vm_id: "startup".to_owned(),
-            vcpus: 1,
             memory_mib: MEMORY_MIB,
-            kvm: descriptors.add(kvm.context("opening /dev/kvm")?),
-            kernel: descriptors.add(File::open(&self.kernel).context("opening the guest")?),
-            initrd: None,
-            cmdline: String::new(),
-            disks: Vec::new(),
             console: Some(Console::Stream {
                 fd: descriptors.add(output),
             }),
-            entropy: false,
+            ..Start::new("startup", kvm, kernel)
         };
         let mut command = Command::new(&self.program);
         command.stdout(Stdio::null()).stderr(Stdio::null());

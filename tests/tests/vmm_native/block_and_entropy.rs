@@ -129,11 +129,11 @@ fn print_memory(guest: &mut Code, place: u32, bytes: u32) {
 /// A machine with `disk` as its only disk.
 fn machine_with(guest: &Code, disk: &File, read_only: bool) -> Option<Setup> {
     let mut setup = Setup::new(require_kvm()?, guest);
+    let fd = setup.descriptors.add(disk.try_clone().unwrap());
     setup.start.disks.push(Disk {
-        fd: setup.descriptors.add(disk.try_clone().unwrap()),
         read_only,
         serial: "a-serial-number".to_owned(),
-        expected_bytes: u64::from(DISK_SECTORS * SECTOR_BYTES),
+        ..Disk::new(fd, u64::from(DISK_SECTORS * SECTOR_BYTES))
     });
     Some(setup)
 }

@@ -66,6 +66,7 @@ fn statistics_count_the_guests_exits() {
         exits,
         guest_errors,
         console_dropped_bytes,
+        devices: _,
     } = machine.event()
     else {
         panic!("another event than the one asked for");

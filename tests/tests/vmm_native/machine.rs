@@ -8,9 +8,7 @@ use std::process::{Command, ExitStatus};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use berth_api::vmm::{
-    CONTRACT_VERSION, Console, Disk, Event, Exit, FdIndex, MIN_MEMORY_MIB, ResetCause, Start,
-};
+use berth_api::vmm::{Console, Disk, Event, Exit, FdIndex, MIN_MEMORY_MIB, ResetCause, Start};
 use berth_tests::launch::{Descriptors, Heard, LaunchedVmm};
 use berth_tests::tiny_guest::Code;
 
@@ -65,18 +63,11 @@ impl Setup {
     /// The same with any file as its kernel.
     pub(crate) fn with_kernel(kvm: File, kernel: File) -> Self {
         let mut descriptors = Descriptors::new();
+        let (kvm, kernel) = (descriptors.add(kvm), descriptors.add(kernel));
         let start = Start {
-            version: CONTRACT_VERSION,
-            vm_id: "native-test".to_owned(),
-            vcpus: 1,
             memory_mib: MIN_MEMORY_MIB,
-            kvm: descriptors.add(kvm),
-            kernel: descriptors.add(kernel),
-            initrd: None,
             cmdline: "console=ttyS0".to_owned(),
-            disks: Vec::new(),
-            console: None,
-            entropy: false,
+            ..Start::new("native-test", kvm, kernel)
         };
         Self { start, descriptors }
     }
@@ -87,10 +78,8 @@ impl Setup {
         file.set_len(bytes).unwrap();
         let fd = self.descriptors.add(file);
         self.start.disks.push(Disk {
-            fd,
-            read_only: false,
             serial: "test-disk".to_owned(),
-            expected_bytes: bytes,
+            ..Disk::new(fd, bytes)
         });
     }
 

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bus;
+pub mod counters;
 pub mod guest_error;
 pub mod interrupt;
 pub mod ioapic;

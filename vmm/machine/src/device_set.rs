@@ -6,6 +6,7 @@ use std::io;
 use std::sync::Arc;
 
 use berth_vmm_devices::bus::{Bus, BusDevice, BusRange};
+use berth_vmm_devices::counters::Counters;
 use berth_vmm_devices::guest_error::{GuestError, GuestErrors};
 use berth_vmm_devices::interrupt::{IrqLine, MsiMessage, MsiSender};
 use berth_vmm_devices::ioapic::{IOAPIC_BYTES, IoApic};
@@ -56,6 +57,8 @@ pub struct DeviceSet {
     pub guest_errors: Arc<GuestErrors>,
     /// Console bytes that nobody kept.
     pub console_dropped: DroppedBytes,
+    /// Counters of devices by name.
+    pub counters: Vec<(String, Arc<Counters>)>,
 }
 
 /// Interrupts of emulated devices: a message to KVM, no routing table.
@@ -74,9 +77,12 @@ impl MsiSender for KvmMsi {
     }
 }
 
+/// A device and its name in statistics.
+type NamedDevice = (String, Box<dyn VirtioDevice>);
+
 /// The disks, then the entropy device.
-fn virtio_devices(input: DeviceInput) -> Result<Vec<Box<dyn VirtioDevice>>, BuildMachineError> {
-    let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+fn virtio_devices(input: DeviceInput) -> Result<Vec<NamedDevice>, BuildMachineError> {
+    let mut devices: Vec<NamedDevice> = Vec::new();
     for (position, disk) in input.disks.into_iter().enumerate() {
         let options = BlockOptions {
             read_only: disk.read_only,
@@ -84,10 +90,11 @@ fn virtio_devices(input: DeviceInput) -> Result<Vec<Box<dyn VirtioDevice>>, Buil
         };
         let backend = DiskFile::new(disk, position, Arc::clone(&input.disk_failures))
             .map_err(host("examine a disk"))?;
-        devices.push(Box::new(Block::new(Box::new(backend), options)));
+        let device = Block::new(Box::new(backend), options);
+        devices.push((format!("disk{position}"), Box::new(device)));
     }
     if input.entropy {
-        devices.push(Box::new(Entropy::new()));
+        devices.push(("entropy".to_owned(), Box::new(Entropy::new())));
     }
     Ok(devices)
 }
@@ -101,6 +108,7 @@ struct Builder<'a> {
     errors: Arc<GuestErrors>,
     ports: Vec<BusRange>,
     mmio: Vec<BusRange>,
+    counters: Vec<(String, Arc<Counters>)>,
 }
 
 /// Builds all devices.
@@ -125,6 +133,7 @@ pub fn build(
         errors: Arc::clone(&errors),
         ports: Vec::new(),
         mmio: Vec::new(),
+        counters: Vec::new(),
     };
     let ioapic = builder.ioapic();
     let power_button = builder.power(&ioapic, ending);
@@ -146,6 +155,7 @@ pub fn build(
         power_button,
         guest_errors: errors,
         console_dropped,
+        counters: builder.counters,
     })
 }
 
@@ -201,11 +211,14 @@ impl Builder<'_> {
     /// The PCI bus: disks from slot 1 on, then the entropy device.
     fn pci(&mut self, input: DeviceInput) -> Result<(), BuildMachineError> {
         let devices = virtio_devices(input)?;
-        let functions: Vec<_> = (1..)
-            .filter_map(DeviceSlot::new)
-            .zip(devices)
-            .map(|(slot, device)| (slot, Arc::new(self.virtio(slot, device))))
-            .collect();
+        let mut functions = Vec::new();
+        for (slot, (name, device)) in (1..).filter_map(DeviceSlot::new).zip(devices) {
+            self.counters
+                .extend(device.counters().map(|counters| (name, counters)));
+            self.sources(slot, device.as_ref())
+                .map_err(host("watch a device's descriptor"))?;
+            functions.push((slot, Arc::new(self.virtio(slot, device))));
+        }
         let on_bus = functions
             .iter()
             .map(|(slot, function)| (*slot, Arc::clone(function) as Arc<dyn PciFunction>))
@@ -241,6 +254,14 @@ impl Builder<'_> {
             executor: self.io.executor(),
             errors: Arc::clone(&self.errors),
         })
+    }
+
+    /// Lets the host's side of a device wake the I/O loop.
+    fn sources(&mut self, slot: DeviceSlot, device: &dyn VirtioDevice) -> io::Result<()> {
+        for (source, descriptor) in (0..).zip(device.sources()) {
+            self.io.watch_source(slot, source, descriptor)?;
+        }
+        Ok(())
     }
 
     /// Lets KVM wake the I/O loop without an exit to the vCPU's thread.

@@ -7,10 +7,11 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use berth_api::vmm::Event;
+use berth_api::vmm::{DeviceStatistics, Event};
+use berth_vmm_devices::counters::Counters;
 use berth_vmm_devices::guest_error::GuestErrors;
 use berth_vmm_devices::power_button::PowerButton;
-use berth_vmm_sys::{Vcpu, Vm, kvm_from_descriptor};
+use berth_vmm_sys::{Vcpu, Vm, install_kick_handler, kvm_from_descriptor};
 use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
 use kvm_ioctls::Kvm;
 use vm_memory::{Bytes, GuestAddress};
@@ -45,6 +46,7 @@ pub struct Machine {
     guest_errors: Arc<GuestErrors>,
     console_dropped: DroppedBytes,
     disk_failures: Arc<DiskFailures>,
+    counters: Vec<(String, Arc<Counters>)>,
 }
 
 /// A machine whose vCPUs run.
@@ -56,6 +58,7 @@ pub struct RunningMachine {
     guest_errors: Arc<GuestErrors>,
     console_dropped: DroppedBytes,
     disk_failures: Arc<DiskFailures>,
+    counters: Vec<(String, Arc<Counters>)>,
 }
 
 /// What [`RunningMachine::wait`] waits for.
@@ -110,12 +113,14 @@ impl Machine {
             power_button,
             guest_errors,
             console_dropped,
+            counters,
         } = devices;
         let shared = VcpuShared {
             ports,
             mmio,
             exits: vcpu::ExitCounters::default(),
             ending,
+            gate: vcpu::Gate::new(usize::from(spec.vcpus)),
         };
         Ok(Self {
             vcpus,
@@ -125,14 +130,17 @@ impl Machine {
             guest_errors,
             console_dropped,
             disk_failures,
+            counters,
         })
     }
 
-    /// Starts the vCPUs' threads.
+    /// Starts the vCPUs' threads. They wait: no guest instruction runs before
+    /// [`RunningMachine::resume`].
     ///
     /// # Errors
     /// If a thread cannot be started.
     pub fn start(self) -> Result<RunningMachine, BuildMachineError> {
+        install_kick_handler().map_err(host("set a signal handler"))?;
         let shared = Arc::new(self.shared);
         // The first vCPU starts the others: begin with it.
         for (index, vcpu) in (0u8..).zip(self.vcpus) {
@@ -143,6 +151,7 @@ impl Machine {
                 .spawn(move || vcpu::run(vcpu, index, &shared))
                 .map_err(host("start a vCPU's thread"))?;
         }
+        shared.gate.wait_for_all();
         Ok(RunningMachine {
             shared,
             io: self.io,
@@ -150,6 +159,7 @@ impl Machine {
             guest_errors: self.guest_errors,
             console_dropped: self.console_dropped,
             disk_failures: self.disk_failures,
+            counters: self.counters,
         })
     }
 }
@@ -190,6 +200,11 @@ impl RunningMachine {
         }
     }
 
+    /// Lets the vCPUs run the guest.
+    pub fn resume(&self) {
+        self.shared.gate.open();
+    }
+
     /// Presses the ACPI power button.
     pub fn press_power_button(&self) {
         self.power_button.press();
@@ -207,7 +222,23 @@ impl RunningMachine {
             exits: self.shared.exits.by_name(),
             guest_errors: self.guest_errors.total(),
             console_dropped_bytes: self.console_dropped.count(),
+            devices: self.device_statistics(),
         }
+    }
+}
+
+impl RunningMachine {
+    fn device_statistics(&self) -> Vec<DeviceStatistics> {
+        self.counters
+            .iter()
+            .map(|(device, counters)| DeviceStatistics {
+                device: device.clone(),
+                counters: counters
+                    .iter()
+                    .map(|(name, value)| (name.to_owned(), value))
+                    .collect(),
+            })
+            .collect()
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use berth_vmm_devices::pci::DeviceSlot;
-use berth_vmm_devices::virtio::device::Served;
+use berth_vmm_devices::virtio::device::{MAX_SOURCES, Served};
 use berth_vmm_devices::virtio::executor::{ActivateError, ActiveDevice, QueueExecutor};
 use berth_vmm_sys::Event;
 use rustix::event::epoll;
@@ -22,7 +22,9 @@ const MAX_QUEUES: u16 = 64;
 /// Events taken from the kernel at once.
 const EVENT_BATCH: usize = 16;
 
-/// Tokens of other descriptors than queues' have this bit.
+/// Tokens of devices' own descriptors have this bit.
+const SOURCE: u64 = 1 << 62;
+/// Tokens of other descriptors than devices' have this bit.
 const OTHER: u64 = 1 << 63;
 /// The token of the descriptor that vCPU threads wake the loop with.
 const WAKE: u64 = OTHER | u64::MAX >> 1;
@@ -39,6 +41,8 @@ struct Place {
     device: Mutex<Option<ActiveDevice>>,
     /// Queues to serve without waiting for the guest, one bit each.
     pending: AtomicU64,
+    /// Descriptors of the host that had input, one bit each.
+    ready: AtomicU64,
 }
 
 impl Place {
@@ -60,11 +64,12 @@ impl SharedExecutor {
         self.places.get(usize::from(slot.number()))
     }
 
-    fn ask_for(&self, slot: DeviceSlot, queues: u64) {
+    fn ask_for(&self, slot: DeviceSlot, queues: u64, sources: u64) {
         let Some(place) = self.place(slot) else {
             return;
         };
         place.pending.fetch_or(queues, Ordering::SeqCst);
+        place.ready.fetch_or(sources, Ordering::SeqCst);
         self.wake.signal();
     }
 }
@@ -80,7 +85,7 @@ impl QueueExecutor for SharedExecutor {
             });
         };
         *place.lock() = Some(device);
-        self.ask_for(slot, u64::MAX);
+        self.ask_for(slot, u64::MAX, u64::MAX);
         Ok(())
     }
 
@@ -90,7 +95,7 @@ impl QueueExecutor for SharedExecutor {
 
     fn notify(&self, slot: DeviceSlot, queue_index: u16) {
         if queue_index < MAX_QUEUES {
-            self.ask_for(slot, 1 << queue_index);
+            self.ask_for(slot, 1 << queue_index, 0);
         }
     }
 }
@@ -155,6 +160,21 @@ impl IoLoop {
             .ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
+    /// Watches a descriptor of the device in `slot`, which the device names `source`. It must stay
+    /// open for as long as this loop runs.
+    ///
+    /// # Errors
+    /// If the descriptor cannot be watched.
+    pub fn watch_source(
+        &mut self,
+        slot: DeviceSlot,
+        source: u16,
+        descriptor: BorrowedFd<'_>,
+    ) -> io::Result<()> {
+        let token = SOURCE | u64::from(slot.number()) << 16 | u64::from(source);
+        add(&self.epoll, descriptor, token, epoll::EventFlags::ET)
+    }
+
     /// Watches another descriptor; [`IoLoop::wait`] returns `token` while it is readable.
     ///
     /// # Errors
@@ -217,21 +237,27 @@ impl IoLoop {
     }
 
     fn mark(&self, token: u64) {
-        let place = usize::try_from(token >> 16)
+        let place = usize::try_from((token & !SOURCE) >> 16)
             .ok()
             .and_then(|slot| self.shared.places.get(slot));
-        let queue = token & 0xffff;
-        if let Some(place) = place.filter(|_| queue < u64::from(MAX_QUEUES)) {
-            place.pending.fetch_or(1 << queue, Ordering::SeqCst);
+        let number = token & 0xffff;
+        if let Some(place) = place.filter(|_| number < u64::from(MAX_QUEUES.min(MAX_SOURCES))) {
+            let bits = if token & SOURCE == 0 {
+                &place.pending
+            } else {
+                &place.ready
+            };
+            bits.fetch_or(1 << number, Ordering::SeqCst);
         }
     }
 
-    /// Serves every pending queue once; true if some are left.
+    /// Serves every pending queue and every ready descriptor once; true if some are left.
     fn serve_pending(&self) -> bool {
         let mut has_more = false;
         for place in &self.shared.places {
             let pending = place.pending.swap(0, Ordering::SeqCst);
-            if pending == 0 {
+            let ready = place.ready.swap(0, Ordering::SeqCst);
+            if pending == 0 && ready == 0 {
                 continue;
             }
             let mut guard = place.lock();
@@ -242,6 +268,13 @@ impl IoLoop {
             for queue in (0..queues).filter(|queue| pending >> queue & 1 == 1) {
                 if device.serve(queue) == Served::More {
                     place.pending.fetch_or(1 << queue, Ordering::SeqCst);
+                    has_more = true;
+                }
+            }
+            let sources = device.source_count().min(MAX_SOURCES);
+            for source in (0..sources).filter(|source| ready >> source & 1 == 1) {
+                if device.source_ready(source) == Served::More {
+                    place.ready.fetch_or(1 << source, Ordering::SeqCst);
                     has_more = true;
                 }
             }

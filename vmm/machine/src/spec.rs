@@ -96,6 +96,7 @@ impl TryFrom<(Start, Vec<OwnedFd>)> for MachineSpec {
                 format!("give at most {}", vmm::MAX_DISKS),
             ));
         }
+        refuse_unbuilt(&start)?;
         let mut intake = Intake::new(descriptors)?;
         let kvm = intake.take("kvm", start.kvm)?;
         check_kvm("kvm", &kvm)?;
@@ -211,6 +212,31 @@ fn check_version(version: u32) -> Result<(), Refusal> {
         ),
         "install berth-agent and berth-vmm of one release",
     ))
+}
+
+/// Refuses what this release's contract names and its VMM does not have.
+fn refuse_unbuilt(start: &Start) -> Result<(), Refusal> {
+    let fields = [
+        ("networks", !start.networks.is_empty()),
+        ("vsock", start.vsock.is_some()),
+        ("virtio_console", start.virtio_console.is_some()),
+        ("balloon", start.balloon.is_some()),
+        ("panic_device", start.panic_device),
+        ("vfio", start.vfio.is_some()),
+        (
+            "memory_backing",
+            start.memory_backing != vmm::MemoryBacking::default(),
+        ),
+        ("host_facts", start.host_facts.is_some()),
+    ];
+    match fields.iter().find(|(_, is_asked)| *is_asked) {
+        None => Ok(()),
+        Some((field, _)) => Err(Refusal::new(
+            *field,
+            "this VMM does not have it",
+            "leave it out, or install a release that has it",
+        )),
+    }
 }
 
 fn check_vcpus(vcpus: u32) -> Result<u8, Refusal> {

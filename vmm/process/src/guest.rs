@@ -59,6 +59,7 @@ fn supervise(
         log.event("failed", &[("error", &error)]);
         return ExitCode::FAILED;
     }
+    machine.resume();
     let pid = std::process::id();
     log.event("running", &[("pid", &pid)]);
     socket.send(&Event::Running { pid });
@@ -95,6 +96,11 @@ fn serve_control(machine: &mut RunningMachine, socket: &mut ControlSocket, log: 
         Received::Request(Request::Stop) => {
             log.event("stop", &[]);
             machine.stop();
+        }
+        Received::Request(
+            request @ (Request::Pause | Request::Resume | Request::Balloon { .. }),
+        ) => {
+            log.event("denied", &[("request", &format!("{request:?}"))]);
         }
         Received::Request(Request::Statistics) => socket.send(&machine.statistics()),
         Received::Malformed(error) => log.event("bad_request", &[("error", &error)]),

@@ -166,6 +166,7 @@ fn no_statistics() -> Event {
         exits: BTreeMap::new(),
         guest_errors: 0,
         console_dropped_bytes: 0,
+        devices: Vec::new(),
     }
 }
 
@@ -210,7 +211,12 @@ fn play_vmm(shared: &Shared, vm_id: VmId, launch: u32, stdin: &OwnedFd) {
                     }
                     Ok(Request::Stop) => return exit(Exit::Stopped),
                     Ok(Request::Statistics) => say(stdin, &no_statistics()),
-                    Ok(Request::PowerButton) => {}
+                    Ok(
+                        Request::PowerButton
+                        | Request::Pause
+                        | Request::Resume
+                        | Request::Balloon { .. },
+                    ) => {}
                     // The agent is gone, or this process was told to stop.
                     Err(_) => break,
                 }

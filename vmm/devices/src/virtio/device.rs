@@ -1,6 +1,12 @@
-//! What every virtio device is: constant facts for the transport and one function that serves.
+//! What every virtio device is: constant facts for the transport, and two functions that serve, one
+//! for the driver's side and one for the host's.
 
-use super::queue::{QueueBroken, VirtQueue};
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use super::config::DeviceConfig;
+use super::queue::{QueueBroken, Queues};
+use crate::counters::Counters;
 use crate::memory::Memory;
 
 /// What is left to do after a call to `serve`.
@@ -28,25 +34,57 @@ pub trait VirtioDevice: Send {
     /// The largest size of each queue: powers of two. Its length is the number of queues.
     fn queue_max_sizes(&self) -> &[u16];
 
-    /// The device configuration space as the driver reads it. Constant while the device lives.
-    fn config(&self) -> &[u8];
+    /// The device configuration space: always the same one.
+    fn config(&self) -> Arc<DeviceConfig>;
+
+    /// What the device counts, if anything.
+    fn counters(&self) -> Option<Arc<Counters>> {
+        None
+    }
+
+    /// The host's descriptors that wake the device, at most [`MAX_SOURCES`]: always the same ones.
+    /// They are watched edge-triggered for input from before the first activation to the end.
+    fn sources(&self) -> Vec<BorrowedFd<'_>> {
+        Vec::new()
+    }
 
     /// Takes the accepted features, before the first `serve`.
     fn activate(&mut self, features: u64);
 
-    /// Takes chains from queue `index` until [`VirtQueue::pop`] gives no more, and completes each.
-    /// Never interrupts: the caller does, once per call. Must not block for longer than the back
-    /// end's own requests take.
+    /// The driver notified queue `index`: takes chains from it until
+    /// [`VirtQueue::pop`](super::queue::VirtQueue::pop) gives no more, and completes each now or later.
+    /// Never interrupts: the caller does, once per call, for every queue on which a chain was
+    /// completed. Must not block for longer than the back end's own requests take.
     ///
     /// # Errors
     /// If the driver broke the ring.
     fn serve(
         &mut self,
         index: u16,
-        queue: &mut VirtQueue,
+        queues: &mut Queues,
         memory: &Memory,
     ) -> Result<(), QueueBroken>;
 
-    /// Forgets the driver. On return nothing that the device started may touch guest memory.
+    /// The descriptor at `source` in [`Self::sources`] had input since the last call: takes it until
+    /// there is none or the queues' budgets are used up, and then answers [`Served::More`]. Called
+    /// once for each source after every activation, too, as nothing else tells of earlier input.
+    ///
+    /// # Errors
+    /// If the driver broke a ring.
+    fn source_ready(
+        &mut self,
+        source: u16,
+        queues: &mut Queues,
+        memory: &Memory,
+    ) -> Result<Served, QueueBroken> {
+        let _ = (source, queues, memory);
+        Ok(Served::Idle)
+    }
+
+    /// Forgets the driver. On return nothing that the device started may touch guest memory, and
+    /// no chain that it took is kept.
     fn reset(&mut self);
 }
+
+/// Most host descriptors of one device.
+pub const MAX_SOURCES: u16 = 64;

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex};
 
 use super::device::{Served, VirtioDevice};
 use super::interrupt::VirtioInterrupt;
-use super::queue::{QueueBroken, VirtQueue};
-use crate::guest_error::GuestError;
+use super::queue::{QueueBroken, Queues, VirtQueue};
+use crate::guest_error::{GuestError, GuestErrors};
 use crate::memory::Memory;
 use crate::pci::DeviceSlot;
 use crate::sync::lock;
@@ -22,9 +22,10 @@ pub const SERVE_BUDGET: u16 = 64;
 /// A device from `DRIVER_OK` until reset, with all that serving needs. Owned by the executor.
 pub struct ActiveDevice {
     device: Box<dyn VirtioDevice>,
-    queues: Vec<Option<VirtQueue>>,
+    queues: Queues,
     memory: Arc<Memory>,
     interrupt: Arc<VirtioInterrupt>,
+    errors: Arc<GuestErrors>,
 }
 
 impl ActiveDevice {
@@ -35,45 +36,84 @@ impl ActiveDevice {
         queues: Vec<Option<VirtQueue>>,
         memory: Arc<Memory>,
         interrupt: Arc<VirtioInterrupt>,
+        errors: Arc<GuestErrors>,
     ) -> Self {
         Self {
             device,
-            queues,
+            queues: Queues::new(queues),
             memory,
             interrupt,
+            errors,
         }
     }
 
-    /// Serves queue `queue_index` for up to [`SERVE_BUDGET`] chains, publishes the used ring and
-    /// interrupts the driver at most once. Queues that are not enabled are [`Served::Idle`].
+    /// Serves queue `queue_index` for up to [`SERVE_BUDGET`] chains, publishes the used rings and
+    /// interrupts the driver at most once for each queue. Queues that are not enabled are
+    /// [`Served::Idle`].
     pub fn serve(&mut self, queue_index: u16) -> Served {
+        if self.queues.get(queue_index).is_none() {
+            return self.unless_broken(Served::Idle);
+        }
+        self.run(|device, queues, memory| serve_queue(device, queue_index, queues, memory))
+    }
+
+    /// Lets the device take input from its descriptor `source`, with the same bounds as
+    /// [`Self::serve`].
+    pub fn source_ready(&mut self, source: u16) -> Served {
+        self.run(|device, queues, memory| device.source_ready(source, queues, memory))
+    }
+
+    /// Number of queues of the device, enabled or not.
+    #[must_use]
+    pub fn queue_count(&self) -> u16 {
+        self.queues.count()
+    }
+
+    /// Number of descriptors of the host that wake the device.
+    #[must_use]
+    pub fn source_count(&self) -> u16 {
+        u16::try_from(self.device.sources().len()).unwrap_or(u16::MAX)
+    }
+
+    fn unless_broken(&self, served: Served) -> Served {
+        if self.interrupt.needs_reset() {
+            Served::NeedsReset
+        } else {
+            served
+        }
+    }
+
+    fn run(
+        &mut self,
+        act: impl FnOnce(&mut dyn VirtioDevice, &mut Queues, &Memory) -> Result<Served, QueueBroken>,
+    ) -> Served {
         if self.interrupt.needs_reset() {
             return Served::NeedsReset;
         }
-        let Some(Some(queue)) = self.queues.get_mut(usize::from(queue_index)) else {
-            return Served::Idle;
-        };
-        queue.grant(SERVE_BUDGET);
-        let served = serve_queue(self.device.as_mut(), queue_index, queue, &self.memory);
+        self.queues.grant(SERVE_BUDGET);
+        let served = act(self.device.as_mut(), &mut self.queues, &self.memory);
         // What was completed before a break is the driver's all the same.
-        let wants_interrupt = queue.needs_interrupt(&self.memory);
-        if wants_interrupt == Ok(true) {
-            self.interrupt.queue_used(queue_index);
-        }
-        match served.and_then(|served| wants_interrupt.map(|_| served)) {
+        let told = self.tell_driver();
+        match served.and_then(|served| told.map(|()| served)) {
             Ok(served) => served,
             Err(QueueBroken) => {
-                queue.count(GuestError::VirtioQueueBroken);
+                self.errors.bump(GuestError::VirtioQueueBroken);
                 self.interrupt.ask_for_reset();
                 Served::NeedsReset
             }
         }
     }
 
-    /// Number of queues of the device, enabled or not.
-    #[must_use]
-    pub fn queue_count(&self) -> u16 {
-        u16::try_from(self.queues.len()).unwrap_or(u16::MAX)
+    /// Interrupts for each queue on which chains were completed, where the driver wants it.
+    fn tell_driver(&mut self) -> Result<(), QueueBroken> {
+        for index in 0..self.queues.count() {
+            if let Some(queue) = self.queues.get(index)
+                && queue.needs_interrupt(&self.memory)?
+            {
+                self.interrupt.queue_used(index);
+            }
+        }
+        Ok(())
     }
 
     /// Ends the active time and gives the device back, at rest.
@@ -88,12 +128,17 @@ impl ActiveDevice {
 fn serve_queue(
     device: &mut dyn VirtioDevice,
     index: u16,
-    queue: &mut VirtQueue,
+    queues: &mut Queues,
     memory: &Memory,
 ) -> Result<Served, QueueBroken> {
     loop {
-        queue.disable_notification(memory)?;
-        device.serve(index, queue, memory)?;
+        if let Some(queue) = queues.get(index) {
+            queue.disable_notification(memory)?;
+        }
+        device.serve(index, queues, memory)?;
+        let Some(queue) = queues.get(index) else {
+            return Ok(Served::Idle);
+        };
         if queue.charge(0) == 0 {
             return Ok(Served::More);
         }
@@ -157,10 +202,13 @@ const INLINE_ROUNDS: usize = 64;
 
 impl QueueExecutor for InlineExecutor {
     fn activate(&self, slot: DeviceSlot, device: ActiveDevice) -> Result<(), ActivateError> {
-        let queues = device.queue_count();
+        let (queues, sources) = (device.queue_count(), device.source_count());
         lock(&self.devices).insert(slot, device);
         for queue_index in 0..queues {
             self.notify(slot, queue_index);
+        }
+        for source in 0..sources {
+            self.source_ready(slot, source);
         }
         Ok(())
     }
@@ -170,12 +218,23 @@ impl QueueExecutor for InlineExecutor {
     }
 
     fn notify(&self, slot: DeviceSlot, queue_index: u16) {
+        self.serve_rounds(slot, |device| device.serve(queue_index));
+    }
+}
+
+impl InlineExecutor {
+    /// Says that the descriptor at `source` of the device in `slot` has input.
+    pub fn source_ready(&self, slot: DeviceSlot, source: u16) {
+        self.serve_rounds(slot, |device| device.source_ready(source));
+    }
+
+    fn serve_rounds(&self, slot: DeviceSlot, serve: impl Fn(&mut ActiveDevice) -> Served) {
         let mut devices = lock(&self.devices);
         let Some(device) = devices.get_mut(&slot) else {
             return;
         };
         for _ in 0..INLINE_ROUNDS {
-            if device.serve(queue_index) != Served::More {
+            if serve(device) != Served::More {
                 return;
             }
         }
@@ -187,6 +246,7 @@ mod tests {
     use vm_memory::{Bytes, GuestAddress};
 
     use super::*;
+    use crate::virtio::config::DeviceConfig;
     use crate::virtio::testing::{BUFFERS, EVENT_IDX, Ring, TestGuest, WRITE};
 
     /// What a [`Racing`] device saw while it served.
@@ -211,16 +271,17 @@ mod tests {
         fn queue_max_sizes(&self) -> &[u16] {
             &[16]
         }
-        fn config(&self) -> &[u8] {
-            &[]
+        fn config(&self) -> Arc<DeviceConfig> {
+            DeviceConfig::constant(&[])
         }
         fn activate(&mut self, _: u64) {}
         fn serve(
             &mut self,
-            _: u16,
-            queue: &mut VirtQueue,
+            index: u16,
+            queues: &mut Queues,
             memory: &Memory,
         ) -> Result<(), QueueBroken> {
+            let queue = queues.get(index).unwrap();
             let mut seen = lock(&self.0);
             let (available, used) = seen.rings;
             if used != 0 {
@@ -277,7 +338,8 @@ mod tests {
         let msix = crate::pci::msix::Msix::new(1, guest.messages.clone(), guest.errors.clone());
         let interrupt = Arc::new(VirtioInterrupt::new(1, msix));
         let device = Box::new(Racing(Arc::default()));
-        let mut active = ActiveDevice::new(device, vec![None], memory, interrupt);
+        let mut active =
+            ActiveDevice::new(device, vec![None], memory, interrupt, guest.errors.clone());
         assert_eq!(active.queue_count(), 1);
         assert_eq!([active.serve(0), active.serve(1)], [Served::Idle; 2]);
     }

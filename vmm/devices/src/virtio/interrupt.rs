@@ -45,12 +45,17 @@ impl VirtioInterrupt {
         self.msix().signal(self.queue_vector(index));
     }
 
-    /// Asks the driver for a reset: sets `DEVICE_NEEDS_RESET` and interrupts.
-    pub fn ask_for_reset(&self) {
-        self.needs_reset.store(true, Ordering::SeqCst);
+    /// Tells the driver that the configuration space changed.
+    pub fn config_changed(&self) {
         self.isr.fetch_or(ISR_CONFIG, Ordering::SeqCst);
         let vector = self.config_vector();
         self.msix().signal(vector);
+    }
+
+    /// Asks the driver for a reset: sets `DEVICE_NEEDS_RESET` and interrupts.
+    pub fn ask_for_reset(&self) {
+        self.needs_reset.store(true, Ordering::SeqCst);
+        self.config_changed();
     }
 
     pub(super) fn msix(&self) -> MutexGuard<'_, Msix> {

@@ -122,9 +122,49 @@ pub struct Chain {
     pub writable: Buffers,
 }
 
+impl Chain {
+    /// The index of the chain's first descriptor: no other chain of the queue that is taken and not
+    /// completed has the same.
+    #[must_use]
+    pub fn head(&self) -> u16 {
+        self.head
+    }
+}
+
+/// All queues of an active device.
+#[derive(Debug)]
+pub struct Queues(Vec<Option<VirtQueue>>);
+
+impl Queues {
+    /// One place for each queue of the device, `None` where the driver enabled none.
+    #[must_use]
+    pub fn new(queues: Vec<Option<VirtQueue>>) -> Self {
+        Self(queues)
+    }
+
+    /// The queue `index`, if the driver enabled it.
+    pub fn get(&mut self, index: u16) -> Option<&mut VirtQueue> {
+        self.0.get_mut(usize::from(index))?.as_mut()
+    }
+
+    /// Number of queues, enabled or not.
+    #[must_use]
+    pub fn count(&self) -> u16 {
+        u16::try_from(self.0.len()).unwrap_or(u16::MAX)
+    }
+
+    pub(super) fn grant(&mut self, chains: u16) {
+        for queue in self.0.iter_mut().flatten() {
+            queue.grant(chains);
+        }
+    }
+}
+
 /// One enabled queue of an active device.
 pub struct VirtQueue {
     ring: Queue,
+    /// The heads that a device took and did not complete, one bit each.
+    taken: Box<[u64]>,
     /// Where the available ring's flags are, if the driver suppresses interrupts by them.
     flags: Option<GuestAddress>,
     /// Whether a chain was completed since the last look at the driver's wish for interrupts.
@@ -147,8 +187,10 @@ impl VirtQueue {
         let ring = checked_ring(addresses, has_event_idx, memory).ok_or(BadRingAddress);
         let ring = ring.inspect_err(|_| errors.bump(GuestError::VirtioRingAddress))?;
         let flags = (!has_event_idx).then_some(GuestAddress(addresses.available));
+        let taken = vec![0; usize::from(addresses.size).div_ceil(64)].into();
         Ok(Self {
             ring,
+            taken,
             flags,
             has_completed: false,
             budget: 0,
@@ -160,7 +202,7 @@ impl VirtQueue {
     ///
     /// # Errors
     /// If the available index jumped by more than the ring holds, or the chain loops, leaves the
-    /// table, mixes directions or cannot be read.
+    /// table, mixes directions, cannot be read or begins with a descriptor that is still taken.
     pub fn pop(&mut self, memory: &Memory) -> Result<Option<Chain>, QueueBroken> {
         let Some(budget) = self.budget.checked_sub(1) else {
             return Ok(None);
@@ -171,7 +213,14 @@ impl VirtQueue {
         };
         self.budget = budget;
         let head = descriptors.head_index();
-        collect_chain(head, size, descriptors).map(Some)
+        let chain = collect_chain(head, size, descriptors)?;
+        let (word, bit) = taken_bit(head);
+        let word = self.taken.get_mut(word).ok_or(QueueBroken)?;
+        if *word & bit != 0 {
+            return Err(QueueBroken);
+        }
+        *word |= bit;
+        Ok(Some(chain))
     }
 
     /// Gives `chain` back with the number of bytes written into its writable part.
@@ -185,6 +234,10 @@ impl VirtQueue {
         written: u32,
     ) -> Result<(), QueueBroken> {
         self.has_completed = true;
+        let (word, bit) = taken_bit(chain.head);
+        if let Some(word) = self.taken.get_mut(word) {
+            *word &= !bit;
+        }
         self.ring
             .add_used(memory, chain.head, written)
             .map_err(|_| QueueBroken)
@@ -238,6 +291,11 @@ impl VirtQueue {
             .map_err(|_| QueueBroken)?;
         Ok(u16::from_le(flags) & AVAILABLE_NO_INTERRUPT == 0)
     }
+}
+
+/// The word and the bit of `head` in [`VirtQueue::taken`].
+fn taken_bit(head: u16) -> (usize, u64) {
+    (usize::from(head / 64), 1 << (head % 64))
 }
 
 impl fmt::Debug for VirtQueue {

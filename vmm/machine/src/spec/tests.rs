@@ -3,24 +3,12 @@
 
 use std::fs::{File, OpenOptions};
 
-use berth_api::vmm::{CONTRACT_VERSION, Disk};
+use berth_api::vmm::Disk;
 
 use super::*;
 
 fn start() -> Start {
-    Start {
-        version: CONTRACT_VERSION,
-        vm_id: "vm".to_owned(),
-        vcpus: 1,
-        memory_mib: 128,
-        kvm: FdIndex(0),
-        kernel: FdIndex(1),
-        initrd: None,
-        cmdline: String::new(),
-        disks: Vec::new(),
-        console: None,
-        entropy: false,
-    }
+    Start::new("vm", FdIndex(0), FdIndex(1))
 }
 
 #[track_caller]
@@ -58,10 +46,9 @@ fn disk_file(bytes: u64, writable: bool) -> OwnedFd {
 
 fn disk(read_only: bool, expected_bytes: u64) -> Disk {
     Disk {
-        fd: FdIndex(0),
         read_only,
         serial: "s".to_owned(),
-        expected_bytes,
+        ..Disk::new(FdIndex(0), expected_bytes)
     }
 }
 

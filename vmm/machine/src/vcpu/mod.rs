@@ -1,9 +1,11 @@
 //! vCPUs: what they look like to the guest, how the first one starts, and the loop that runs them.
 
 pub mod cpuid;
+mod gate;
 mod registers;
 mod run_loop;
 
+pub use gate::Gate;
 pub use run_loop::{ExitCounters, ExitKind, VcpuShared, run};
 
 use std::io;

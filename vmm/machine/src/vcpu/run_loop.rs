@@ -17,6 +17,7 @@ use berth_vmm_devices::bus::Bus;
 use berth_vmm_sys::{GuestExit, Vcpu};
 use kvm_ioctls::VcpuExit;
 
+use super::gate::Gate;
 use crate::ending::{Ended, Ending, Reset, VcpuPlace};
 
 /// The kinds of exits that are counted.
@@ -97,6 +98,8 @@ pub struct VcpuShared {
     pub exits: ExitCounters,
     /// How the machine ended, once it has.
     pub ending: Arc<Ending>,
+    /// Passed before every entry into the guest.
+    pub gate: Gate,
 }
 
 /// Where the thread is.
@@ -109,14 +112,19 @@ enum State {
 /// Runs `vcpu` on the calling thread; returns only when the process is about to end.
 pub fn run(mut vcpu: Vcpu, index: u8, shared: &VcpuShared) {
     let mut state = State::Running;
+    shared.gate.join();
     loop {
         state = match state {
-            State::Running => step(&mut vcpu, index, shared),
+            State::Running => {
+                shared.gate.pass();
+                step(&mut vcpu, index, shared)
+            }
             State::Ending(ended) => {
                 shared.ending.set(ended);
                 State::Parked
             }
             State::Parked => {
+                shared.gate.give_up();
                 std::thread::park();
                 State::Parked
             }

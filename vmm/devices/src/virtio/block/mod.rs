@@ -11,6 +11,7 @@ mod tests;
 
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
@@ -21,8 +22,9 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions, VolatileSlice};
 
 use self::backend::BlockBackend;
 use self::request::{DiskShape, MAX_DATA_BYTES, Operation, Refusal, SECTOR_BYTES, SERIAL_BYTES};
+use super::config::DeviceConfig;
 use super::device::VirtioDevice;
-use super::queue::{Buffers, Chain, QueueBroken, VirtQueue};
+use super::queue::{Buffers, Chain, QueueBroken, Queues, VirtQueue};
 use crate::guest_error::GuestError;
 use crate::memory::Memory;
 
@@ -69,7 +71,7 @@ pub struct Block {
     /// (virtio 1.2, 5.2.6.2).
     writes_through: bool,
     serial: [u8; SERIAL_BYTES as usize],
-    config: [u8; CONFIG_BYTES],
+    config: Arc<DeviceConfig>,
 }
 
 impl Block {
@@ -93,7 +95,7 @@ impl Block {
             disk,
             writes_through: true,
             serial,
-            config: configuration(disk.sectors, features),
+            config: DeviceConfig::constant(&configuration(disk.sectors, features)),
         }
     }
 
@@ -239,8 +241,8 @@ impl VirtioDevice for Block {
         &[QUEUE_SIZE]
     }
 
-    fn config(&self) -> &[u8] {
-        &self.config
+    fn config(&self) -> Arc<DeviceConfig> {
+        Arc::clone(&self.config)
     }
 
     fn activate(&mut self, features: u64) {
@@ -251,10 +253,13 @@ impl VirtioDevice for Block {
 
     fn serve(
         &mut self,
-        _index: u16,
-        queue: &mut VirtQueue,
+        index: u16,
+        queues: &mut Queues,
         memory: &Memory,
     ) -> Result<(), QueueBroken> {
+        let Some(queue) = queues.get(index) else {
+            return Ok(());
+        };
         while let Some(mut chain) = queue.pop(memory)? {
             let written = self.answer(&mut chain, queue, memory);
             queue.complete(memory, chain, written)?;

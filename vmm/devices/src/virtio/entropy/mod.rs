@@ -3,10 +3,13 @@
 //! Owns the one queue and the bound on a request. The host's generator cannot be drained, so there
 //! is no rate limit beyond the budget of a `serve`.
 
+use std::sync::Arc;
+
 use vm_memory::{Bytes, GuestAddress};
 
+use super::config::DeviceConfig;
 use super::device::VirtioDevice;
-use super::queue::{Buffers, QueueBroken, VirtQueue};
+use super::queue::{Buffers, QueueBroken, Queues};
 use crate::guest_error::GuestError;
 use crate::memory::Memory;
 
@@ -43,18 +46,21 @@ impl VirtioDevice for Entropy {
         &[QUEUE_SIZE]
     }
 
-    fn config(&self) -> &[u8] {
-        &[]
+    fn config(&self) -> Arc<DeviceConfig> {
+        DeviceConfig::constant(&[])
     }
 
     fn activate(&mut self, _features: u64) {}
 
     fn serve(
         &mut self,
-        _index: u16,
-        queue: &mut VirtQueue,
+        index: u16,
+        queues: &mut Queues,
         memory: &Memory,
     ) -> Result<(), QueueBroken> {
+        let Some(queue) = queues.get(index) else {
+            return Ok(());
+        };
         while let Some(chain) = queue.pop(memory)? {
             let written = fill(&chain.writable, memory);
             if written == 0 || chain.readable.bytes() > 0 {

@@ -18,6 +18,7 @@ use self::layout::{
     NOTIFY_START, Region, WINDOW_BAR, WINDOW_DATA, WINDOW_LENGTH, WINDOW_OFFSET,
 };
 use self::registers::{Registers, Surroundings};
+use super::config::DeviceConfig;
 use super::device::VirtioDevice;
 use super::executor::QueueExecutor;
 use super::interrupt::VirtioInterrupt;
@@ -67,7 +68,7 @@ struct State {
     config_space: ConfigSpace,
     places: CapabilityPlaces,
     registers: Registers,
-    device_config: Box<[u8]>,
+    device_config: Arc<DeviceConfig>,
     interrupt: Arc<VirtioInterrupt>,
     errors: Arc<GuestErrors>,
 }
@@ -89,8 +90,9 @@ impl VirtioPci {
         // One vector for each queue and one for configuration changes.
         let msix = Msix::new(queue_count + 1, msi, errors.clone());
         let interrupt = Arc::new(VirtioInterrupt::new(queues, msix));
-        let device_config: Box<[u8]> = device.config().into();
-        let config_bytes = u32::try_from(device_config.len()).unwrap_or(u32::MAX);
+        let device_config = device.config();
+        device_config.connect(interrupt.clone());
+        let config_bytes = u32::try_from(device_config.length()).unwrap_or(u32::MAX);
         let (config_space, places) = layout::config_space(
             device.device_type(),
             config_bytes,
@@ -102,6 +104,7 @@ impl VirtioPci {
             memory,
             executor,
             interrupt: interrupt.clone(),
+            device_config: device_config.clone(),
             errors: errors.clone(),
         };
         let registers = Registers::new(device, around);
@@ -243,7 +246,10 @@ impl State {
                 None => self.refuse_read(data),
             },
             Some(Region::Isr(0)) if data.len() == 1 => data[0] = self.interrupt.take_isr(),
-            Some(Region::Device(offset)) => self.device_config_read(offset, data),
+            Some(Region::Device(offset)) => {
+                let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+                self.device_config.read(offset, data);
+            }
             Some(Region::Table(offset)) => self.interrupt.msix().table_read(offset, data),
             Some(Region::Pending(offset)) => self.interrupt.msix().pending_read(offset, data),
             Some(Region::Isr(_) | Region::Notify(_)) | None => self.refuse_read(data),
@@ -262,7 +268,10 @@ impl State {
             }
             Some(Region::Notify(offset)) => self.notify(offset, data.len()),
             Some(Region::Table(offset)) => self.interrupt.msix().table_write(offset, data),
-            // No device has a writable configuration field.
+            Some(Region::Device(offset))
+                if self
+                    .device_config
+                    .write(usize::try_from(offset).unwrap_or(usize::MAX), data) => {}
             Some(Region::Isr(_) | Region::Device(_) | Region::Pending(_)) | None => {
                 self.errors.bump(GuestError::VirtioRegister);
             }
@@ -278,15 +287,6 @@ impl State {
         }
         self.registers
             .notify(u16::try_from(offset / multiplier).unwrap_or(u16::MAX));
-    }
-
-    fn device_config_read(&self, offset: u64, data: &mut [u8]) {
-        let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        let there = self.device_config.get(start..).unwrap_or(&[]);
-        data.fill(0);
-        for (byte, &value) in data.iter_mut().zip(there) {
-            *byte = value;
-        }
     }
 
     fn refuse_read(&self, data: &mut [u8]) {

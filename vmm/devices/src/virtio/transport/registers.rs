@@ -19,6 +19,7 @@ use super::status::{self, StatusWrite};
 use crate::guest_error::{GuestError, GuestErrors};
 use crate::memory::Memory;
 use crate::pci::DeviceSlot;
+use crate::virtio::config::DeviceConfig;
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::executor::{ActiveDevice, QueueExecutor};
 use crate::virtio::interrupt::VirtioInterrupt;
@@ -98,6 +99,7 @@ pub(super) struct Surroundings {
     pub(super) memory: Arc<Memory>,
     pub(super) executor: Arc<dyn QueueExecutor>,
     pub(super) interrupt: Arc<VirtioInterrupt>,
+    pub(super) device_config: Arc<DeviceConfig>,
     pub(super) errors: Arc<GuestErrors>,
 }
 
@@ -144,8 +146,7 @@ impl Registers {
             (CONFIG_VECTOR, 2) => self.around.interrupt.config_vector().into(),
             (QUEUE_COUNT, 2) => u64::try_from(self.queues.len()).ok()?,
             (DEVICE_STATUS, 1) => self.shown_status().into(),
-            // The configuration space of a device is constant while it lives.
-            (CONFIG_GENERATION, 1) => 0,
+            (CONFIG_GENERATION, 1) => self.around.device_config.generation().into(),
             (QUEUE_SELECT, 2) => self.queue_select.into(),
             (QUEUE_SIZE, 2) => queue.map_or(0, |queue| queue.addresses.size.into()),
             (QUEUE_VECTOR, 2) => queue.map_or(0, |_| {
@@ -309,10 +310,17 @@ impl Registers {
             memory,
             executor,
             interrupt,
+            errors,
             ..
         } = &self.around;
         device.activate(self.driver_features);
-        let active = ActiveDevice::new(device, queues, memory.clone(), interrupt.clone());
+        let active = ActiveDevice::new(
+            device,
+            queues,
+            memory.clone(),
+            interrupt.clone(),
+            errors.clone(),
+        );
         match executor.activate(*slot, active) {
             Ok(()) => Phase::Active,
             Err(error) => Phase::Failed(error.device.map(|active| active.into_device())),

@@ -11,9 +11,10 @@ use crate::guest_error::GuestError;
 use crate::memory::Memory;
 use crate::pci::{DeviceSlot, PciFunction};
 use crate::sync::lock;
+use crate::virtio::config::DeviceConfig;
 use crate::virtio::device::{Served, VirtioDevice};
 use crate::virtio::executor::{ActivateError, ActiveDevice, InlineExecutor, QueueExecutor};
-use crate::virtio::queue::{QueueBroken, VirtQueue};
+use crate::virtio::queue::{QueueBroken, Queues};
 use crate::virtio::testing::{
     BUFFERS, EVENT_IDX, NEXT, RAM_BYTES, Ring, TestGuest, VERSION_1, WRITE,
 };
@@ -39,13 +40,19 @@ impl VirtioDevice for Echo {
     fn queue_max_sizes(&self) -> &[u16] {
         &[QUEUE_SIZE, QUEUE_SIZE]
     }
-    fn config(&self) -> &[u8] {
-        &[1, 2, 3, 4, 5, 6]
+    fn config(&self) -> Arc<DeviceConfig> {
+        DeviceConfig::constant(&[1, 2, 3, 4, 5, 6])
     }
     fn activate(&mut self, features: u64) {
         lock(&self.activated_with).push(features);
     }
-    fn serve(&mut self, _: u16, queue: &mut VirtQueue, memory: &Memory) -> Result<(), QueueBroken> {
+    fn serve(
+        &mut self,
+        index: u16,
+        queues: &mut Queues,
+        memory: &Memory,
+    ) -> Result<(), QueueBroken> {
+        let queue = queues.get(index).unwrap();
         while let Some(chain) = queue.pop(memory)? {
             self.served.fetch_add(1, Ordering::SeqCst);
             let written = u32::try_from(chain.writable.bytes()).unwrap_or(u32::MAX);
@@ -738,11 +745,17 @@ impl VirtioDevice for Gate {
     fn queue_max_sizes(&self) -> &[u16] {
         &[QUEUE_SIZE]
     }
-    fn config(&self) -> &[u8] {
-        &[]
+    fn config(&self) -> Arc<DeviceConfig> {
+        DeviceConfig::constant(&[])
     }
     fn activate(&mut self, _: u64) {}
-    fn serve(&mut self, _: u16, queue: &mut VirtQueue, memory: &Memory) -> Result<(), QueueBroken> {
+    fn serve(
+        &mut self,
+        index: u16,
+        queues: &mut Queues,
+        memory: &Memory,
+    ) -> Result<(), QueueBroken> {
+        let queue = queues.get(index).unwrap();
         while let Some(chain) = queue.pop(memory)? {
             self.took.send(()).unwrap();
             self.may_complete.recv().unwrap();
