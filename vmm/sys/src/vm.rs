@@ -159,7 +159,8 @@ impl Vm {
     /// Delivers a message-signalled interrupt, a write of `data` to `address`, at once.
     ///
     /// # Errors
-    /// What KVM says; a message that no local APIC accepts is no error.
+    /// What KVM says, such as `EPERM` if it looked for a local APIC to take the message and found
+    /// none. Most messages that nobody takes are no error.
     pub fn signal_msi(&self, address: u64, data: u32) -> io::Result<()> {
         let [low, high] = split(address);
         self.fd.signal_msi(kvm_msi {
