@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use berth_api::vmm::{DeviceStatistics, Event, Exit};
+use berth_api::vmm::{DeviceStatistics, Event};
 use berth_vmm_devices::counters::Counters;
 use berth_vmm_devices::guest_error::GuestErrors;
 use berth_vmm_devices::power_button::PowerButton;
@@ -212,7 +212,7 @@ impl RunningMachine {
 
     /// Ends the machine without asking the guest; [`RunningMachine::wait`] reports it.
     pub fn stop(&self) {
-        self.shared.ending.set(Exit::Stopped);
+        self.shared.ending.set(Ended::Stopped);
     }
 
     /// Counters since the start.
