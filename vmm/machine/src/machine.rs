@@ -103,6 +103,7 @@ impl Machine {
             disks: spec.disks,
             disk_failures: Arc::clone(&disk_failures),
             console: spec.console,
+            networks: spec.networks,
             entropy: spec.entropy,
         };
         let devices = device_set::build(&vm, &mut io, &ending, input)?;

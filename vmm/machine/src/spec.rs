@@ -4,12 +4,15 @@
 //! in no other way than by [`TryFrom`], so whoever holds one need not check again. It reads no
 //! file's content: a kernel that is none is found by the boot loader.
 
+mod network;
+
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 
 use berth_api::vmm::{self, Console, FdIndex, Start};
 use rustix::fs::{FileType, OFlags, Stat, fcntl_getfl, fstat, major, minor};
 
+pub use self::network::NetworkSpec;
 use crate::refusal::Refusal;
 
 /// Device number of `/dev/kvm`: fixed by the kernel.
@@ -48,6 +51,8 @@ pub struct MachineSpec {
     pub console: Option<ConsoleSpec>,
     /// Whether there is an entropy device.
     pub entropy: bool,
+    /// The network interfaces in PCI order.
+    pub networks: Vec<NetworkSpec>,
 }
 
 /// One disk.
@@ -96,6 +101,7 @@ impl TryFrom<(Start, Vec<OwnedFd>)> for MachineSpec {
                 format!("give at most {}", vmm::MAX_DISKS),
             ));
         }
+        network::check_values(&start.networks)?;
         refuse_unbuilt(&start)?;
         let mut intake = Intake::new(descriptors)?;
         let kvm = intake.take("kvm", start.kvm)?;
@@ -110,6 +116,10 @@ impl TryFrom<(Start, Vec<OwnedFd>)> for MachineSpec {
             .into_iter()
             .enumerate()
             .map(|(position, disk)| check_disk(&mut intake, position, disk))
+            .collect::<Result<_, _>>()?;
+        let networks = start.networks.iter().enumerate();
+        let networks = networks
+            .map(|(position, network)| network::take(&mut intake, position, network))
             .collect::<Result<_, _>>()?;
         let console = start
             .console
@@ -127,6 +137,7 @@ impl TryFrom<(Start, Vec<OwnedFd>)> for MachineSpec {
             disks,
             console,
             entropy: start.entropy,
+            networks,
         })
     }
 }
@@ -217,7 +228,6 @@ fn check_version(version: u32) -> Result<(), Refusal> {
 /// Refuses what this release's contract names and its VMM does not have.
 fn refuse_unbuilt(start: &Start) -> Result<(), Refusal> {
     let fields = [
-        ("networks", !start.networks.is_empty()),
         ("vsock", start.vsock.is_some()),
         ("virtio_console", start.virtio_console.is_some()),
         ("balloon", start.balloon.is_some()),

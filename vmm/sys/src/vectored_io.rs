@@ -1,13 +1,14 @@
-//! Positioned transfers between a file and guest memory: one system call for many buffers.
+//! Transfers between a file and guest memory: one system call for many buffers.
 //!
 //! Owns the pointers that the kernel is given and the carrying on after a short transfer. A request's
-//! meaning and the check of its range are the caller's. The file's own position is not used.
+//! meaning and the check of its range are the caller's. A file's own position is not used.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
 use libc::{c_int, iovec, off_t, ssize_t};
 use vm_memory::VolatileSlice;
+use vm_memory::volatile_memory::PtrGuardMut;
 
 /// Buffers that the kernel takes at once (`IOV_MAX`, `UIO_MAXIOV` in the kernel).
 const MAX_BUFFERS: usize = 1024;
@@ -48,6 +49,62 @@ pub fn write_all_at(
     })
 }
 
+/// Reads once into `buffers`, in order, from a file without positions, such as a tap; returns the
+/// number of bytes. At most 1024 buffers.
+///
+/// # Errors
+/// What the kernel says.
+pub fn read_once(file: BorrowedFd<'_>, buffers: &[VolatileSlice<'_>]) -> io::Result<usize> {
+    move_once(libc::readv, file, buffers)
+}
+
+/// Writes `buffers`, in order, at once to a file without positions; returns the number of bytes.
+/// At most 1024 buffers.
+///
+/// # Errors
+/// What the kernel says.
+pub fn write_once(file: BorrowedFd<'_>, buffers: &[VolatileSlice<'_>]) -> io::Result<usize> {
+    move_once(libc::writev, file, buffers)
+}
+
+/// `readv` or `writev`.
+type Once = unsafe extern "C" fn(RawFd, *const iovec, c_int) -> ssize_t;
+
+fn move_once(
+    transfer: Once,
+    file: BorrowedFd<'_>,
+    buffers: &[VolatileSlice<'_>],
+) -> io::Result<usize> {
+    let guards: Vec<_> = buffers.iter().map(VolatileSlice::ptr_guard_mut).collect();
+    let parts = iovecs(&guards);
+    let count = c_int::try_from(parts.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    loop {
+        // SAFETY: the descriptor is borrowed, so it is open; the array has `count` entries, each of
+        // which lies in memory that a volatile slice vouches for as long as its guard lives, which
+        // is to the end of this function. The kernel reads or writes there without regard for who
+        // else does, which is what volatile slices are for.
+        let moved = unsafe { transfer(file.as_raw_fd(), parts.as_ptr(), count) };
+        match usize::try_from(moved) {
+            Ok(moved) => return Ok(moved),
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+        }
+    }
+}
+
+/// What the kernel is given for `guards`, which must live as long as it works with it.
+fn iovecs(guards: &[PtrGuardMut]) -> Vec<iovec> {
+    let part = |guard: &PtrGuardMut| iovec {
+        iov_base: guard.as_ptr().cast(),
+        iov_len: guard.len(),
+    };
+    guards.iter().map(part).collect()
+}
+
 /// Parts of live guest memory. Only [`move_all`] makes them, out of guards that it keeps.
 struct Parts<'a>(&'a [iovec]);
 
@@ -75,13 +132,7 @@ fn move_all(
 ) -> io::Result<()> {
     // A slice's memory is only promised to be mapped while its guard lives.
     let guards: Vec<_> = buffers.iter().map(VolatileSlice::ptr_guard_mut).collect();
-    let mut parts: Vec<iovec> = guards
-        .iter()
-        .map(|guard| iovec {
-            iov_base: guard.as_ptr().cast(),
-            iov_len: guard.len(),
-        })
-        .collect();
+    let mut parts = iovecs(&guards);
     let mut at = off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
     let mut rest = skip(&mut parts, 0);
     while !rest.is_empty() {
