@@ -20,6 +20,7 @@ use berth_vmm_devices::virtio::block::{Block, BlockOptions};
 use berth_vmm_devices::virtio::device::VirtioDevice;
 use berth_vmm_devices::virtio::entropy::Entropy;
 use berth_vmm_devices::virtio::transport::{VirtioPci, VirtioPciParts};
+use berth_vmm_devices::virtio::vsock::Vsock;
 use berth_vmm_sys::Vm;
 
 use crate::console::{self, DroppedBytes};
@@ -29,7 +30,8 @@ use crate::ending::Ending;
 use crate::layout;
 use crate::queue_executor::IoLoop;
 use crate::refusal::{BuildMachineError, host};
-use crate::spec::{ConsoleSpec, DiskSpec};
+use crate::spec::{ConsoleSpec, DiskSpec, VsockSpec};
+use crate::vsock_sockets::VsockSockets;
 
 /// What the devices of a machine are made of.
 #[derive(Debug)]
@@ -42,6 +44,8 @@ pub struct DeviceInput {
     pub console: Option<ConsoleSpec>,
     /// Whether there is an entropy device.
     pub entropy: bool,
+    /// The socket device.
+    pub vsock: Option<VsockSpec>,
 }
 
 /// The devices, reachable through the buses.
@@ -77,7 +81,7 @@ impl MsiSender for KvmMsi {
 /// A device and its name in statistics.
 type NamedDevice = (String, Box<dyn VirtioDevice>);
 
-/// The disks, then the entropy device.
+/// The disks, then the entropy device, then the socket device.
 fn virtio_devices(input: DeviceInput) -> Result<Vec<NamedDevice>, BuildMachineError> {
     let mut devices: Vec<NamedDevice> = Vec::new();
     for (position, disk) in input.disks.into_iter().enumerate() {
@@ -92,6 +96,12 @@ fn virtio_devices(input: DeviceInput) -> Result<Vec<NamedDevice>, BuildMachineEr
     }
     if input.entropy {
         devices.push(("entropy".to_owned(), Box::new(Entropy::new())));
+    }
+    if let Some(vsock) = input.vsock {
+        let cid = vsock.cid;
+        let sockets = VsockSockets::new(vsock).map_err(host("prepare the vsock sockets"))?;
+        let device = Vsock::new(cid, Box::new(sockets));
+        devices.push(("vsock".to_owned(), Box::new(device)));
     }
     Ok(devices)
 }
@@ -201,7 +211,7 @@ impl Builder<'_> {
         button
     }
 
-    /// The PCI bus: disks from slot 1 on, then the entropy device.
+    /// The PCI bus: disks from slot 1 on, then the others.
     fn pci(&mut self, input: DeviceInput) -> Result<(), BuildMachineError> {
         let devices = virtio_devices(input)?;
         let mut functions = Vec::new();

@@ -104,6 +104,7 @@ impl Machine {
             disk_failures: Arc::clone(&disk_failures),
             console: spec.console,
             entropy: spec.entropy,
+            vsock: spec.vsock,
         };
         let devices = device_set::build(&vm, &mut io, &ending, input)?;
         let vcpus = vcpu::create(&kvm, &vm, spec.vcpus, entry)?;
