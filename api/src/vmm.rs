@@ -481,6 +481,9 @@ pub enum Event {
     Exited {
         /// Why.
         exit: Exit,
+        /// What reset the machine, with [`Exit::Reset`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cause: Option<ResetCause>,
     },
     /// Counters since the start.
     Statistics {
@@ -508,6 +511,31 @@ pub enum Exit {
     Stopped,
     /// KVM could not run the guest any further.
     GuestCrash,
+}
+
+/// What reset a machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ResetCause {
+    /// The guest wrote the ACPI reset register.
+    Register,
+    /// The guest asked the keyboard controller for its reset pulse.
+    Keyboard,
+    /// A vCPU could not deliver an exception, nor the double fault that follows. Some kernels do
+    /// this on purpose when nothing else resets the machine; else it is the guest's crash.
+    TripleFault,
+}
+
+impl ResetCause {
+    /// The name in messages and logs.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Register => "register",
+            Self::Keyboard => "keyboard",
+            Self::TripleFault => "triple_fault",
+        }
+    }
 }
 
 impl Exit {

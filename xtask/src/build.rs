@@ -1,6 +1,5 @@
 //! Builds the programs with cargo, and says where they are.
 
-use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::Result;
@@ -39,23 +38,4 @@ pub(crate) fn cargo_command() -> Command {
         }
     }
     cargo
-}
-
-/// Builds the programs that scenarios bring along, in release mode, and returns their folder.
-///
-/// # Errors
-/// If cargo fails.
-pub(crate) fn lab_programs() -> Result<PathBuf> {
-    cargo(
-        &[
-            "build",
-            "--release",
-            "--locked",
-            "--bins",
-            "-p",
-            "berth-tests",
-        ],
-        "build-lab-programs",
-    )?;
-    Ok(workspace::target_dir().join("release"))
 }

@@ -19,4 +19,5 @@ pub mod power;
 pub mod power_button;
 pub mod serial;
 mod sync;
+pub mod vfio;
 pub mod virtio;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use berth_vmm_devices::bus::{Bus, BusDevice, BusRange};
 use berth_vmm_devices::counters::Counters;
-use berth_vmm_devices::guest_error::GuestErrors;
+use berth_vmm_devices::guest_error::{GuestError, GuestErrors};
 use berth_vmm_devices::interrupt::{IrqLine, MsiMessage, MsiSender};
 use berth_vmm_devices::ioapic::{IOAPIC_BYTES, IoApic};
 use berth_vmm_devices::memory::Memory;
@@ -26,7 +26,7 @@ use berth_vmm_sys::Vm;
 use crate::console::{self, DroppedBytes};
 use crate::disk_failures::DiskFailures;
 use crate::disk_file::DiskFile;
-use crate::ending::Ending;
+use crate::ending::{Ended, Ending, Reset};
 use crate::layout;
 use crate::queue_executor::IoLoop;
 use crate::refusal::{BuildMachineError, host};
@@ -68,15 +68,18 @@ pub struct DeviceSet {
 }
 
 /// Interrupts of emulated devices: a message to KVM, no routing table.
-struct KvmMsi(Arc<Vm>);
+struct KvmMsi {
+    vm: Arc<Vm>,
+    errors: Arc<GuestErrors>,
+}
 
 impl MsiSender for KvmMsi {
     fn send(&self, message: MsiMessage) {
-        // A message that KVM refuses has a malformed address, which only the guest could write:
-        // it loses its own interrupt.
-        self.0
-            .signal_msi(message.address, message.data)
-            .unwrap_or(());
+        // A message that KVM refuses is malformed or finds no processor to take it. The guest
+        // wrote it: it loses its own interrupt.
+        if self.vm.signal_msi(message.address, message.data).is_err() {
+            self.errors.bump(GuestError::MsiMessage);
+        }
     }
 }
 
@@ -129,7 +132,10 @@ pub fn build(
         vm,
         io,
         memory: Arc::new(vm.memory().clone()),
-        msi: Arc::new(KvmMsi(Arc::clone(vm))),
+        msi: Arc::new(KvmMsi {
+            vm: Arc::clone(vm),
+            errors: Arc::clone(&errors),
+        }),
         errors: Arc::clone(&errors),
         ports: Vec::new(),
         mmio: Vec::new(),
@@ -186,8 +192,9 @@ impl Builder<'_> {
         let ending = Arc::clone(ending);
         let on_request: OnPowerRequest = Arc::new(move |request| {
             ending.set(match request {
-                PowerRequest::PowerOff => berth_api::vmm::Exit::PowerOff,
-                PowerRequest::Reset => berth_api::vmm::Exit::Reset,
+                PowerRequest::PowerOff => Ended::PowerOff,
+                PowerRequest::Reset => Ended::Reset(Reset::Register),
+                PowerRequest::KeyboardReset => Ended::Reset(Reset::Keyboard),
             });
         });
         let registers = [

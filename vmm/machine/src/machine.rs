@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_api::vmm::{DeviceStatistics, Event, Exit, Warning};
+use berth_api::vmm::{DeviceStatistics, Event, Warning};
 use berth_vmm_devices::counters::Counters;
 use berth_vmm_devices::guest_error::GuestErrors;
 use berth_vmm_devices::power_button::PowerButton;
@@ -247,7 +247,7 @@ impl RunningMachine {
 
     /// Ends the machine without asking the guest; [`RunningMachine::wait`] reports it.
     pub fn stop(&self) {
-        self.shared.ending.set(Exit::Stopped);
+        self.shared.ending.set(Ended::Stopped);
     }
 
     /// Counters since the start.

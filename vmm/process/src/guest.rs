@@ -3,10 +3,11 @@
 //! Owns the carrying out of requests and signals; what may be asked when is decided in
 //! [`crate::lifecycle`]. Building and running is the machine's work.
 
+use std::fmt::Display;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use berth_api::vmm::{Denial, Event, Exit, Request};
+use berth_api::vmm::{Denial, Event, Exit, Request, ResetCause};
 use berth_vmm_machine::ending::Ended;
 use berth_vmm_machine::{
     BuildMachineError, Machine, MachineEvent, MachineSpec, Refusal, RunningMachine,
@@ -197,26 +198,28 @@ impl Guest<'_> {
 }
 
 fn report(ended: &Ended, socket: &ControlSocket, log: &Log) -> ExitCode {
-    let name = match ended.exit {
+    let (exit, cause) = (ended.exit(), ended.reset_cause());
+    let name = match exit {
         Exit::PowerOff => "power_off",
         Exit::Reset => "reset",
         Exit::Stopped => "stopped",
         Exit::GuestCrash => "guest_crash",
     };
-    match &ended.crash {
-        None => log.event("exited", &[("exit", &name)]),
-        Some(crash) => log.event(
-            "exited",
-            &[
-                ("exit", &name),
-                ("vcpu", &crash.vcpu),
-                ("reason", &crash.reason),
-                ("registers", &crash.registers),
-            ],
-        ),
+    let cause_name = cause.map(ResetCause::name);
+    let mut fields: Vec<(&str, &dyn Display)> = vec![("exit", &name)];
+    if let Some(cause) = &cause_name {
+        fields.push(("cause", cause));
     }
-    socket.send(&Event::Exited { exit: ended.exit });
-    ended.exit.into()
+    if let Some(place) = ended.place() {
+        fields.push(("vcpu", &place.vcpu));
+        fields.push(("registers", &place.registers));
+    }
+    if let Ended::Crash { reason, .. } = ended {
+        fields.push(("reason", reason));
+    }
+    log.event("exited", &fields);
+    socket.send(&Event::Exited { exit, cause });
+    exit.into()
 }
 
 fn refuse(socket: &ControlSocket, log: &Log, error: &BuildMachineError) -> ExitCode {

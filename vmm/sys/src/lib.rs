@@ -27,4 +27,4 @@ pub use kvm_device::kvm_from_descriptor;
 pub use stop_signal::watch_stop_signal;
 pub use vcpu::{GuestExit, Vcpu};
 pub use vcpu_kick::{VcpuThread, install_kick_handler};
-pub use vm::{CreateVmError, Vm};
+pub use vm::{CreateVmError, MsiRoute, Vm};

@@ -9,7 +9,10 @@
 use std::io;
 use std::sync::Arc;
 
-use kvm_bindings::{CpuId, kvm_enable_cap, kvm_msi, kvm_userspace_memory_region};
+use kvm_bindings::{
+    CpuId, KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_enable_cap, kvm_irq_routing_entry, kvm_msi,
+    kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress};
 
@@ -21,6 +24,17 @@ const CREATE_RETRIES: u32 = 5;
 
 /// `_IO(KVMIO, 0xa3)`, which works on a VM since Linux 5.16.
 const KVM_GET_TSC_KHZ: libc::c_ulong = 0xaea3;
+
+/// A line of KVM's table from interrupt numbers to messages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MsiRoute {
+    /// KVM's number of the interrupt.
+    pub gsi: u32,
+    /// Guest physical address that the message is written to.
+    pub address: u64,
+    /// The value written.
+    pub data: u32,
+}
 
 /// Why a machine could not be created.
 #[derive(Debug, thiserror::Error)]
@@ -145,7 +159,8 @@ impl Vm {
     /// Delivers a message-signalled interrupt, a write of `data` to `address`, at once.
     ///
     /// # Errors
-    /// What KVM says; a message that no local APIC accepts is no error.
+    /// What KVM says, such as `EPERM` if it looked for a local APIC to take the message and found
+    /// none. Most messages that nobody takes are no error.
     pub fn signal_msi(&self, address: u64, data: u32) -> io::Result<()> {
         let [low, high] = split(address);
         self.fd.signal_msi(kvm_msi {
@@ -155,6 +170,34 @@ impl Vm {
             ..Default::default()
         })?;
         Ok(())
+    }
+
+    /// Replaces KVM's whole table from interrupt numbers to messages.
+    ///
+    /// # Errors
+    /// What KVM says, for instance that there are too many.
+    pub fn set_msi_routes(&self, routes: &[MsiRoute]) -> io::Result<()> {
+        let entries: Vec<_> = routes.iter().map(routing_entry).collect();
+        let table = KvmIrqRouting::from_entries(&entries)
+            .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        Ok(self.fd.set_gsi_routing(&table)?)
+    }
+
+    /// Makes a signal of `event` the interrupt `gsi`, without a thread of this process. A signal
+    /// that came before is delivered now.
+    ///
+    /// # Errors
+    /// What KVM says, for instance that `event` is an interrupt already.
+    pub fn interrupt_on_event(&self, event: &Event, gsi: u32) -> io::Result<()> {
+        Ok(self.fd.register_irqfd(event.as_eventfd(), gsi)?)
+    }
+
+    /// Makes a signal of `event` no interrupt any more; what was signalled is delivered first.
+    ///
+    /// # Errors
+    /// What KVM says.
+    pub fn forget_event(&self, event: &Event, gsi: u32) -> io::Result<()> {
+        Ok(self.fd.unregister_irqfd(event.as_eventfd(), gsi)?)
     }
 
     /// Makes a guest write of any width at a guest physical address signal `event` instead of an exit.
@@ -186,6 +229,19 @@ impl Vm {
         fd.set_cpuid2(cpuid)?;
         Ok(Vcpu::new(fd, Arc::clone(self)))
     }
+}
+
+fn routing_entry(route: &MsiRoute) -> kvm_irq_routing_entry {
+    let [low, high] = split(route.address);
+    let mut entry = kvm_irq_routing_entry {
+        gsi: route.gsi,
+        type_: KVM_IRQ_ROUTING_MSI,
+        ..Default::default()
+    };
+    entry.u.msi.address_lo = low;
+    entry.u.msi.address_hi = high;
+    entry.u.msi.data = route.data;
+    entry
 }
 
 fn create_vm(kvm: &Kvm) -> io::Result<VmFd> {
