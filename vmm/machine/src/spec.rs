@@ -55,6 +55,8 @@ pub struct MachineSpec {
     pub entropy: bool,
     /// The socket device.
     pub vsock: Option<VsockSpec>,
+    /// Whether there is a pvpanic device.
+    pub panic_device: bool,
 }
 
 /// One disk.
@@ -150,6 +152,7 @@ impl TryFrom<(Start, Vec<OwnedFd>)> for MachineSpec {
             console,
             entropy: start.entropy,
             vsock,
+            panic_device: start.panic_device,
         })
     }
 }
@@ -243,7 +246,6 @@ fn refuse_unbuilt(start: &Start) -> Result<(), Refusal> {
         ("networks", !start.networks.is_empty()),
         ("virtio_console", start.virtio_console.is_some()),
         ("balloon", start.balloon.is_some()),
-        ("panic_device", start.panic_device),
         ("vfio", start.vfio.is_some()),
         (
             "memory_backing",
