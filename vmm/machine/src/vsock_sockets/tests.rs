@@ -92,7 +92,9 @@ fn readiness_is_told_once_for_what_is_new() {
     let mut next = || {
         let events = place.events().into_iter().map(|event| match event {
             HostEvent::Ready { ports, readiness } if ports == at => readiness,
-            other => panic!("{other:?}"),
+            asked @ HostEvent::Asked { .. } | asked @ HostEvent::Ready { .. } => {
+                panic!("{asked:?}")
+            }
         });
         events.collect::<Vec<_>>()
     };
@@ -180,9 +182,12 @@ fn the_guests_connection_is_handed_over_with_its_ports() {
     let received = recvmsg(&ours, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC).unwrap();
     let message: VsockConnection = serde_json::from_slice(&text[..received.bytes]).unwrap();
     assert_eq!((message.port, message.guest_port), (80, 1025));
-    let socket = ancillary.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
-        _ => None,
+    let socket = ancillary.drain().find_map(|message| {
+        if let RecvAncillaryMessage::ScmRights(mut descriptors) = message {
+            descriptors.next()
+        } else {
+            None
+        }
     });
     let mut peer = UnixStream::from(socket.unwrap());
     peer.write_all(b"served").unwrap();

@@ -45,9 +45,10 @@ struct Socket {
 }
 
 fn into_io(error: VolatileMemoryError) -> io::Error {
-    match error {
-        VolatileMemoryError::IOError(error) => error,
-        other => io::Error::other(other),
+    if let VolatileMemoryError::IOError(error) = error {
+        error
+    } else {
+        io::Error::other(error)
     }
 }
 
@@ -844,7 +845,7 @@ fn connections_and_what_is_kept_for_them_are_bounded() {
         buffer_bytes: 1000,
         ..Header::default()
     };
-    let mut space = vec![0; 64];
+    let mut space = [0; 64];
     let mut next = |table: &mut Table| table.next_packet(&[VolatileSlice::from(&mut space[..])]);
     let count = u32::try_from(MAX_CONNECTIONS).unwrap();
     for guest in 0..count {
