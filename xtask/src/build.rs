@@ -5,14 +5,6 @@ use std::process::Command;
 use anyhow::Result;
 use berth_tests::{command, workspace};
 
-/// Runs cargo with its output in `build/logs/<log>.log`.
-///
-/// # Errors
-/// If cargo does not exit with 0.
-pub(crate) fn cargo(arguments: &[&str], log: &str) -> Result<()> {
-    logged(cargo_command().args(arguments), log)
-}
-
 /// Runs a command with its output in `build/logs/<log>.log`.
 ///
 /// # Errors

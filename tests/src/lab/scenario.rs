@@ -77,6 +77,14 @@ pub const ALL: &[Scenario] = &[
         is_core: true,
         run: scenarios::vm_lifecycle::run,
     },
+    Scenario {
+        name: "vmm-devices",
+        shows: "every device of the VMM from inside a Debian guest, with the jail on: disk, network, \
+                sockets, console, balloon, power button, panic, 8 vCPUs",
+        node: NodeKind::Bare,
+        is_core: false,
+        run: scenarios::vmm_devices::run,
+    },
 ];
 
 /// The scenario of that name.

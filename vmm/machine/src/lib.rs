@@ -21,6 +21,8 @@ pub mod refusal;
 pub mod spec;
 pub mod tap_queue;
 pub mod vcpu;
+pub mod vsock_sockets;
+pub mod warnings;
 
 pub use machine::{Machine, MachineEvent, RunningMachine};
 pub use refusal::{BuildMachineError, Refusal};

@@ -104,11 +104,11 @@ impl NetBackend for TapQueue {
     }
 
     fn receive(&mut self, buffers: &[VolatileSlice<'_>]) -> io::Result<usize> {
-        vectored_io::read_once(self.tap.as_fd(), buffers)
+        vectored_io::read_some(self.tap.as_fd(), buffers)
     }
 
     fn send(&mut self, buffers: &[VolatileSlice<'_>]) -> io::Result<()> {
         // The kernel takes a packet whole or not at all.
-        vectored_io::write_once(self.tap.as_fd(), buffers).map(drop)
+        vectored_io::write_some(self.tap.as_fd(), buffers).map(drop)
     }
 }

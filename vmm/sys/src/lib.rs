@@ -2,8 +2,9 @@
 //!
 //! It owns the facts that the compiler cannot see: that guest memory stays mapped as long as KVM
 //! may reach it ([`vm`], [`vcpu`]), that a signal handler touches nothing but a live `kvm_run`
-//! page ([`vcpu_kick`]), that file transfers stay within live guest memory ([`vectored_io`]), what a
-//! tap's ioctls read and write ([`tap`]), and what a raw descriptor is ([`kvm_device`]). It decides nothing: policy,
+//! page ([`vcpu_kick`]), that file transfers stay within live guest memory ([`vectored_io`]), that
+//! devices reach guest memory and each other only ([`vfio`]), what a tap's ioctls read and write
+//! ([`tap`]), and what a raw descriptor is ([`kvm_device`]). It decides nothing: policy,
 //! configuration and the meaning of guest data are its callers' business.
 #![allow(
     unsafe_code,
@@ -19,6 +20,7 @@ pub mod tap;
 pub mod vcpu;
 pub mod vcpu_kick;
 pub mod vectored_io;
+pub mod vfio;
 pub mod vm;
 
 pub use event::Event;

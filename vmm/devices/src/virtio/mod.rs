@@ -11,3 +11,4 @@ pub mod queue;
 #[cfg(test)]
 mod testing;
 pub mod transport;
+pub mod vsock;
