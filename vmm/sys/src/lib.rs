@@ -21,6 +21,7 @@ pub mod vcpu;
 pub mod vcpu_kick;
 pub mod vectored_io;
 pub mod vfio;
+pub mod vhost_net;
 pub mod vm;
 
 pub use event::Event;
@@ -31,4 +32,5 @@ pub use stop_signal::watch_stop_signal;
 pub use tap::{Tap, TapInterface};
 pub use vcpu::{GuestExit, Vcpu};
 pub use vcpu_kick::{VcpuThread, install_kick_handler};
+pub use vhost_net::{VhostNet, VhostRing};
 pub use vm::{CreateVmError, MsiRoute, Vm};
