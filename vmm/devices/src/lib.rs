@@ -13,6 +13,7 @@ pub mod guest_error;
 pub mod interrupt;
 pub mod ioapic;
 pub mod memory;
+pub mod panic_device;
 pub mod pci;
 pub mod power;
 pub mod power_button;

@@ -11,6 +11,7 @@ use berth_vmm_devices::guest_error::{GuestError, GuestErrors};
 use berth_vmm_devices::interrupt::{IrqLine, MsiMessage, MsiSender};
 use berth_vmm_devices::ioapic::{IOAPIC_BYTES, IoApic};
 use berth_vmm_devices::memory::Memory;
+use berth_vmm_devices::panic_device::{PANIC_BYTES, PanicDevice, PanicKind};
 use berth_vmm_devices::pci::root::{BarWindows, ECAM_BYTES, PciRoot};
 use berth_vmm_devices::pci::{DeviceSlot, PciFunction};
 use berth_vmm_devices::power::{OnPowerRequest, PowerPort, PowerRegister, PowerRequest};
@@ -19,7 +20,9 @@ use berth_vmm_devices::serial::{SERIAL_BYTES, Serial};
 use berth_vmm_devices::virtio::block::{Block, BlockOptions};
 use berth_vmm_devices::virtio::device::VirtioDevice;
 use berth_vmm_devices::virtio::entropy::Entropy;
+use berth_vmm_devices::virtio::net::{Net, NetOptions};
 use berth_vmm_devices::virtio::transport::{VirtioPci, VirtioPciParts};
+use berth_vmm_devices::virtio::vsock::Vsock;
 use berth_vmm_sys::Vm;
 
 use crate::console::{self, DroppedBytes};
@@ -29,7 +32,10 @@ use crate::ending::{Ended, Ending, Reset};
 use crate::layout;
 use crate::queue_executor::IoLoop;
 use crate::refusal::{BuildMachineError, host};
-use crate::spec::{ConsoleSpec, DiskSpec};
+use crate::spec::{ConsoleSpec, DiskSpec, NetworkSpec, VsockSpec};
+use crate::tap_queue::TapQueue;
+use crate::vsock_sockets::VsockSockets;
+use crate::warnings::Warnings;
 
 /// What the devices of a machine are made of.
 #[derive(Debug)]
@@ -38,10 +44,18 @@ pub struct DeviceInput {
     pub disks: Vec<DiskSpec>,
     /// Where failures of the host's disks go.
     pub disk_failures: Arc<DiskFailures>,
+    /// Where warnings go.
+    pub warnings: Arc<Warnings>,
+    /// Whether there is a pvpanic device.
+    pub panic_device: bool,
     /// The serial port's output.
     pub console: Option<ConsoleSpec>,
+    /// The network interfaces in PCI order.
+    pub networks: Vec<NetworkSpec>,
     /// Whether there is an entropy device.
     pub entropy: bool,
+    /// The socket device.
+    pub vsock: Option<VsockSpec>,
 }
 
 /// The devices, reachable through the buses.
@@ -80,7 +94,7 @@ impl MsiSender for KvmMsi {
 /// A device and its name in statistics.
 type NamedDevice = (String, Box<dyn VirtioDevice>);
 
-/// The disks, then the entropy device.
+/// The disks, the network interfaces, the entropy device, then the socket device.
 fn virtio_devices(input: DeviceInput) -> Result<Vec<NamedDevice>, BuildMachineError> {
     let mut devices: Vec<NamedDevice> = Vec::new();
     for (position, disk) in input.disks.into_iter().enumerate() {
@@ -93,8 +107,24 @@ fn virtio_devices(input: DeviceInput) -> Result<Vec<NamedDevice>, BuildMachineEr
         let device = Block::new(Box::new(backend), options);
         devices.push((format!("disk{position}"), Box::new(device)));
     }
+    for (position, network) in input.networks.into_iter().enumerate() {
+        let options = NetOptions {
+            mac: network.mac,
+            mtu: network.mtu,
+        };
+        let queues = TapQueue::all(network.taps).map_err(host("set up a tap"))?;
+        let queues = queues.into_iter().map(|queue| Box::new(queue) as _);
+        let device = Net::new(queues.collect(), options);
+        devices.push((format!("network{position}"), Box::new(device)));
+    }
     if input.entropy {
         devices.push(("entropy".to_owned(), Box::new(Entropy::new())));
+    }
+    if let Some(vsock) = input.vsock {
+        let cid = vsock.cid;
+        let sockets = VsockSockets::new(vsock).map_err(host("prepare the vsock sockets"))?;
+        let device = Vsock::new(cid, Box::new(sockets));
+        devices.push(("vsock".to_owned(), Box::new(device)));
     }
     Ok(devices)
 }
@@ -147,6 +177,9 @@ pub fn build(
             SERIAL_BYTES,
             Arc::new(Serial::new(line, output)),
         );
+    }
+    if input.panic_device {
+        builder.panic_device(&input.warnings);
     }
     builder.pci(input)?;
     Ok(DeviceSet {
@@ -208,7 +241,18 @@ impl Builder<'_> {
         button
     }
 
-    /// The PCI bus: disks from slot 1 on, then the entropy device.
+    fn panic_device(&mut self, warnings: &Arc<Warnings>) {
+        let warnings = Arc::clone(warnings);
+        let device = PanicDevice::new(Box::new(move |kind| {
+            warnings.tell(berth_api::vmm::Warning::GuestPanicked {
+                crash_kernel: kind == PanicKind::CrashLoaded,
+            });
+        }));
+        self.counters.push(("panic".to_owned(), device.counters()));
+        self.port(layout::PANIC_PORT, PANIC_BYTES, Arc::new(device));
+    }
+
+    /// The PCI bus: disks from slot 1 on, then the others.
     fn pci(&mut self, input: DeviceInput) -> Result<(), BuildMachineError> {
         let devices = virtio_devices(input)?;
         let mut functions = Vec::new();
