@@ -18,6 +18,8 @@ use berth_vmm_devices::power::{OnPowerRequest, PowerPort, PowerRegister, PowerRe
 use berth_vmm_devices::power_button::{PowerButton, STATUS_BYTES};
 use berth_vmm_devices::serial::{SERIAL_BYTES, Serial};
 use berth_vmm_devices::virtio::block::{Block, BlockOptions};
+use berth_vmm_devices::virtio::console::VirtioConsole;
+use berth_vmm_devices::virtio::console::backend::ConsoleInput;
 use berth_vmm_devices::virtio::device::VirtioDevice;
 use berth_vmm_devices::virtio::entropy::Entropy;
 use berth_vmm_devices::virtio::transport::{VirtioPci, VirtioPciParts};
@@ -25,13 +27,14 @@ use berth_vmm_devices::virtio::vsock::Vsock;
 use berth_vmm_sys::Vm;
 
 use crate::console::{self, DroppedBytes};
+use crate::console_input::StreamInput;
 use crate::disk_failures::DiskFailures;
 use crate::disk_file::DiskFile;
 use crate::ending::{Ended, Ending, Reset};
 use crate::layout;
 use crate::queue_executor::IoLoop;
 use crate::refusal::{BuildMachineError, host};
-use crate::spec::{ConsoleSpec, DiskSpec, VsockSpec};
+use crate::spec::{ConsoleSpec, DiskSpec, VirtioConsoleSpec, VsockSpec};
 use crate::vsock_sockets::VsockSockets;
 use crate::warnings::Warnings;
 
@@ -52,6 +55,8 @@ pub struct DeviceInput {
     pub entropy: bool,
     /// The socket device.
     pub vsock: Option<VsockSpec>,
+    /// The virtio console.
+    pub virtio_console: Option<VirtioConsoleSpec>,
 }
 
 /// The devices, reachable through the buses.
@@ -90,8 +95,11 @@ impl MsiSender for KvmMsi {
 /// A device and its name in statistics.
 type NamedDevice = (String, Box<dyn VirtioDevice>);
 
-/// The disks, then the entropy device, then the socket device.
-fn virtio_devices(input: DeviceInput) -> Result<Vec<NamedDevice>, BuildMachineError> {
+/// The disks, then the entropy device, the socket device and the console.
+fn virtio_devices(
+    input: DeviceInput,
+    console_dropped: &DroppedBytes,
+) -> Result<Vec<NamedDevice>, BuildMachineError> {
     let mut devices: Vec<NamedDevice> = Vec::new();
     for (position, disk) in input.disks.into_iter().enumerate() {
         let options = BlockOptions {
@@ -112,7 +120,23 @@ fn virtio_devices(input: DeviceInput) -> Result<Vec<NamedDevice>, BuildMachineEr
         let device = Vsock::new(cid, Box::new(sockets));
         devices.push(("vsock".to_owned(), Box::new(device)));
     }
+    if let Some(console) = input.virtio_console {
+        let device = virtio_console(console, console_dropped.clone());
+        let device = device.map_err(host("open the virtio console"))?;
+        devices.push(("virtio_console".to_owned(), Box::new(device)));
+    }
     Ok(devices)
+}
+
+fn virtio_console(spec: VirtioConsoleSpec, dropped: DroppedBytes) -> io::Result<VirtioConsole> {
+    let input = match spec.input {
+        Some(descriptor) => Some(Box::new(StreamInput::new(descriptor)?) as Box<dyn ConsoleInput>),
+        None => None,
+    };
+    Ok(VirtioConsole::new(
+        console::open(spec.output, dropped)?,
+        input,
+    ))
 }
 
 /// Everything that builds devices, so that each function names only what is its own.
@@ -167,7 +191,7 @@ pub fn build(
     if input.panic_device {
         builder.panic_device(&input.warnings);
     }
-    builder.pci(input)?;
+    builder.pci(input, &console_dropped)?;
     Ok(DeviceSet {
         ports: Bus::new(builder.ports, Arc::clone(&errors))?,
         mmio: Bus::new(builder.mmio, Arc::clone(&errors))?,
@@ -239,8 +263,12 @@ impl Builder<'_> {
     }
 
     /// The PCI bus: disks from slot 1 on, then the others.
-    fn pci(&mut self, input: DeviceInput) -> Result<(), BuildMachineError> {
-        let devices = virtio_devices(input)?;
+    fn pci(
+        &mut self,
+        input: DeviceInput,
+        console_dropped: &DroppedBytes,
+    ) -> Result<(), BuildMachineError> {
+        let devices = virtio_devices(input, console_dropped)?;
         let mut functions = Vec::new();
         for (slot, (name, device)) in (1..).filter_map(DeviceSlot::new).zip(devices) {
             self.counters

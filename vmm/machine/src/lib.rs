@@ -7,6 +7,7 @@
 pub mod acpi;
 pub mod boot;
 pub mod console;
+pub mod console_input;
 pub mod device_set;
 pub mod disk_failures;
 pub mod disk_file;

@@ -121,6 +121,7 @@ impl Machine {
             console: spec.console,
             entropy: spec.entropy,
             vsock: spec.vsock,
+            virtio_console: spec.virtio_console,
         };
         let devices = device_set::build(&vm, &mut io, &ending, input)?;
         let vcpus = vcpu::create(&kvm, &vm, spec.vcpus, entry)?;

@@ -2,6 +2,7 @@
 
 pub mod block;
 pub mod config;
+pub mod console;
 pub mod device;
 pub mod entropy;
 pub mod executor;
