@@ -17,13 +17,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use berth_api::vmm::{Console, Disk, Exit, FdIndex, Request, Start, VirtioConsole};
 use berth_tests::launch::{Descriptors, Heard, LaunchedVmm};
+use berth_tests::tap_host::TapOptions;
 use berth_tests::unit_launch::UnitVmm;
 use berth_tests::vsock_host::VsockPaths;
 
 const USAGE: &str = "usage: vmm-run --vmm PATH --kernel FILE [--initrd FILE] [--disk FILE[:ro]]... \
                      [--cmdline TEXT] [--vcpus N] [--memory-mib M] [--entropy] \
-                     [--console FILE|-|none] [--vsock CID[,listen=PATH][,connect=PATH]] \
-                     [--hvc FILE[,input=PATH]] [--unit] [--follow-resets] [--timeout SECONDS]";
+                     [--console FILE|-|none] [--hvc FILE[,input=PATH]] \
+                     [--tap NAME[,queues=N][,vhost][,mac=ADDRESS]]... \
+                     [--vsock CID[,listen=PATH][,connect=PATH]] \
+                     [--unit] [--follow-resets] [--timeout SECONDS]";
 /// How long a VMM that was told to stop may take before it is killed.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 /// Exit status for a wrong command line.
@@ -46,6 +49,7 @@ struct Arguments {
     memory_mib: u64,
     entropy: bool,
     console: Option<PathBuf>,
+    taps: Vec<TapOptions>,
     vsock: Option<VsockPaths>,
     hvc: Option<Hvc>,
     /// Whether the VMM runs in a unit as the agent makes them, and not as our child.
@@ -67,6 +71,7 @@ impl Arguments {
             memory_mib: 256,
             entropy: false,
             console: Some(PathBuf::from("-")),
+            taps: Vec::new(),
             vsock: None,
             hvc: None,
             unit: false,
@@ -94,6 +99,7 @@ impl Arguments {
                         Some(PathBuf::from(value()?)).filter(|path| *path != Path::new("none"));
                 }
                 "--hvc" => found.hvc = Some(Hvc::parse(text(value()?)?)),
+                "--tap" => found.taps.push(tap(&text(value()?)?)?),
                 "--vsock" => found.vsock = Some(vsock(&text(value()?)?)?),
                 "--unit" => found.unit = true,
                 "--follow-resets" => found.follow_resets = true,
@@ -128,6 +134,10 @@ impl Arguments {
             }),
             None => None,
         };
+        let networks = self.taps.iter();
+        let networks = networks
+            .map(|tap| tap.open(&mut descriptors))
+            .collect::<Result<_>>()?;
         let vsock = match &self.vsock {
             Some(paths) => Some(paths.open(&mut descriptors).context("making sockets")?),
             None => None,
@@ -144,6 +154,7 @@ impl Arguments {
             disks,
             console,
             entropy: self.entropy,
+            networks,
             vsock,
             virtio_console,
             ..Start::new("vmm-run", kvm, kernel)
@@ -169,6 +180,10 @@ fn disk(value: String) -> (PathBuf, bool) {
         Some(path) => (PathBuf::from(path), true),
         None => (PathBuf::from(value), false),
     }
+}
+
+fn tap(value: &str) -> Result<TapOptions> {
+    TapOptions::parse(value).with_context(|| format!("--tap: `{value}`"))
 }
 
 fn vsock(value: &str) -> Result<VsockPaths> {

@@ -22,6 +22,7 @@ use berth_vmm_devices::virtio::console::VirtioConsole;
 use berth_vmm_devices::virtio::console::backend::ConsoleInput;
 use berth_vmm_devices::virtio::device::VirtioDevice;
 use berth_vmm_devices::virtio::entropy::Entropy;
+use berth_vmm_devices::virtio::net::{Net, NetOptions};
 use berth_vmm_devices::virtio::transport::{VirtioPci, VirtioPciParts};
 use berth_vmm_devices::virtio::vsock::Vsock;
 use berth_vmm_sys::Vm;
@@ -34,7 +35,8 @@ use crate::ending::{Ended, Ending, Reset};
 use crate::layout;
 use crate::queue_executor::IoLoop;
 use crate::refusal::{BuildMachineError, host};
-use crate::spec::{ConsoleSpec, DiskSpec, VirtioConsoleSpec, VsockSpec};
+use crate::spec::{ConsoleSpec, DiskSpec, NetworkSpec, VirtioConsoleSpec, VsockSpec};
+use crate::tap_queue::TapQueue;
 use crate::vsock_sockets::VsockSockets;
 use crate::warnings::Warnings;
 
@@ -51,6 +53,8 @@ pub struct DeviceInput {
     pub panic_device: bool,
     /// The serial port's output.
     pub console: Option<ConsoleSpec>,
+    /// The network interfaces in PCI order.
+    pub networks: Vec<NetworkSpec>,
     /// Whether there is an entropy device.
     pub entropy: bool,
     /// The socket device.
@@ -95,7 +99,7 @@ impl MsiSender for KvmMsi {
 /// A device and its name in statistics.
 type NamedDevice = (String, Box<dyn VirtioDevice>);
 
-/// The disks, then the entropy device, the socket device and the console.
+/// The disks, the network interfaces, the entropy device, the socket device, then the console.
 fn virtio_devices(
     input: DeviceInput,
     console_dropped: &DroppedBytes,
@@ -110,6 +114,16 @@ fn virtio_devices(
             .map_err(host("examine a disk"))?;
         let device = Block::new(Box::new(backend), options);
         devices.push((format!("disk{position}"), Box::new(device)));
+    }
+    for (position, network) in input.networks.into_iter().enumerate() {
+        let options = NetOptions {
+            mac: network.mac,
+            mtu: network.mtu,
+        };
+        let queues = TapQueue::all(network.taps).map_err(host("set up a tap"))?;
+        let queues = queues.into_iter().map(|queue| Box::new(queue) as _);
+        let device = Net::new(queues.collect(), options);
+        devices.push((format!("network{position}"), Box::new(device)));
     }
     if input.entropy {
         devices.push(("entropy".to_owned(), Box::new(Entropy::new())));

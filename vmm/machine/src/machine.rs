@@ -119,6 +119,7 @@ impl Machine {
             warnings: Arc::clone(&warnings),
             panic_device: spec.panic_device,
             console: spec.console,
+            networks: spec.networks,
             entropy: spec.entropy,
             vsock: spec.vsock,
             virtio_console: spec.virtio_console,

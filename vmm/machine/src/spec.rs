@@ -4,6 +4,8 @@
 //! in no other way than by [`TryFrom`], so whoever holds one need not check again. It reads no
 //! file's content: a kernel that is none is found by the boot loader.
 
+mod network;
+
 use std::fs::File;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, OwnedFd};
@@ -12,6 +14,7 @@ use berth_api::vmm::{self, Console, FdIndex, Start};
 use rustix::fs::{FileType, OFlags, Stat, fcntl_getfl, fstat, major, minor};
 use rustix::net::{AddressFamily, SocketType, sockopt};
 
+pub use self::network::NetworkSpec;
 use crate::refusal::Refusal;
 
 /// Device number of `/dev/kvm`: fixed by the kernel.
@@ -53,6 +56,8 @@ pub struct MachineSpec {
     pub console: Option<ConsoleSpec>,
     /// Whether there is an entropy device.
     pub entropy: bool,
+    /// The network interfaces in PCI order.
+    pub networks: Vec<NetworkSpec>,
     /// The socket device.
     pub vsock: Option<VsockSpec>,
     /// The virtio console.
@@ -127,6 +132,7 @@ impl TryFrom<(Start, Vec<OwnedFd>)> for MachineSpec {
                 format!("give at most {}", vmm::MAX_DISKS),
             ));
         }
+        network::check_values(&start.networks)?;
         refuse_unbuilt(&start)?;
         let mut intake = Intake::new(descriptors)?;
         let kvm = intake.take("kvm", start.kvm)?;
@@ -141,6 +147,10 @@ impl TryFrom<(Start, Vec<OwnedFd>)> for MachineSpec {
             .into_iter()
             .enumerate()
             .map(|(position, disk)| check_disk(&mut intake, position, disk))
+            .collect::<Result<_, _>>()?;
+        let networks = start.networks.iter().enumerate();
+        let networks = networks
+            .map(|(position, network)| network::take(&mut intake, position, network))
             .collect::<Result<_, _>>()?;
         let console = start
             .console
@@ -166,6 +176,7 @@ impl TryFrom<(Start, Vec<OwnedFd>)> for MachineSpec {
             disks,
             console,
             entropy: start.entropy,
+            networks,
             vsock,
             virtio_console,
             panic_device: start.panic_device,
@@ -259,7 +270,6 @@ fn check_version(version: u32) -> Result<(), Refusal> {
 /// Refuses what this release's contract names and its VMM does not have.
 fn refuse_unbuilt(start: &Start) -> Result<(), Refusal> {
     let fields = [
-        ("networks", !start.networks.is_empty()),
         ("balloon", start.balloon.is_some()),
         ("vfio", start.vfio.is_some()),
         (
