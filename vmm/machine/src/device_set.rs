@@ -17,12 +17,14 @@ use berth_vmm_devices::pci::{DeviceSlot, PciFunction};
 use berth_vmm_devices::power::{OnPowerRequest, PowerPort, PowerRegister, PowerRequest};
 use berth_vmm_devices::power_button::{PowerButton, STATUS_BYTES};
 use berth_vmm_devices::serial::{SERIAL_BYTES, Serial};
+use berth_vmm_devices::virtio::balloon::{Balloon, BalloonSize};
 use berth_vmm_devices::virtio::block::{Block, BlockOptions};
 use berth_vmm_devices::virtio::device::VirtioDevice;
 use berth_vmm_devices::virtio::entropy::Entropy;
 use berth_vmm_devices::virtio::transport::{VirtioPci, VirtioPciParts};
 use berth_vmm_sys::Vm;
 
+use crate::balloon;
 use crate::console::{self, DroppedBytes};
 use crate::disk_failures::DiskFailures;
 use crate::disk_file::DiskFile;
@@ -44,6 +46,8 @@ pub struct DeviceInput {
     pub warnings: Arc<Warnings>,
     /// Whether there is a pvpanic device.
     pub panic_device: bool,
+    /// The balloon.
+    pub balloon: Option<berth_api::vmm::Balloon>,
     /// The serial port's output.
     pub console: Option<ConsoleSpec>,
     /// Whether there is an entropy device.
@@ -65,6 +69,8 @@ pub struct DeviceSet {
     pub console_dropped: DroppedBytes,
     /// Counters of devices by name.
     pub counters: Vec<(String, Arc<Counters>)>,
+    /// The balloon's size.
+    pub balloon: Option<Arc<BalloonSize>>,
 }
 
 /// Interrupts of emulated devices: a message to KVM, no routing table.
@@ -157,7 +163,13 @@ pub fn build(
     if input.panic_device {
         builder.panic_device(&input.warnings);
     }
-    builder.pci(input)?;
+    let balloon = input.balloon.map(balloon::device);
+    let balloon_size = balloon.as_ref().map(Balloon::size);
+    let mut devices = virtio_devices(input)?;
+    if let Some(balloon) = balloon {
+        devices.push((balloon::NAME.to_owned(), Box::new(balloon)));
+    }
+    builder.pci(devices)?;
     Ok(DeviceSet {
         ports: Bus::new(builder.ports, Arc::clone(&errors))?,
         mmio: Bus::new(builder.mmio, Arc::clone(&errors))?,
@@ -165,6 +177,7 @@ pub fn build(
         guest_errors: errors,
         console_dropped,
         counters: builder.counters,
+        balloon: balloon_size,
     })
 }
 
@@ -228,9 +241,8 @@ impl Builder<'_> {
         self.port(layout::PANIC_PORT, PANIC_BYTES, Arc::new(device));
     }
 
-    /// The PCI bus: disks from slot 1 on, then the entropy device.
-    fn pci(&mut self, input: DeviceInput) -> Result<(), BuildMachineError> {
-        let devices = virtio_devices(input)?;
+    /// The PCI bus: the devices in order from slot 1 on.
+    fn pci(&mut self, devices: Vec<NamedDevice>) -> Result<(), BuildMachineError> {
         let mut functions = Vec::new();
         for (slot, (name, device)) in (1..).filter_map(DeviceSlot::new).zip(devices) {
             self.counters
