@@ -21,7 +21,9 @@ use berth_vmm_devices::virtio::balloon::{Balloon, BalloonSize};
 use berth_vmm_devices::virtio::block::{Block, BlockOptions};
 use berth_vmm_devices::virtio::device::VirtioDevice;
 use berth_vmm_devices::virtio::entropy::Entropy;
+use berth_vmm_devices::virtio::net::{Net, NetOptions};
 use berth_vmm_devices::virtio::transport::{VirtioPci, VirtioPciParts};
+use berth_vmm_devices::virtio::vsock::Vsock;
 use berth_vmm_sys::Vm;
 
 use crate::balloon;
@@ -32,7 +34,9 @@ use crate::ending::{Ended, Ending, Reset};
 use crate::layout;
 use crate::queue_executor::IoLoop;
 use crate::refusal::{BuildMachineError, host};
-use crate::spec::{ConsoleSpec, DiskSpec};
+use crate::spec::{ConsoleSpec, DiskSpec, NetworkSpec, VsockSpec};
+use crate::tap_queue::TapQueue;
+use crate::vsock_sockets::VsockSockets;
 use crate::warnings::Warnings;
 
 /// What the devices of a machine are made of.
@@ -50,8 +54,12 @@ pub struct DeviceInput {
     pub balloon: Option<berth_api::vmm::Balloon>,
     /// The serial port's output.
     pub console: Option<ConsoleSpec>,
+    /// The network interfaces in PCI order.
+    pub networks: Vec<NetworkSpec>,
     /// Whether there is an entropy device.
     pub entropy: bool,
+    /// The socket device.
+    pub vsock: Option<VsockSpec>,
 }
 
 /// The devices, reachable through the buses.
@@ -92,7 +100,7 @@ impl MsiSender for KvmMsi {
 /// A device and its name in statistics.
 type NamedDevice = (String, Box<dyn VirtioDevice>);
 
-/// The disks, then the entropy device.
+/// The disks, the network interfaces, the entropy device, then the socket device.
 fn virtio_devices(input: DeviceInput) -> Result<Vec<NamedDevice>, BuildMachineError> {
     let mut devices: Vec<NamedDevice> = Vec::new();
     for (position, disk) in input.disks.into_iter().enumerate() {
@@ -105,8 +113,24 @@ fn virtio_devices(input: DeviceInput) -> Result<Vec<NamedDevice>, BuildMachineEr
         let device = Block::new(Box::new(backend), options);
         devices.push((format!("disk{position}"), Box::new(device)));
     }
+    for (position, network) in input.networks.into_iter().enumerate() {
+        let options = NetOptions {
+            mac: network.mac,
+            mtu: network.mtu,
+        };
+        let queues = TapQueue::all(network.taps).map_err(host("set up a tap"))?;
+        let queues = queues.into_iter().map(|queue| Box::new(queue) as _);
+        let device = Net::new(queues.collect(), options);
+        devices.push((format!("network{position}"), Box::new(device)));
+    }
     if input.entropy {
         devices.push(("entropy".to_owned(), Box::new(Entropy::new())));
+    }
+    if let Some(vsock) = input.vsock {
+        let cid = vsock.cid;
+        let sockets = VsockSockets::new(vsock).map_err(host("prepare the vsock sockets"))?;
+        let device = Vsock::new(cid, Box::new(sockets));
+        devices.push(("vsock".to_owned(), Box::new(device)));
     }
     Ok(devices)
 }

@@ -17,15 +17,12 @@ use berth_vmm_sys::{Event, MsiRoute, Vm};
 const MAX_GSIS: u32 = 4096;
 const FIRST_GSI: u32 = IOAPIC_PINS as u32;
 
-/// Why a vector could not be made or connected.
+/// Why a vector could not be connected.
 #[derive(Debug, thiserror::Error)]
 pub enum IrqRouteError {
     /// Every number is in use.
     #[error("all {} interrupt numbers of KVM are in use", MAX_GSIS - FIRST_GSI)]
     Exhausted,
-    /// No descriptor is left for the event.
-    #[error("could not make an event")]
-    MakeEvent(#[source] io::Error),
     /// KVM did not take the table.
     #[error("KVM did not take the table of interrupt routes")]
     SetRoutes(#[source] io::Error),
@@ -104,17 +101,16 @@ impl IrqRoutes {
         })
     }
 
-    /// Makes a vector with an event and a number of its own, disconnected.
+    /// Makes a vector with an event of its own, disconnected. It gets a number when it is first
+    /// connected: drives have thousands of vectors, of which their drivers use a few.
     ///
     /// # Errors
-    /// If there is no number or no descriptor left.
-    pub fn vector(self: &Arc<Self>) -> Result<IrqVector, IrqRouteError> {
-        let event = Event::new().map_err(IrqRouteError::MakeEvent)?;
-        let gsi = self.lock().take().ok_or(IrqRouteError::Exhausted)?;
+    /// If there is no descriptor left.
+    pub fn vector(self: &Arc<Self>) -> io::Result<IrqVector> {
         Ok(IrqVector {
             routes: Arc::clone(self),
-            event,
-            gsi,
+            event: Event::new()?,
+            gsi: None,
             is_connected: false,
         })
     }
@@ -131,8 +127,13 @@ impl IrqRoutes {
         let mut gsis = self.lock();
         let mut vectors = Vec::new();
         for (vector, message) in changes {
-            gsis.set(vector.gsi, Gsi::Routed(message));
-            vectors.push(vector);
+            let gsi = match vector.gsi {
+                Some(gsi) => gsi,
+                None => gsis.take().ok_or(IrqRouteError::Exhausted)?,
+            };
+            vector.gsi = Some(gsi);
+            gsis.set(gsi, Gsi::Routed(message));
+            vectors.push((vector, gsi));
         }
         if gsis.is_dirty {
             self.table
@@ -140,8 +141,8 @@ impl IrqRoutes {
                 .map_err(IrqRouteError::SetRoutes)?;
             gsis.is_dirty = false;
         }
-        for vector in vectors.into_iter().filter(|vector| !vector.is_connected) {
-            let gsi = vector.gsi;
+        let disconnected = |(vector, _): &(&mut IrqVector, u32)| !vector.is_connected;
+        for (vector, gsi) in vectors.into_iter().filter(disconnected) {
             self.table
                 .connect(&vector.event, gsi)
                 .map_err(|cause| IrqRouteError::Connect { gsi, cause })?;
@@ -198,7 +199,7 @@ impl Gsis {
 pub struct IrqVector {
     routes: Arc<IrqRoutes>,
     event: Event,
-    gsi: u32,
+    gsi: Option<u32>,
     is_connected: bool,
 }
 
@@ -242,12 +243,10 @@ impl IrqVector {
     /// The route stays in the table, where nothing uses it: to take it out would cost as much as to
     /// put it in, and a vector that is masked is soon unmasked with the same message.
     pub fn disconnect(&mut self) {
-        if std::mem::replace(&mut self.is_connected, false) {
+        let was_connected = std::mem::replace(&mut self.is_connected, false);
+        if let Some(gsi) = self.gsi.filter(|_| was_connected) {
             // KVM refuses only what it never took.
-            self.routes
-                .table
-                .disconnect(&self.event, self.gsi)
-                .unwrap_or(());
+            self.routes.table.disconnect(&self.event, gsi).unwrap_or(());
         }
     }
 }
@@ -256,7 +255,9 @@ impl Drop for IrqVector {
     fn drop(&mut self) {
         self.disconnect();
         // The line goes out of KVM's table with the table's next change; nothing leads to it.
-        self.routes.lock().set(self.gsi, Gsi::Free);
+        if let Some(gsi) = self.gsi {
+            self.routes.lock().set(gsi, Gsi::Free);
+        }
     }
 }
 
@@ -321,6 +322,17 @@ mod tests {
         );
         drop(vector);
         assert_eq!(recorder.take(), [Call::Disconnect(24)]);
+    }
+
+    #[test]
+    fn a_vector_without_a_message_takes_no_number() {
+        let (routes, recorder) = routes();
+        let (_idle, mut busy) = (routes.vector().unwrap(), routes.vector().unwrap());
+        busy.connect(message(3)).unwrap();
+        assert_eq!(
+            recorder.take(),
+            [Call::Routes(vec![(24, 3)]), Call::Connect(24)]
+        );
     }
 
     #[test]

@@ -20,7 +20,9 @@ pub mod preflight;
 pub mod queue_executor;
 pub mod refusal;
 pub mod spec;
+pub mod tap_queue;
 pub mod vcpu;
+pub mod vsock_sockets;
 pub mod warnings;
 
 pub use machine::{Machine, MachineEvent, RunningMachine};

@@ -123,7 +123,9 @@ impl Machine {
             panic_device: spec.panic_device,
             balloon: spec.balloon,
             console: spec.console,
+            networks: spec.networks,
             entropy: spec.entropy,
+            vsock: spec.vsock,
         };
         let devices = device_set::build(&vm, &mut io, &ending, input)?;
         let vcpus = vcpu::create(&kvm, &vm, spec.vcpus, entry)?;

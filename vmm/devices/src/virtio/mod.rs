@@ -7,7 +7,9 @@ pub mod device;
 pub mod entropy;
 pub mod executor;
 pub mod interrupt;
+pub mod net;
 pub mod queue;
 #[cfg(test)]
 mod testing;
 pub mod transport;
+pub mod vsock;
