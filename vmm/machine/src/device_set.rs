@@ -17,6 +17,7 @@ use berth_vmm_devices::pci::{DeviceSlot, PciFunction};
 use berth_vmm_devices::power::{OnPowerRequest, PowerPort, PowerRegister, PowerRequest};
 use berth_vmm_devices::power_button::{PowerButton, STATUS_BYTES};
 use berth_vmm_devices::serial::{SERIAL_BYTES, Serial};
+use berth_vmm_devices::virtio::balloon::{Balloon, BalloonSize};
 use berth_vmm_devices::virtio::block::{Block, BlockOptions};
 use berth_vmm_devices::virtio::console::VirtioConsole;
 use berth_vmm_devices::virtio::console::backend::ConsoleInput;
@@ -27,6 +28,7 @@ use berth_vmm_devices::virtio::transport::{VirtioPci, VirtioPciParts};
 use berth_vmm_devices::virtio::vsock::Vsock;
 use berth_vmm_sys::Vm;
 
+use crate::balloon;
 use crate::console::{self, DroppedBytes};
 use crate::console_input::StreamInput;
 use crate::disk_failures::DiskFailures;
@@ -51,6 +53,8 @@ pub struct DeviceInput {
     pub warnings: Arc<Warnings>,
     /// Whether there is a pvpanic device.
     pub panic_device: bool,
+    /// The balloon.
+    pub balloon: Option<berth_api::vmm::Balloon>,
     /// The serial port's output.
     pub console: Option<ConsoleSpec>,
     /// The network interfaces in PCI order.
@@ -78,6 +82,8 @@ pub struct DeviceSet {
     pub console_dropped: DroppedBytes,
     /// Counters of devices by name.
     pub counters: Vec<(String, Arc<Counters>)>,
+    /// The balloon's size.
+    pub balloon: Option<Arc<BalloonSize>>,
 }
 
 /// Interrupts of emulated devices: a message to KVM, no routing table.
@@ -205,7 +211,13 @@ pub fn build(
     if input.panic_device {
         builder.panic_device(&input.warnings);
     }
-    builder.pci(input, &console_dropped)?;
+    let balloon = input.balloon.map(balloon::device);
+    let balloon_size = balloon.as_ref().map(Balloon::size);
+    let mut devices = virtio_devices(input, &console_dropped)?;
+    if let Some(balloon) = balloon {
+        devices.push((balloon::NAME.to_owned(), Box::new(balloon)));
+    }
+    builder.pci(devices)?;
     Ok(DeviceSet {
         ports: Bus::new(builder.ports, Arc::clone(&errors))?,
         mmio: Bus::new(builder.mmio, Arc::clone(&errors))?,
@@ -213,6 +225,7 @@ pub fn build(
         guest_errors: errors,
         console_dropped,
         counters: builder.counters,
+        balloon: balloon_size,
     })
 }
 
@@ -276,13 +289,8 @@ impl Builder<'_> {
         self.port(layout::PANIC_PORT, PANIC_BYTES, Arc::new(device));
     }
 
-    /// The PCI bus: disks from slot 1 on, then the others.
-    fn pci(
-        &mut self,
-        input: DeviceInput,
-        console_dropped: &DroppedBytes,
-    ) -> Result<(), BuildMachineError> {
-        let devices = virtio_devices(input, console_dropped)?;
+    /// The PCI bus: the devices in order from slot 1 on.
+    fn pci(&mut self, devices: Vec<NamedDevice>) -> Result<(), BuildMachineError> {
         let mut functions = Vec::new();
         for (slot, (name, device)) in (1..).filter_map(DeviceSlot::new).zip(devices) {
             self.counters
