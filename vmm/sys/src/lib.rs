@@ -13,7 +13,10 @@
 pub mod event;
 pub mod exit_now;
 pub mod guest_mapping;
+pub mod identity;
 pub mod kvm_device;
+pub mod landlock;
+pub mod seccomp;
 pub mod stop_signal;
 pub mod vcpu;
 pub mod vcpu_kick;

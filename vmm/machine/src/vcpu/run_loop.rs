@@ -103,6 +103,9 @@ pub struct VcpuShared {
     pub gate: Gate,
 }
 
+/// What each vCPU's thread does last before it enters the guest for the first time.
+pub type BeforeGuest = fn() -> io::Result<()>;
+
 /// Where the thread is.
 enum State {
     Running,
@@ -111,9 +114,13 @@ enum State {
 }
 
 /// Runs `vcpu` on the calling thread; returns only when the process is about to end.
-pub fn run(mut vcpu: Vcpu, index: u8, shared: &VcpuShared) {
-    let mut state = State::Running;
+pub fn run(mut vcpu: Vcpu, index: u8, shared: &VcpuShared, before_guest: BeforeGuest) {
     shared.gate.join();
+    shared.gate.pass();
+    let mut state = match before_guest() {
+        Ok(()) => State::Running,
+        Err(error) => crash(&vcpu, index, shared, format!("not ready to run: {error}")),
+    };
     loop {
         state = match state {
             State::Running => {
@@ -135,7 +142,7 @@ pub fn run(mut vcpu: Vcpu, index: u8, shared: &VcpuShared) {
 
 /// Enters the guest once and serves what it exits with.
 fn step(vcpu: &mut Vcpu, index: u8, shared: &VcpuShared) -> State {
-    let crash = match vcpu.run() {
+    let reason = match vcpu.run() {
         Ok(exit) => match serve(exit, shared) {
             Served::Continue => return go_on(shared),
             Served::End(exit) => return State::Ending(exit),
@@ -150,9 +157,13 @@ fn step(vcpu: &mut Vcpu, index: u8, shared: &VcpuShared) -> State {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => return go_on(shared),
         Err(error) => format!("KVM_RUN failed: {error}"),
     };
+    crash(vcpu, index, shared, reason)
+}
+
+fn crash(vcpu: &Vcpu, index: u8, shared: &VcpuShared, reason: String) -> State {
     shared
         .ending
-        .set_crash(index, crash, describe_registers(vcpu));
+        .set_crash(index, reason, describe_registers(vcpu));
     State::Parked
 }
 
