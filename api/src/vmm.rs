@@ -196,12 +196,14 @@ pub struct Vsock {
     /// The guest's context id, 3 to `u32::MAX - 1`.
     pub cid: u32,
     /// A listening `AF_UNIX` stream socket. Who connects sends `CONNECT <port>\n`, reads
-    /// `OK <host port>\n`, and is then connected with that port of the guest.
+    /// `OK <host port>\n`, and is then connected with that port of the guest. Whom the guest refuses,
+    /// and who says anything else, sees the connection close.
     #[serde(default)]
     pub listener: Option<FdIndex>,
     /// A `SOCK_SEQPACKET` socket. When the guest connects to a port of the host (context id 2), the
-    /// VMM sends one [`VsockConnection`] with one end of a new stream socket; whoever reads it
-    /// serves the connection or closes it.
+    /// VMM sends one [`VsockConnection`] with one end of a new stream socket, which is non-blocking;
+    /// whoever reads it serves the connection or closes it. While nobody reads, and a few wait
+    /// already, the guest's connections are refused.
     #[serde(default)]
     pub connector: Option<FdIndex>,
 }
@@ -210,7 +212,7 @@ pub struct Vsock {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VsockConnection {
-    /// The host's port that the guest asked for.
+    /// The host's port that the guest asked for: below 2^31.
     pub port: u32,
     /// The guest's own port.
     pub guest_port: u32,
@@ -361,6 +363,21 @@ pub enum Request {
     Statistics,
 }
 
+impl Request {
+    /// The request's name in the contract, as `power_button`.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::PowerButton => "power_button",
+            Self::Stop => "stop",
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Balloon { .. } => "balloon",
+            Self::Statistics => "statistics",
+        }
+    }
+}
+
 /// Why a [`Request`] was not done.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -377,6 +394,8 @@ pub enum Denial {
     OutOfRange,
     /// The message is no request of this contract.
     Malformed,
+    /// The vCPUs did not come to rest in time: the guest runs on.
+    TimedOut,
 }
 
 /// Something that the machine goes on without, or that somebody should look at.
@@ -401,7 +420,10 @@ pub enum Warning {
         device: String,
     },
     /// The guest says by its pvpanic device that it panicked.
-    GuestPanicked,
+    GuestPanicked {
+        /// Whether it goes on into its own crash kernel.
+        crash_kernel: bool,
+    },
 }
 
 /// Counters of one device since the start.
@@ -461,6 +483,9 @@ pub enum Event {
     Exited {
         /// Why.
         exit: Exit,
+        /// What reset the machine, with [`Exit::Reset`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cause: Option<ResetCause>,
     },
     /// Counters since the start.
     Statistics {
@@ -490,6 +515,31 @@ pub enum Exit {
     GuestCrash,
 }
 
+/// What reset a machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ResetCause {
+    /// The guest wrote the ACPI reset register.
+    Register,
+    /// The guest asked the keyboard controller for its reset pulse.
+    Keyboard,
+    /// A vCPU could not deliver an exception, nor the double fault that follows. Some kernels do
+    /// this on purpose when nothing else resets the machine; else it is the guest's crash.
+    TripleFault,
+}
+
+impl ResetCause {
+    /// The name in messages and logs.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Register => "register",
+            Self::Keyboard => "keyboard",
+            Self::TripleFault => "triple_fault",
+        }
+    }
+}
+
 impl Exit {
     /// The process's exit status for this end. 64 and above are failures before the guest ran:
     /// 64 for usage, 65 for a refused [`Start`], 70 for our own fault.
@@ -509,5 +559,25 @@ impl Exit {
         [Self::PowerOff, Self::Reset, Self::Stopped, Self::GuestCrash]
             .into_iter()
             .find(|exit| i32::from(exit.code()) == code)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_called_what_it_is_called_on_the_wire() {
+        for request in [
+            Request::PowerButton,
+            Request::Stop,
+            Request::Pause,
+            Request::Resume,
+            Request::Balloon { target_mib: 1 },
+            Request::Statistics,
+        ] {
+            let message = serde_json::to_value(&request).unwrap();
+            assert_eq!(message["request"], request.name());
+        }
     }
 }

@@ -194,7 +194,10 @@ mod tests {
         say(&sockets.vmm, br#"{"event":"exited","exit":"reset"}"#);
         assert_eq!(
             socket.receive().await.unwrap(),
-            Some(Event::Exited { exit: Exit::Reset })
+            Some(Event::Exited {
+                exit: Exit::Reset,
+                cause: None
+            })
         );
         socket.send(&Request::PowerButton).unwrap();
         drop(sockets.vmm);

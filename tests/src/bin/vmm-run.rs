@@ -17,16 +17,21 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use berth_api::vmm::{Console, Disk, Exit, FdIndex, Request, Start};
 use berth_tests::launch::{Descriptors, Heard, LaunchedVmm};
+use berth_tests::unit_launch::UnitVmm;
+use berth_tests::vsock_host::VsockPaths;
 
 const USAGE: &str = "usage: vmm-run --vmm PATH --kernel FILE [--initrd FILE] [--disk FILE[:ro]]... \
                      [--cmdline TEXT] [--vcpus N] [--memory-mib M] [--entropy] \
-                     [--console FILE|-|none] [--follow-resets] [--timeout SECONDS]";
+                     [--console FILE|-|none] [--vsock CID[,listen=PATH][,connect=PATH]] \
+                     [--unit] [--follow-resets] [--timeout SECONDS]";
 /// How long a VMM that was told to stop may take before it is killed.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 /// Exit status for a wrong command line.
 const EXIT_USAGE: u8 = 64;
 /// Exit status for a failure of this program.
 const EXIT_FAILURE: u8 = 70;
+/// How a process ends that was killed.
+const SIGKILL: i32 = 9;
 /// What a shell adds to a signal's number.
 const SIGNAL_BASE: i32 = 128;
 
@@ -41,6 +46,9 @@ struct Arguments {
     memory_mib: u64,
     entropy: bool,
     console: Option<PathBuf>,
+    vsock: Option<VsockPaths>,
+    /// Whether the VMM runs in a unit as the agent makes them, and not as our child.
+    unit: bool,
     follow_resets: bool,
     deadline: Option<Instant>,
 }
@@ -58,6 +66,8 @@ impl Arguments {
             memory_mib: 256,
             entropy: false,
             console: Some(PathBuf::from("-")),
+            vsock: None,
+            unit: false,
             follow_resets: false,
             deadline: None,
         };
@@ -81,6 +91,8 @@ impl Arguments {
                     found.console =
                         Some(PathBuf::from(value()?)).filter(|path| *path != Path::new("none"));
                 }
+                "--vsock" => found.vsock = Some(vsock(&text(value()?)?)?),
+                "--unit" => found.unit = true,
                 "--follow-resets" => found.follow_resets = true,
                 "--timeout" => {
                     let limit = Duration::from_secs(number(&option, value()?)?);
@@ -113,6 +125,10 @@ impl Arguments {
             }),
             None => None,
         };
+        let vsock = match &self.vsock {
+            Some(paths) => Some(paths.open(&mut descriptors).context("making sockets")?),
+            None => None,
+        };
         let start = Start {
             vcpus: self.vcpus,
             memory_mib: self.memory_mib,
@@ -121,6 +137,7 @@ impl Arguments {
             disks,
             console,
             entropy: self.entropy,
+            vsock,
             ..Start::new("vmm-run", kvm, kernel)
         };
         Ok((start, descriptors))
@@ -144,6 +161,24 @@ fn disk(value: String) -> (PathBuf, bool) {
         Some(path) => (PathBuf::from(path), true),
         None => (PathBuf::from(value), false),
     }
+}
+
+fn vsock(value: &str) -> Result<VsockPaths> {
+    let mut parts = value.split(',');
+    let cid = parts.next().unwrap_or_default();
+    let mut found = VsockPaths {
+        cid: number("--vsock", cid.into())?,
+        listen: None,
+        connect: None,
+    };
+    for part in parts {
+        match part.split_once('=') {
+            Some(("listen", path)) => found.listen = Some(path.into()),
+            Some(("connect", path)) => found.connect = Some(path.into()),
+            _ => bail!("--vsock: `{part}` is neither listen=PATH nor connect=PATH"),
+        }
+    }
+    Ok(found)
 }
 
 fn open(path: &Path) -> Result<File> {
@@ -196,8 +231,8 @@ fn add_console(descriptors: &mut Descriptors, path: &Path) -> Result<FdIndex> {
 /// Runs the VMM once, until its process has ended.
 fn run_once(arguments: &Arguments) -> Result<ExitStatus> {
     let (start, descriptors) = arguments.machine()?;
-    let vmm = LaunchedVmm::launch(&arguments.vmm, &start, &descriptors);
-    let mut vmm = vmm.with_context(|| format!("starting {}", arguments.vmm.display()))?;
+    let mut vmm = Vmm::launch(arguments, &start, &descriptors)
+        .with_context(|| format!("starting {}", arguments.vmm.display()))?;
     drop(descriptors);
     loop {
         match vmm.next_event(time_left(arguments.deadline))? {
@@ -213,11 +248,63 @@ fn run_once(arguments: &Arguments) -> Result<ExitStatus> {
     }
     match vmm.wait(STOP_GRACE)? {
         Some(status) => Ok(status),
-        None => Ok(vmm.kill()?),
+        None => vmm.kill(),
     }
 }
 
-fn stop(mut vmm: LaunchedVmm) -> Result<ExitStatus> {
+/// The VMM, however it was started.
+enum Vmm {
+    Child(LaunchedVmm),
+    Unit(UnitVmm),
+}
+
+impl Vmm {
+    fn launch(arguments: &Arguments, start: &Start, descriptors: &Descriptors) -> Result<Self> {
+        if arguments.unit {
+            return Ok(Self::Unit(UnitVmm::launch(
+                &arguments.vmm,
+                start,
+                descriptors,
+            )?));
+        }
+        let child = LaunchedVmm::launch(&arguments.vmm, start, descriptors)?;
+        Ok(Self::Child(child))
+    }
+
+    fn next_event(&self, timeout: Duration) -> Result<Heard> {
+        Ok(match self {
+            Self::Child(vmm) => vmm.next_event(timeout)?,
+            Self::Unit(vmm) => vmm.next_event(timeout)?,
+        })
+    }
+
+    fn send(&self, request: &Request) -> Result<()> {
+        match self {
+            Self::Child(vmm) => vmm.send(request)?,
+            Self::Unit(vmm) => vmm.send(request)?,
+        }
+        Ok(())
+    }
+
+    fn wait(&mut self, timeout: Duration) -> Result<Option<ExitStatus>> {
+        match self {
+            Self::Child(vmm) => Ok(vmm.wait(timeout)?),
+            Self::Unit(vmm) => vmm.wait(timeout),
+        }
+    }
+
+    fn kill(&mut self) -> Result<ExitStatus> {
+        match self {
+            Self::Child(vmm) => Ok(vmm.kill()?),
+            Self::Unit(vmm) => {
+                vmm.end()?;
+                Ok(ExitStatus::from_raw(SIGKILL))
+            }
+        }
+    }
+}
+
+fn stop(mut vmm: Vmm) -> Result<ExitStatus> {
     writeln!(
         std::io::stderr(),
         "vmm-run: the time is over, stopping the guest"
@@ -231,7 +318,7 @@ fn stop(mut vmm: LaunchedVmm) -> Result<ExitStatus> {
     };
     match ended {
         Some(status) => Ok(status),
-        None => Ok(vmm.kill()?),
+        None => vmm.kill(),
     }
 }
 

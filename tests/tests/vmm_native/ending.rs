@@ -1,6 +1,8 @@
 //! How a machine ends, by the guest's doing, by its parent's and by force.
 
-use berth_api::vmm::{Exit, Request};
+use std::io::Read as _;
+
+use berth_api::vmm::{Exit, Request, ResetCause};
 use berth_tests::launch::Heard;
 use berth_tests::tiny_guest::{Code, Width};
 use berth_vmm_devices::power::{KEYBOARD_RESET_COMMAND, RESET_VALUE, SLEEP_ENABLE, SLEEP_TYPE_S5};
@@ -11,14 +13,28 @@ use crate::machine::{PATIENCE, Setup, require_kvm};
 /// What an operating system writes to the sleep control register for power-off.
 pub(crate) const POWER_OFF: u32 = (SLEEP_TYPE_S5 << 2 | SLEEP_ENABLE) as u32;
 
-/// Runs `guest`, which first prints `!`, to its end.
+/// Runs `guest`, which first prints `!`, to its power-off.
 #[track_caller]
-fn check(guest: &Code, exit: Exit) {
+fn check_power_off(guest: &Code) {
     let Some(kvm) = require_kvm() else { return };
     let mut machine = Setup::new(kvm, guest).launch_with_console();
     machine.expect_running();
-    machine.expect_end(exit);
+    machine.expect_end(Exit::PowerOff);
     assert_eq!(machine.output_to_end(), b"!");
+}
+
+/// Runs `guest`, which first prints `!`, to its reset, and looks for `logged` in the log's line of it.
+#[track_caller]
+fn check_reset(guest: &Code, cause: ResetCause, logged: &str) {
+    let Some(kvm) = require_kvm() else { return };
+    let (mut machine, mut log) = Setup::new(kvm, guest).launch_with_console_and_log();
+    machine.expect_running();
+    machine.expect_reset(cause);
+    assert_eq!(machine.output_to_end(), b"!");
+    let mut lines = String::new();
+    log.read_to_string(&mut lines).unwrap();
+    let told = format!("event=exited vm=native-test exit=reset {logged}");
+    assert!(lines.contains(&told), "{lines}");
 }
 
 #[test]
@@ -28,7 +44,7 @@ fn a_guest_prints_a_byte_and_powers_off() {
         .print(COM1_PORT, b"!")
         .port_write(SLEEP_CONTROL_PORT, Width::Byte, POWER_OFF)
         .halt();
-    check(&guest, Exit::PowerOff);
+    check_power_off(&guest);
 }
 
 #[test]
@@ -38,7 +54,7 @@ fn nothing_runs_after_the_write_that_powers_off() {
         .print(COM1_PORT, b"!")
         .port_write(SLEEP_CONTROL_PORT, Width::Byte, POWER_OFF);
     guest.print(COM1_PORT, b"late").halt();
-    check(&guest, Exit::PowerOff);
+    check_power_off(&guest);
 }
 
 #[test]
@@ -48,7 +64,7 @@ fn the_reset_register_asks_for_another_start() {
         .print(COM1_PORT, b"!")
         .port_write(RESET_PORT, Width::Byte, RESET_VALUE.into())
         .halt();
-    check(&guest, Exit::Reset);
+    check_reset(&guest, ResetCause::Register, "cause=register\n");
 }
 
 #[test]
@@ -59,14 +75,15 @@ fn the_keyboard_controllers_reset_pulse_asks_for_another_start() {
         .print(COM1_PORT, b"!")
         .port_write(KEYBOARD_COMMAND_PORT, Width::Byte, command)
         .halt();
-    check(&guest, Exit::Reset);
+    check_reset(&guest, ResetCause::Keyboard, "cause=keyboard\n");
 }
 
 #[test]
-fn a_triple_fault_is_a_reset() {
-    check(
+fn a_triple_fault_is_a_reset_and_its_place_is_logged() {
+    check_reset(
         Code::new().print(COM1_PORT, b"!").triple_fault(),
-        Exit::Reset,
+        ResetCause::TripleFault,
+        "cause=triple_fault vcpu=0 registers=\"rip=0x",
     );
 }
 

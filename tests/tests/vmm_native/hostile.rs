@@ -6,8 +6,8 @@ use std::ops::Range;
 use berth_api::vmm::{Event, Exit, Request};
 use berth_tests::tiny_guest::{Code, Width};
 use berth_vmm_machine::layout::{
-    COM1_PORT, COM1_PORTS, ECAM, EVENT_STATUS_PORT, HIGH_RAM_START, IOAPIC, KEYBOARD_COMMAND_PORT,
-    PCI_WINDOW, RESET_PORT, SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT,
+    COM1_PIN, COM1_PORT, COM1_PORTS, ECAM, EVENT_STATUS_PORT, HIGH_RAM_START, IOAPIC,
+    KEYBOARD_COMMAND_PORT, PCI_WINDOW, RESET_PORT, SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT,
 };
 
 use crate::machine::{Machine, Setup, require_kvm};
@@ -192,6 +192,24 @@ fn interrupt_controllers_survive_garbage() {
     let machine = setup.launch_with_console();
     machine.vmm.send(&Request::PowerButton).unwrap();
     guest_errors_at_end(machine);
+}
+
+#[test]
+fn an_interrupt_that_no_processor_can_take_is_counted() {
+    let mut guest = Code::new();
+    let ioapic = address(IOAPIC.start);
+    let entry = 0x10 + 2 * u32::from(COM1_PIN);
+    // Vector 0x31, unmasked, for whichever of all processors has the lowest priority: local APICs
+    // that are switched off, as they are after a reset, do not take part.
+    for (register, value) in [(entry + 1, 0xff << 24), (entry, 0x931)] {
+        guest.set_esi(ioapic);
+        guest.set_eax(register).store(Width::Double, 0);
+        guest.set_eax(value).store(Width::Double, 0x10);
+    }
+    // The transmitter is empty: enabling its interrupt raises it.
+    guest.port_write(COM1_PORT + 1, Width::Byte, 0x02);
+    finish(&mut guest);
+    check(&guest, 1);
 }
 
 /// Every register of every function twice, with memory decoding on, and a sample of the addresses

@@ -8,7 +8,7 @@ use std::process::{Command, ExitStatus};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use berth_api::vmm::{Console, Disk, Event, Exit, FdIndex, MIN_MEMORY_MIB, Start};
+use berth_api::vmm::{Console, Disk, Event, Exit, FdIndex, MIN_MEMORY_MIB, ResetCause, Start};
 use berth_tests::launch::{ALLOW_UNJAILED, Descriptors, Heard, LaunchedVmm};
 use berth_tests::tiny_guest::Code;
 
@@ -152,7 +152,18 @@ impl Machine {
     /// Reads the last event, the end of the socket and the exit status, which have to agree.
     #[track_caller]
     pub(crate) fn expect_end(&mut self, exit: Exit) {
-        assert_eq!(self.event(), Event::Exited { exit });
+        self.expect_end_with(exit, None);
+    }
+
+    /// The same for a reset, with what caused it.
+    #[track_caller]
+    pub(crate) fn expect_reset(&mut self, cause: ResetCause) {
+        self.expect_end_with(Exit::Reset, Some(cause));
+    }
+
+    #[track_caller]
+    fn expect_end_with(&mut self, exit: Exit, cause: Option<ResetCause>) {
+        assert_eq!(self.event(), Event::Exited { exit, cause });
         assert_eq!(self.vmm.next_event(PATIENCE).unwrap(), Heard::Closed);
         assert_eq!(self.status().code(), Some(i32::from(exit.code())));
     }

@@ -19,6 +19,8 @@ pub enum GuestError {
     PciBarDisabled,
     /// An MSI-X table or PBA access of the wrong width, alignment or offset.
     MsixAccess,
+    /// An interrupt message that KVM refuses.
+    MsiMessage,
     /// An access to a virtio register with the wrong width or at no register.
     VirtioRegister,
     /// A write to a queue register outside the time between `FEATURES_OK` and `DRIVER_OK`.
@@ -49,12 +51,13 @@ pub enum GuestError {
 
 impl GuestError {
     /// Every kind, in the order of the counters.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::BusMiss,
         Self::BusAccess,
         Self::PciConfigAccess,
         Self::PciBarDisabled,
         Self::MsixAccess,
+        Self::MsiMessage,
         Self::VirtioRegister,
         Self::VirtioQueueLocked,
         Self::VirtioQueueSize,
@@ -79,6 +82,7 @@ impl GuestError {
             Self::PciConfigAccess => "pci_config_access",
             Self::PciBarDisabled => "pci_bar_disabled",
             Self::MsixAccess => "msix_access",
+            Self::MsiMessage => "msi_message",
             Self::VirtioRegister => "virtio_register",
             Self::VirtioQueueLocked => "virtio_queue_locked",
             Self::VirtioQueueSize => "virtio_queue_size",

@@ -15,8 +15,10 @@ use crate::guest_error::{GuestError, GuestErrors};
 pub enum PowerRequest {
     /// Power off for good.
     PowerOff,
-    /// Start again from the firmware's point of view.
+    /// Start again, by the ACPI reset register.
     Reset,
+    /// Start again, by the keyboard controller's pulse.
+    KeyboardReset,
 }
 
 /// Called on the vCPU thread that wrote the register.
@@ -57,7 +59,9 @@ impl PowerRegister {
         match self {
             Self::SleepControl if asks_for_s5 => Some(PowerRequest::PowerOff),
             Self::Reset if value == RESET_VALUE => Some(PowerRequest::Reset),
-            Self::KeyboardCommand if value == KEYBOARD_RESET_COMMAND => Some(PowerRequest::Reset),
+            Self::KeyboardCommand if value == KEYBOARD_RESET_COMMAND => {
+                Some(PowerRequest::KeyboardReset)
+            }
             Self::SleepControl | Self::SleepStatus | Self::Reset | Self::KeyboardCommand => None,
         }
     }
@@ -159,7 +163,7 @@ mod tests {
         check(
             PowerRegister::KeyboardCommand,
             &[0xfe],
-            &[PowerRequest::Reset],
+            &[PowerRequest::KeyboardReset],
         );
         check(PowerRegister::KeyboardCommand, &[0xd1], &[]);
     }

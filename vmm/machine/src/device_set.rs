@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use berth_vmm_devices::bus::{Bus, BusDevice, BusRange};
 use berth_vmm_devices::counters::Counters;
-use berth_vmm_devices::guest_error::GuestErrors;
+use berth_vmm_devices::guest_error::{GuestError, GuestErrors};
 use berth_vmm_devices::interrupt::{IrqLine, MsiMessage, MsiSender};
 use berth_vmm_devices::ioapic::{IOAPIC_BYTES, IoApic};
 use berth_vmm_devices::memory::Memory;
+use berth_vmm_devices::panic_device::{PANIC_BYTES, PanicDevice, PanicKind};
 use berth_vmm_devices::pci::root::{BarWindows, ECAM_BYTES, PciRoot};
 use berth_vmm_devices::pci::{DeviceSlot, PciFunction};
 use berth_vmm_devices::power::{OnPowerRequest, PowerPort, PowerRegister, PowerRequest};
@@ -20,16 +21,19 @@ use berth_vmm_devices::virtio::block::{Block, BlockOptions};
 use berth_vmm_devices::virtio::device::VirtioDevice;
 use berth_vmm_devices::virtio::entropy::Entropy;
 use berth_vmm_devices::virtio::transport::{VirtioPci, VirtioPciParts};
+use berth_vmm_devices::virtio::vsock::Vsock;
 use berth_vmm_sys::Vm;
 
 use crate::console::{self, DroppedBytes};
 use crate::disk_failures::DiskFailures;
 use crate::disk_file::DiskFile;
-use crate::ending::Ending;
+use crate::ending::{Ended, Ending, Reset};
 use crate::layout;
 use crate::queue_executor::IoLoop;
 use crate::refusal::{BuildMachineError, host};
-use crate::spec::{ConsoleSpec, DiskSpec};
+use crate::spec::{ConsoleSpec, DiskSpec, VsockSpec};
+use crate::vsock_sockets::VsockSockets;
+use crate::warnings::Warnings;
 
 /// What the devices of a machine are made of.
 #[derive(Debug)]
@@ -38,10 +42,16 @@ pub struct DeviceInput {
     pub disks: Vec<DiskSpec>,
     /// Where failures of the host's disks go.
     pub disk_failures: Arc<DiskFailures>,
+    /// Where warnings go.
+    pub warnings: Arc<Warnings>,
+    /// Whether there is a pvpanic device.
+    pub panic_device: bool,
     /// The serial port's output.
     pub console: Option<ConsoleSpec>,
     /// Whether there is an entropy device.
     pub entropy: bool,
+    /// The socket device.
+    pub vsock: Option<VsockSpec>,
 }
 
 /// The devices, reachable through the buses.
@@ -62,22 +72,25 @@ pub struct DeviceSet {
 }
 
 /// Interrupts of emulated devices: a message to KVM, no routing table.
-struct KvmMsi(Arc<Vm>);
+struct KvmMsi {
+    vm: Arc<Vm>,
+    errors: Arc<GuestErrors>,
+}
 
 impl MsiSender for KvmMsi {
     fn send(&self, message: MsiMessage) {
-        // A message that KVM refuses has a malformed address, which only the guest could write:
-        // it loses its own interrupt.
-        self.0
-            .signal_msi(message.address, message.data)
-            .unwrap_or(());
+        // A message that KVM refuses is malformed or finds no processor to take it. The guest
+        // wrote it: it loses its own interrupt.
+        if self.vm.signal_msi(message.address, message.data).is_err() {
+            self.errors.bump(GuestError::MsiMessage);
+        }
     }
 }
 
 /// A device and its name in statistics.
 type NamedDevice = (String, Box<dyn VirtioDevice>);
 
-/// The disks, then the entropy device.
+/// The disks, then the entropy device, then the socket device.
 fn virtio_devices(input: DeviceInput) -> Result<Vec<NamedDevice>, BuildMachineError> {
     let mut devices: Vec<NamedDevice> = Vec::new();
     for (position, disk) in input.disks.into_iter().enumerate() {
@@ -92,6 +105,12 @@ fn virtio_devices(input: DeviceInput) -> Result<Vec<NamedDevice>, BuildMachineEr
     }
     if input.entropy {
         devices.push(("entropy".to_owned(), Box::new(Entropy::new())));
+    }
+    if let Some(vsock) = input.vsock {
+        let cid = vsock.cid;
+        let sockets = VsockSockets::new(vsock).map_err(host("prepare the vsock sockets"))?;
+        let device = Vsock::new(cid, Box::new(sockets));
+        devices.push(("vsock".to_owned(), Box::new(device)));
     }
     Ok(devices)
 }
@@ -123,7 +142,10 @@ pub fn build(
         vm,
         io,
         memory: Arc::new(vm.memory().clone()),
-        msi: Arc::new(KvmMsi(Arc::clone(vm))),
+        msi: Arc::new(KvmMsi {
+            vm: Arc::clone(vm),
+            errors: Arc::clone(&errors),
+        }),
         errors: Arc::clone(&errors),
         ports: Vec::new(),
         mmio: Vec::new(),
@@ -141,6 +163,9 @@ pub fn build(
             SERIAL_BYTES,
             Arc::new(Serial::new(line, output)),
         );
+    }
+    if input.panic_device {
+        builder.panic_device(&input.warnings);
     }
     builder.pci(input)?;
     Ok(DeviceSet {
@@ -177,8 +202,9 @@ impl Builder<'_> {
         let ending = Arc::clone(ending);
         let on_request: OnPowerRequest = Arc::new(move |request| {
             ending.set(match request {
-                PowerRequest::PowerOff => berth_api::vmm::Exit::PowerOff,
-                PowerRequest::Reset => berth_api::vmm::Exit::Reset,
+                PowerRequest::PowerOff => Ended::PowerOff,
+                PowerRequest::Reset => Ended::Reset(Reset::Register),
+                PowerRequest::KeyboardReset => Ended::Reset(Reset::Keyboard),
             });
         });
         let registers = [
@@ -201,7 +227,18 @@ impl Builder<'_> {
         button
     }
 
-    /// The PCI bus: disks from slot 1 on, then the entropy device.
+    fn panic_device(&mut self, warnings: &Arc<Warnings>) {
+        let warnings = Arc::clone(warnings);
+        let device = PanicDevice::new(Box::new(move |kind| {
+            warnings.tell(berth_api::vmm::Warning::GuestPanicked {
+                crash_kernel: kind == PanicKind::CrashLoaded,
+            });
+        }));
+        self.counters.push(("panic".to_owned(), device.counters()));
+        self.port(layout::PANIC_PORT, PANIC_BYTES, Arc::new(device));
+    }
+
+    /// The PCI bus: disks from slot 1 on, then the others.
     fn pci(&mut self, input: DeviceInput) -> Result<(), BuildMachineError> {
         let devices = virtio_devices(input)?;
         let mut functions = Vec::new();

@@ -173,7 +173,7 @@ fn no_statistics() -> Event {
 /// The life of one VMM process.
 fn play_vmm(shared: &Shared, vm_id: VmId, launch: u32, stdin: &OwnedFd) {
     let exit = |exit: Exit| {
-        say(stdin, &Event::Exited { exit });
+        say(stdin, &Event::Exited { exit, cause: None });
         shared.end(
             vm_id,
             launch,

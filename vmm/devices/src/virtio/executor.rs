@@ -15,7 +15,8 @@ use crate::memory::Memory;
 use crate::pci::DeviceSlot;
 use crate::sync::lock;
 
-/// Chains that one call to [`ActiveDevice::serve`] takes at most, so that no guest action keeps
+/// Chains that one call to [`ActiveDevice::serve`] takes at most from a queue of which its device
+/// says nothing else, so that no guest action keeps
 /// the I/O thread from other devices.
 pub const SERVE_BUDGET: u16 = 64;
 
@@ -47,11 +48,11 @@ impl ActiveDevice {
         }
     }
 
-    /// Serves queue `queue_index` for up to [`SERVE_BUDGET`] chains, publishes the used rings and
+    /// Serves queue `queue_index` for up to its budget of chains, publishes the used rings and
     /// interrupts the driver at most once for each queue. Queues that are not enabled are
     /// [`Served::Idle`].
     pub fn serve(&mut self, queue_index: u16) -> Served {
-        if self.queues.get(queue_index).is_none() {
+        if !self.queues.is_enabled(queue_index) {
             return self.unless_broken(Served::Idle);
         }
         self.run(|device, queues, memory| serve_queue(device, queue_index, queues, memory))
@@ -90,7 +91,8 @@ impl ActiveDevice {
         if self.interrupt.needs_reset() {
             return Served::NeedsReset;
         }
-        self.queues.grant(SERVE_BUDGET);
+        let Self { device, queues, .. } = self;
+        queues.grant(|index| device.chain_budget(index));
         let served = act(self.device.as_mut(), &mut self.queues, &self.memory);
         // What was completed before a break is the driver's all the same.
         let told = self.tell_driver();
@@ -107,9 +109,7 @@ impl ActiveDevice {
     /// Interrupts for each queue on which chains were completed, where the driver wants it.
     fn tell_driver(&mut self) -> Result<(), QueueBroken> {
         for index in 0..self.queues.count() {
-            if let Some(queue) = self.queues.get(index)
-                && queue.needs_interrupt(&self.memory)?
-            {
+            if self.queues.needs_interrupt(index, &self.memory)? {
                 self.interrupt.queue_used(index);
             }
         }
@@ -142,7 +142,7 @@ fn serve_queue(
         if queue.charge(0) == 0 {
             return Ok(Served::More);
         }
-        if !queue.enable_notification(memory)? {
+        if queue.is_quiet() || !queue.enable_notification(memory)? {
             return Ok(Served::Idle);
         }
         // A driver that moves the index to and fro makes rounds without chains: they cost, too.

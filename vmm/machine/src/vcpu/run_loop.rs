@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Running ──exit──▶ Running
-//!    │ guest ended / KVM gave up ──▶ Ending(exit) ──▶ Parked
+//!    │ triple fault / KVM gave up ──▶ Ending ──▶ Parked
 //! ```
 //! Owns the meaning of KVM's exits. Port and memory accesses go to the buses; the loop knows no
 //! device. A vCPU whose machine has ended never enters the guest again: it parks until the process
@@ -13,13 +13,12 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use berth_api::vmm::Exit;
 use berth_vmm_devices::bus::Bus;
 use berth_vmm_sys::{GuestExit, Vcpu};
 use kvm_ioctls::VcpuExit;
 
 use super::gate::Gate;
-use crate::ending::Ending;
+use crate::ending::{Ended, Ending, Reset, VcpuPlace};
 
 /// The kinds of exits that are counted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -109,7 +108,7 @@ pub type BeforeGuest = fn() -> io::Result<()>;
 /// Where the thread is.
 enum State {
     Running,
-    Ending(Exit),
+    Ending(Ended),
     Parked,
 }
 
@@ -119,7 +118,10 @@ pub fn run(mut vcpu: Vcpu, index: u8, shared: &VcpuShared, before_guest: BeforeG
     shared.gate.pass();
     let mut state = match before_guest() {
         Ok(()) => State::Running,
-        Err(error) => crash(&vcpu, index, shared, format!("not ready to run: {error}")),
+        Err(error) => State::Ending(Ended::Crash {
+            place: place(&vcpu, index),
+            reason: format!("not ready to run: {error}"),
+        }),
     };
     loop {
         state = match state {
@@ -127,8 +129,8 @@ pub fn run(mut vcpu: Vcpu, index: u8, shared: &VcpuShared, before_guest: BeforeG
                 shared.gate.pass();
                 step(&mut vcpu, index, shared)
             }
-            State::Ending(exit) => {
-                shared.ending.set(exit);
+            State::Ending(ended) => {
+                shared.ending.set(ended);
                 State::Parked
             }
             State::Parked => {
@@ -145,7 +147,10 @@ fn step(vcpu: &mut Vcpu, index: u8, shared: &VcpuShared) -> State {
     let reason = match vcpu.run() {
         Ok(exit) => match serve(exit, shared) {
             Served::Continue => return go_on(shared),
-            Served::End(exit) => return State::Ending(exit),
+            Served::TripleFault => {
+                let place = place(vcpu, index);
+                return State::Ending(Ended::Reset(Reset::TripleFault(place)));
+            }
             Served::InternalError => format!("internal error {}", vcpu.internal_error()),
             Served::Unserved(what) => what,
         },
@@ -157,14 +162,8 @@ fn step(vcpu: &mut Vcpu, index: u8, shared: &VcpuShared) -> State {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => return go_on(shared),
         Err(error) => format!("KVM_RUN failed: {error}"),
     };
-    crash(vcpu, index, shared, reason)
-}
-
-fn crash(vcpu: &Vcpu, index: u8, shared: &VcpuShared, reason: String) -> State {
-    shared
-        .ending
-        .set_crash(index, reason, describe_registers(vcpu));
-    State::Parked
+    let place = place(vcpu, index);
+    State::Ending(Ended::Crash { place, reason })
 }
 
 fn go_on(shared: &VcpuShared) -> State {
@@ -178,7 +177,7 @@ fn go_on(shared: &VcpuShared) -> State {
 /// What became of one exit.
 enum Served {
     Continue,
-    End(Exit),
+    TripleFault,
     InternalError,
     Unserved(String),
 }
@@ -189,37 +188,44 @@ enum Served {
 )]
 fn serve(exit: GuestExit<'_>, shared: &VcpuShared) -> Served {
     let width = exit.port_width.max(1);
-    let kind = match exit.reason {
+    // Counted before it is served: whoever sees what an exit did finds it in the counts.
+    match exit.reason {
         VcpuExit::IoIn(port, data) => {
+            shared.exits.bump(ExitKind::PortRead);
             for access in data.chunks_mut(width) {
                 shared.ports.read(u64::from(port), access);
             }
-            ExitKind::PortRead
         }
         VcpuExit::IoOut(port, data) => {
+            shared.exits.bump(ExitKind::PortWrite);
             for access in data.chunks(width) {
                 shared.ports.write(u64::from(port), access);
             }
-            ExitKind::PortWrite
         }
         VcpuExit::MmioRead(address, data) => {
+            shared.exits.bump(ExitKind::MmioRead);
             shared.mmio.read(address, data);
-            ExitKind::MmioRead
         }
         VcpuExit::MmioWrite(address, data) => {
+            shared.exits.bump(ExitKind::MmioWrite);
             shared.mmio.write(address, data);
-            ExitKind::MmioWrite
         }
         VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::Hlt | VcpuExit::IoapicEoi(_) => {
-            ExitKind::Other
+            shared.exits.bump(ExitKind::Other);
         }
         // A triple fault: the way to reset a PC that always works.
-        VcpuExit::Shutdown => return Served::End(Exit::Reset),
+        VcpuExit::Shutdown => return Served::TripleFault,
         VcpuExit::InternalError => return Served::InternalError,
         other => return Served::Unserved(format!("{other:?}")),
-    };
-    shared.exits.bump(kind);
+    }
     Served::Continue
+}
+
+fn place(vcpu: &Vcpu, index: u8) -> VcpuPlace {
+    VcpuPlace {
+        vcpu: index,
+        registers: describe_registers(vcpu),
+    }
 }
 
 /// One line about where the guest was. Addresses only: no guest data reaches a log.

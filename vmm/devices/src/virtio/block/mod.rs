@@ -263,6 +263,8 @@ impl VirtioDevice for Block {
         while let Some(mut chain) = queue.pop(memory)? {
             let written = self.answer(&mut chain, queue, memory);
             queue.complete(memory, chain, written)?;
+            // The next request may take long: a driver that polls sees this one now.
+            queue.publish(memory)?;
         }
         Ok(())
     }
