@@ -20,7 +20,7 @@ use berth_vmm_devices::serial::{SERIAL_BYTES, Serial};
 use berth_vmm_devices::virtio::block::{Block, BlockOptions};
 use berth_vmm_devices::virtio::device::VirtioDevice;
 use berth_vmm_devices::virtio::entropy::Entropy;
-use berth_vmm_devices::virtio::net::{Net, NetOptions};
+use berth_vmm_devices::virtio::net::{Net, NetOptions, PairBackend};
 use berth_vmm_devices::virtio::transport::{VirtioPci, VirtioPciParts};
 use berth_vmm_devices::virtio::vsock::Vsock;
 use berth_vmm_sys::Vm;
@@ -113,8 +113,11 @@ fn virtio_devices(input: DeviceInput) -> Result<Vec<NamedDevice>, BuildMachineEr
             mtu: network.mtu,
         };
         let queues = TapQueue::all(network.taps).map_err(host("set up a tap"))?;
-        let queues = queues.into_iter().map(|queue| Box::new(queue) as _);
-        let device = Net::new(queues.collect(), options);
+        let pairs = queues.into_iter().map(|queue| PairBackend {
+            queue: Box::new(queue),
+            vhost: None,
+        });
+        let device = Net::new(pairs.collect(), options);
         devices.push((format!("network{position}"), Box::new(device)));
     }
     if input.entropy {

@@ -43,7 +43,11 @@ impl Interface {
             mac: MAC,
             mtu: Some(1400),
         };
-        let net = Net::new(wires.iter().map(Wire::port).collect(), options);
+        let backends = wires.iter().map(|wire| PairBackend {
+            queue: wire.port(),
+            vhost: None,
+        });
+        let net = Net::new(backends.collect(), options);
         let counters = net.counters().unwrap();
         let executor = Arc::new(InlineExecutor::default());
         let guest = TestGuest::with_executor(Box::new(net), executor.clone());
