@@ -18,6 +18,7 @@ use berth_vmm_devices::pci::{DeviceSlot, PciFunction};
 use berth_vmm_devices::power::{OnPowerRequest, PowerPort, PowerRegister, PowerRequest};
 use berth_vmm_devices::power_button::{PowerButton, STATUS_BYTES};
 use berth_vmm_devices::serial::{SERIAL_BYTES, Serial};
+use berth_vmm_devices::virtio::balloon::{Balloon, BalloonSize};
 use berth_vmm_devices::virtio::block::{Block, BlockOptions};
 use berth_vmm_devices::virtio::device::VirtioDevice;
 use berth_vmm_devices::virtio::entropy::Entropy;
@@ -25,6 +26,7 @@ use berth_vmm_devices::virtio::transport::{VirtioPci, VirtioPciParts};
 use berth_vmm_devices::virtio::vsock::Vsock;
 use berth_vmm_sys::{Event, Vm};
 
+use crate::balloon;
 use crate::console::{self, DroppedBytes};
 use crate::disk_failures::DiskFailures;
 use crate::disk_file::DiskFile;
@@ -48,6 +50,8 @@ pub struct DeviceInput {
     pub warnings: Arc<Warnings>,
     /// Whether there is a pvpanic device.
     pub panic_device: bool,
+    /// The balloon.
+    pub balloon: Option<berth_api::vmm::Balloon>,
     /// The serial port's output.
     pub console: Option<ConsoleSpec>,
     /// The network interfaces in PCI order.
@@ -73,6 +77,8 @@ pub struct DeviceSet {
     pub console_dropped: DroppedBytes,
     /// Counters of devices by name.
     pub counters: Vec<(String, Arc<Counters>)>,
+    /// The balloon's size.
+    pub balloon: Option<Arc<BalloonSize>>,
 }
 
 /// Interrupts of emulated devices: a message to KVM, no routing table.
@@ -143,6 +149,7 @@ struct Builder<'a> {
     ports: Vec<BusRange>,
     mmio: Vec<BusRange>,
     counters: Vec<(String, Arc<Counters>)>,
+    kicks: Kicks,
 }
 
 /// Builds all devices.
@@ -168,6 +175,7 @@ pub fn build(
         ports: Vec::new(),
         mmio: Vec::new(),
         counters: Vec::new(),
+        kicks: Kicks::new(),
     };
     let ioapic = builder.ioapic();
     let power_button = builder.power(&ioapic, ending);
@@ -185,7 +193,14 @@ pub fn build(
     if input.panic_device {
         builder.panic_device(&input.warnings);
     }
-    builder.pci(input)?;
+    let balloon = input.balloon.map(balloon::device);
+    let balloon_size = balloon.as_ref().map(Balloon::size);
+    let memory = Arc::clone(&builder.memory);
+    let mut devices = virtio_devices(input, &memory, &mut builder.kicks)?;
+    if let Some(balloon) = balloon {
+        devices.push((balloon::NAME.to_owned(), Box::new(balloon)));
+    }
+    builder.pci(devices)?;
     Ok(DeviceSet {
         ports: Bus::new(builder.ports, Arc::clone(&errors))?,
         mmio: Bus::new(builder.mmio, Arc::clone(&errors))?,
@@ -193,6 +208,7 @@ pub fn build(
         guest_errors: errors,
         console_dropped,
         counters: builder.counters,
+        balloon: balloon_size,
     })
 }
 
@@ -256,14 +272,12 @@ impl Builder<'_> {
         self.port(layout::PANIC_PORT, PANIC_BYTES, Arc::new(device));
     }
 
-    /// The PCI bus: disks from slot 1 on, then the others.
-    fn pci(&mut self, input: DeviceInput) -> Result<(), BuildMachineError> {
-        let mut kicks = Kicks::new();
-        let devices = virtio_devices(input, &self.memory, &mut kicks)?;
+    /// The PCI bus: the devices in order from slot 1 on.
+    fn pci(&mut self, devices: Vec<NamedDevice>) -> Result<(), BuildMachineError> {
         let mut functions = Vec::new();
         let mut kicks_by_slot = BTreeMap::new();
         for (slot, (name, device)) in (1..).filter_map(DeviceSlot::new).zip(devices) {
-            kicks_by_slot.insert(slot, kicks.remove(&name).unwrap_or_default());
+            kicks_by_slot.insert(slot, self.kicks.remove(&name).unwrap_or_default());
             self.counters
                 .extend(device.counters().map(|counters| (name, counters)));
             self.sources(slot, device.as_ref())

@@ -10,7 +10,7 @@ use std::fs::File;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, OwnedFd};
 
-use berth_api::vmm::{self, Console, FdIndex, Start};
+use berth_api::vmm::{self, Balloon, Console, FdIndex, HostPages, Start};
 use rustix::fs::{FileType, OFlags, Stat, fcntl_getfl, fstat, major, minor};
 use rustix::net::{AddressFamily, SocketType, sockopt};
 
@@ -62,6 +62,8 @@ pub struct MachineSpec {
     pub vsock: Option<VsockSpec>,
     /// Whether there is a pvpanic device.
     pub panic_device: bool,
+    /// The balloon.
+    pub balloon: Option<Balloon>,
 }
 
 /// One disk.
@@ -121,6 +123,7 @@ impl TryFrom<(Start, Vec<OwnedFd>)> for MachineSpec {
                 format!("give at most {}", vmm::MAX_DISKS),
             ));
         }
+        check_balloon(&start)?;
         network::check_values(&start.networks)?;
         refuse_unbuilt(&start)?;
         let mut intake = Intake::new(descriptors)?;
@@ -164,6 +167,7 @@ impl TryFrom<(Start, Vec<OwnedFd>)> for MachineSpec {
             networks,
             vsock,
             panic_device: start.panic_device,
+            balloon: start.balloon,
         })
     }
 }
@@ -255,7 +259,6 @@ fn check_version(version: u32) -> Result<(), Refusal> {
 fn refuse_unbuilt(start: &Start) -> Result<(), Refusal> {
     let fields = [
         ("virtio_console", start.virtio_console.is_some()),
-        ("balloon", start.balloon.is_some()),
         ("vfio", start.vfio.is_some()),
         (
             "memory_backing",
@@ -271,6 +274,29 @@ fn refuse_unbuilt(start: &Start) -> Result<(), Refusal> {
             "leave it out, or install a release that has it",
         )),
     }
+}
+
+/// A device reaches all guest memory at any time, so that none of it may go, and huge pages were
+/// reserved for this guest: one that goes may be another's when the guest wants it back.
+fn check_balloon(start: &Start) -> Result<(), Refusal> {
+    let has_huge_pages = match start.memory_backing.pages {
+        HostPages::Transparent | HostPages::Small => false,
+        HostPages::Huge2M | HostPages::Huge1G => true,
+    };
+    let problem = if start.balloon.is_none() {
+        return Ok(());
+    } else if start.vfio.is_some() {
+        "the devices of vfio hold all guest memory"
+    } else if has_huge_pages {
+        "huge pages are reserved and cannot be given back piece by piece"
+    } else {
+        return Ok(());
+    };
+    Err(Refusal::new(
+        "balloon",
+        problem,
+        "leave the balloon out, or use pages of the ordinary size and no vfio",
+    ))
 }
 
 fn check_vcpus(vcpus: u32) -> Result<u8, Refusal> {
