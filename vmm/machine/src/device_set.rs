@@ -20,6 +20,8 @@ use berth_vmm_devices::power_button::{PowerButton, STATUS_BYTES};
 use berth_vmm_devices::serial::{SERIAL_BYTES, Serial};
 use berth_vmm_devices::virtio::balloon::{Balloon, BalloonSize};
 use berth_vmm_devices::virtio::block::{Block, BlockOptions};
+use berth_vmm_devices::virtio::console::VirtioConsole;
+use berth_vmm_devices::virtio::console::backend::ConsoleInput;
 use berth_vmm_devices::virtio::device::VirtioDevice;
 use berth_vmm_devices::virtio::entropy::Entropy;
 use berth_vmm_devices::virtio::transport::{VirtioPci, VirtioPciParts};
@@ -28,6 +30,7 @@ use berth_vmm_sys::{Event, Vm};
 
 use crate::balloon;
 use crate::console::{self, DroppedBytes};
+use crate::console_input::StreamInput;
 use crate::disk_failures::DiskFailures;
 use crate::disk_file::DiskFile;
 use crate::ending::{Ended, Ending, Reset};
@@ -35,7 +38,7 @@ use crate::layout;
 use crate::network;
 use crate::queue_executor::IoLoop;
 use crate::refusal::{BuildMachineError, host};
-use crate::spec::{ConsoleSpec, DiskSpec, NetworkSpec, VsockSpec};
+use crate::spec::{ConsoleSpec, DiskSpec, NetworkSpec, VirtioConsoleSpec, VsockSpec};
 use crate::vsock_sockets::VsockSockets;
 use crate::warnings::Warnings;
 
@@ -60,6 +63,8 @@ pub struct DeviceInput {
     pub entropy: bool,
     /// The socket device.
     pub vsock: Option<VsockSpec>,
+    /// The virtio console.
+    pub virtio_console: Option<VirtioConsoleSpec>,
 }
 
 /// The devices, reachable through the buses.
@@ -104,9 +109,10 @@ type NamedDevice = (String, Box<dyn VirtioDevice>);
 /// is not the I/O loop's business.
 type Kicks = BTreeMap<String, Vec<Arc<Event>>>;
 
-/// The disks, the network interfaces, the entropy device, then the socket device.
+/// The disks, the network interfaces, the entropy device, the socket device, then the console.
 fn virtio_devices(
     input: DeviceInput,
+    console_dropped: &DroppedBytes,
     memory: &Memory,
     kicks: &mut Kicks,
 ) -> Result<Vec<NamedDevice>, BuildMachineError> {
@@ -136,7 +142,23 @@ fn virtio_devices(
         let device = Vsock::new(cid, Box::new(sockets));
         devices.push(("vsock".to_owned(), Box::new(device)));
     }
+    if let Some(console) = input.virtio_console {
+        let device = virtio_console(console, console_dropped.clone());
+        let device = device.map_err(host("open the virtio console"))?;
+        devices.push(("virtio_console".to_owned(), Box::new(device)));
+    }
     Ok(devices)
+}
+
+fn virtio_console(spec: VirtioConsoleSpec, dropped: DroppedBytes) -> io::Result<VirtioConsole> {
+    let input = match spec.input {
+        Some(descriptor) => Some(Box::new(StreamInput::new(descriptor)?) as Box<dyn ConsoleInput>),
+        None => None,
+    };
+    Ok(VirtioConsole::new(
+        console::open(spec.output, dropped)?,
+        input,
+    ))
 }
 
 /// Everything that builds devices, so that each function names only what is its own.
@@ -196,7 +218,7 @@ pub fn build(
     let balloon = input.balloon.map(balloon::device);
     let balloon_size = balloon.as_ref().map(Balloon::size);
     let memory = Arc::clone(&builder.memory);
-    let mut devices = virtio_devices(input, &memory, &mut builder.kicks)?;
+    let mut devices = virtio_devices(input, &console_dropped, &memory, &mut builder.kicks)?;
     if let Some(balloon) = balloon {
         devices.push((balloon::NAME.to_owned(), Box::new(balloon)));
     }

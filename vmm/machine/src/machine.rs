@@ -126,6 +126,7 @@ impl Machine {
             networks: spec.networks,
             entropy: spec.entropy,
             vsock: spec.vsock,
+            virtio_console: spec.virtio_console,
         };
         let devices = device_set::build(&vm, &mut io, &ending, input)?;
         let vcpus = vcpu::create(&kvm, &vm, spec.vcpus, entry)?;
