@@ -136,6 +136,9 @@ pub struct Net {
     queue_sizes: Vec<u16>,
     offered: u64,
     accepted: u64,
+    /// Whether the host knows what the driver accepted. It is told on the I/O thread, which alone
+    /// may ask it.
+    is_prepared: bool,
     config: Arc<DeviceConfig>,
     counters: NetCounters,
 }
@@ -173,6 +176,7 @@ impl Net {
             queue_sizes,
             offered: features::offered(offloads.unwrap_or_default(), count, options.mtu.is_some()),
             accepted: 0,
+            is_prepared: false,
             config: DeviceConfig::constant(&configuration(options, count)),
             counters: NetCounters(Arc::new(Counters::new(COUNTERS))),
         }
@@ -260,6 +264,25 @@ impl Net {
         }
         let backend = pair.backend.as_mut();
         transmit::transmit(backend, self.accepted, queue, memory, &self.counters)
+    }
+
+    /// Tells the host of a new driver.
+    fn prepare(&mut self) {
+        if std::mem::replace(&mut self.is_prepared, true) {
+            return;
+        }
+        // Where the host does not do what it offered, packets stay whole and the counter tells.
+        self.set_offloads(Offloads::accepted(self.accepted));
+        self.use_pairs(1);
+        let is_mergeable = has(self.accepted, VIRTIO_NET_F_MRG_RXBUF);
+        for pair in &mut self.pairs {
+            pair.receiver.activate(is_mergeable);
+            // What came before may need offloads that this driver does not know.
+            pair.receiver.discard(pair.backend.as_mut(), &self.counters);
+            if pair.kernel.is_some() {
+                pair.receiver.reset();
+            }
+        }
     }
 
     /// Lets the kernel serve the pairs in use, where that is its work.
@@ -443,18 +466,7 @@ impl VirtioDevice for Net {
 
     fn activate(&mut self, features: u64) {
         self.accepted = features;
-        // Where the host does not do what it offered, packets stay whole and the counter tells.
-        self.set_offloads(Offloads::accepted(features));
-        self.use_pairs(1);
-        let is_mergeable = has(features, VIRTIO_NET_F_MRG_RXBUF);
-        for pair in &mut self.pairs {
-            pair.receiver.activate(is_mergeable);
-            // What came before may need offloads that this driver does not know.
-            pair.receiver.discard(pair.backend.as_mut(), &self.counters);
-            if pair.kernel.is_some() {
-                pair.receiver.reset();
-            }
-        }
+        self.is_prepared = false;
     }
 
     fn serve(
@@ -463,6 +475,7 @@ impl VirtioDevice for Net {
         queues: &mut Queues,
         memory: &Memory,
     ) -> Result<(), QueueBroken> {
+        self.prepare();
         self.start_kernel(queues)?;
         if let Some(kernel) = self.kernel_of(index) {
             kernel.kick(usize::from(index % 2));
@@ -493,6 +506,7 @@ impl VirtioDevice for Net {
         queues: &mut Queues,
         memory: &Memory,
     ) -> Result<Served, QueueBroken> {
+        self.prepare();
         self.start_kernel(queues)?;
         if self.is_kernels() {
             self.kernel_signalled(Source::at(source), queues)
