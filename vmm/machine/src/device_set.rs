@@ -2,6 +2,7 @@
 //!
 //! Owns which device sits where: PCI slots, ports, pins and the two buses. It emulates nothing.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
@@ -17,21 +18,27 @@ use berth_vmm_devices::pci::{DeviceSlot, PciFunction};
 use berth_vmm_devices::power::{OnPowerRequest, PowerPort, PowerRegister, PowerRequest};
 use berth_vmm_devices::power_button::{PowerButton, STATUS_BYTES};
 use berth_vmm_devices::serial::{SERIAL_BYTES, Serial};
+use berth_vmm_devices::virtio::balloon::{Balloon, BalloonSize};
 use berth_vmm_devices::virtio::block::{Block, BlockOptions};
+use berth_vmm_devices::virtio::console::VirtioConsole;
+use berth_vmm_devices::virtio::console::backend::ConsoleInput;
 use berth_vmm_devices::virtio::device::VirtioDevice;
 use berth_vmm_devices::virtio::entropy::Entropy;
 use berth_vmm_devices::virtio::transport::{VirtioPci, VirtioPciParts};
 use berth_vmm_devices::virtio::vsock::Vsock;
-use berth_vmm_sys::Vm;
+use berth_vmm_sys::{Event, Vm};
 
+use crate::balloon;
 use crate::console::{self, DroppedBytes};
+use crate::console_input::StreamInput;
 use crate::disk_failures::DiskFailures;
 use crate::disk_file::DiskFile;
 use crate::ending::{Ended, Ending, Reset};
 use crate::layout;
+use crate::network;
 use crate::queue_executor::IoLoop;
 use crate::refusal::{BuildMachineError, host};
-use crate::spec::{ConsoleSpec, DiskSpec, VsockSpec};
+use crate::spec::{ConsoleSpec, DiskSpec, NetworkSpec, VirtioConsoleSpec, VsockSpec};
 use crate::vsock_sockets::VsockSockets;
 use crate::warnings::Warnings;
 
@@ -46,12 +53,18 @@ pub struct DeviceInput {
     pub warnings: Arc<Warnings>,
     /// Whether there is a pvpanic device.
     pub panic_device: bool,
+    /// The balloon.
+    pub balloon: Option<berth_api::vmm::Balloon>,
     /// The serial port's output.
     pub console: Option<ConsoleSpec>,
+    /// The network interfaces in PCI order.
+    pub networks: Vec<NetworkSpec>,
     /// Whether there is an entropy device.
     pub entropy: bool,
     /// The socket device.
     pub vsock: Option<VsockSpec>,
+    /// The virtio console.
+    pub virtio_console: Option<VirtioConsoleSpec>,
 }
 
 /// The devices, reachable through the buses.
@@ -69,6 +82,8 @@ pub struct DeviceSet {
     pub console_dropped: DroppedBytes,
     /// Counters of devices by name.
     pub counters: Vec<(String, Arc<Counters>)>,
+    /// The balloon's size.
+    pub balloon: Option<Arc<BalloonSize>>,
 }
 
 /// Interrupts of emulated devices: a message to KVM, no routing table.
@@ -90,8 +105,17 @@ impl MsiSender for KvmMsi {
 /// A device and its name in statistics.
 type NamedDevice = (String, Box<dyn VirtioDevice>);
 
-/// The disks, then the entropy device, then the socket device.
-fn virtio_devices(input: DeviceInput) -> Result<Vec<NamedDevice>, BuildMachineError> {
+/// By the devices' names: for each queue the event that the guest's notifications signal, where that
+/// is not the I/O loop's business.
+type Kicks = BTreeMap<String, Vec<Arc<Event>>>;
+
+/// The disks, the network interfaces, the entropy device, the socket device, then the console.
+fn virtio_devices(
+    input: DeviceInput,
+    console_dropped: &DroppedBytes,
+    memory: &Memory,
+    kicks: &mut Kicks,
+) -> Result<Vec<NamedDevice>, BuildMachineError> {
     let mut devices: Vec<NamedDevice> = Vec::new();
     for (position, disk) in input.disks.into_iter().enumerate() {
         let options = BlockOptions {
@@ -103,6 +127,12 @@ fn virtio_devices(input: DeviceInput) -> Result<Vec<NamedDevice>, BuildMachineEr
         let device = Block::new(Box::new(backend), options);
         devices.push((format!("disk{position}"), Box::new(device)));
     }
+    for (position, network) in input.networks.into_iter().enumerate() {
+        let name = format!("network{position}");
+        let parts = network::build(position, network, memory)?;
+        kicks.insert(name.clone(), parts.kicks);
+        devices.push((name, Box::new(parts.device)));
+    }
     if input.entropy {
         devices.push(("entropy".to_owned(), Box::new(Entropy::new())));
     }
@@ -112,7 +142,23 @@ fn virtio_devices(input: DeviceInput) -> Result<Vec<NamedDevice>, BuildMachineEr
         let device = Vsock::new(cid, Box::new(sockets));
         devices.push(("vsock".to_owned(), Box::new(device)));
     }
+    if let Some(console) = input.virtio_console {
+        let device = virtio_console(console, console_dropped.clone());
+        let device = device.map_err(host("open the virtio console"))?;
+        devices.push(("virtio_console".to_owned(), Box::new(device)));
+    }
     Ok(devices)
+}
+
+fn virtio_console(spec: VirtioConsoleSpec, dropped: DroppedBytes) -> io::Result<VirtioConsole> {
+    let input = match spec.input {
+        Some(descriptor) => Some(Box::new(StreamInput::new(descriptor)?) as Box<dyn ConsoleInput>),
+        None => None,
+    };
+    Ok(VirtioConsole::new(
+        console::open(spec.output, dropped)?,
+        input,
+    ))
 }
 
 /// Everything that builds devices, so that each function names only what is its own.
@@ -125,6 +171,7 @@ struct Builder<'a> {
     ports: Vec<BusRange>,
     mmio: Vec<BusRange>,
     counters: Vec<(String, Arc<Counters>)>,
+    kicks: Kicks,
 }
 
 /// Builds all devices.
@@ -150,6 +197,7 @@ pub fn build(
         ports: Vec::new(),
         mmio: Vec::new(),
         counters: Vec::new(),
+        kicks: Kicks::new(),
     };
     let ioapic = builder.ioapic();
     let power_button = builder.power(&ioapic, ending);
@@ -167,7 +215,14 @@ pub fn build(
     if input.panic_device {
         builder.panic_device(&input.warnings);
     }
-    builder.pci(input)?;
+    let balloon = input.balloon.map(balloon::device);
+    let balloon_size = balloon.as_ref().map(Balloon::size);
+    let memory = Arc::clone(&builder.memory);
+    let mut devices = virtio_devices(input, &console_dropped, &memory, &mut builder.kicks)?;
+    if let Some(balloon) = balloon {
+        devices.push((balloon::NAME.to_owned(), Box::new(balloon)));
+    }
+    builder.pci(devices)?;
     Ok(DeviceSet {
         ports: Bus::new(builder.ports, Arc::clone(&errors))?,
         mmio: Bus::new(builder.mmio, Arc::clone(&errors))?,
@@ -175,6 +230,7 @@ pub fn build(
         guest_errors: errors,
         console_dropped,
         counters: builder.counters,
+        balloon: balloon_size,
     })
 }
 
@@ -238,11 +294,12 @@ impl Builder<'_> {
         self.port(layout::PANIC_PORT, PANIC_BYTES, Arc::new(device));
     }
 
-    /// The PCI bus: disks from slot 1 on, then the others.
-    fn pci(&mut self, input: DeviceInput) -> Result<(), BuildMachineError> {
-        let devices = virtio_devices(input)?;
+    /// The PCI bus: the devices in order from slot 1 on.
+    fn pci(&mut self, devices: Vec<NamedDevice>) -> Result<(), BuildMachineError> {
         let mut functions = Vec::new();
+        let mut kicks_by_slot = BTreeMap::new();
         for (slot, (name, device)) in (1..).filter_map(DeviceSlot::new).zip(devices) {
+            kicks_by_slot.insert(slot, self.kicks.remove(&name).unwrap_or_default());
             self.counters
                 .extend(device.counters().map(|counters| (name, counters)));
             self.sources(slot, device.as_ref())
@@ -269,7 +326,8 @@ impl Builder<'_> {
             device: Arc::new(root),
         });
         for (slot, function) in &functions {
-            self.notifications(*slot, function)
+            let kicks = kicks_by_slot.remove(slot).unwrap_or_default();
+            self.notifications(*slot, function, &kicks)
                 .map_err(host("register a notification"))?;
         }
         Ok(())
@@ -294,11 +352,22 @@ impl Builder<'_> {
         Ok(())
     }
 
-    /// Lets KVM wake the I/O loop without an exit to the vCPU's thread.
-    fn notifications(&mut self, slot: DeviceSlot, function: &VirtioPci) -> io::Result<()> {
+    /// Lets KVM wake the I/O loop, or signal `kicks` of the first queues, without an exit to the
+    /// vCPU's thread.
+    fn notifications(
+        &mut self,
+        slot: DeviceSlot,
+        function: &VirtioPci,
+        kicks: &[Arc<Event>],
+    ) -> io::Result<()> {
+        let mut kicks = kicks.iter();
         for queue in 0..function.queue_count() {
+            let kick = kicks.next();
             if let Some(address) = function.notify_address(queue) {
-                let event = self.io.queue_event(slot, queue)?;
+                let event = match kick {
+                    Some(kick) => kick,
+                    None => self.io.queue_event(slot, queue)?,
+                };
                 self.vm.signal_on_mmio_write(address, event)?;
             }
         }

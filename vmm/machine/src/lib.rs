@@ -5,8 +5,10 @@
 #![forbid(unsafe_code)]
 
 pub mod acpi;
+mod balloon;
 pub mod boot;
 pub mod console;
+pub mod console_input;
 pub mod device_set;
 pub mod disk_failures;
 pub mod disk_file;
@@ -15,10 +17,12 @@ pub mod irq_routes;
 pub mod layout;
 pub mod machine;
 pub mod memory;
+pub mod network;
 pub mod preflight;
 pub mod queue_executor;
 pub mod refusal;
 pub mod spec;
+pub mod tap_queue;
 pub mod vcpu;
 pub mod vsock_sockets;
 pub mod warnings;

@@ -18,6 +18,7 @@ use kvm_ioctls::Kvm;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::acpi::{self, AcpiInput};
+use crate::balloon::BalloonControl;
 use crate::boot::{self, BootInput, EntryState};
 use crate::console::DroppedBytes;
 use crate::device_set::{self, DeviceInput, DeviceSet};
@@ -28,7 +29,7 @@ use crate::memory;
 use crate::queue_executor::IoLoop;
 use crate::refusal::{BuildMachineError, Refusal, host};
 use crate::spec::MachineSpec;
-use crate::vcpu::{self, VcpuShared};
+use crate::vcpu::{self, BeforeGuest, VcpuShared};
 use crate::warnings::Warnings;
 
 /// Stack of a vCPU thread: exits are served without recursion and without large buffers.
@@ -54,6 +55,7 @@ pub struct Machine {
     disk_failures: Arc<DiskFailures>,
     warnings: Arc<Warnings>,
     counters: Vec<(String, Arc<Counters>)>,
+    balloon: Option<BalloonControl>,
 }
 
 /// A machine whose vCPUs run.
@@ -67,6 +69,7 @@ pub struct RunningMachine {
     disk_failures: Arc<DiskFailures>,
     warnings: Arc<Warnings>,
     counters: Vec<(String, Arc<Counters>)>,
+    balloon: Option<BalloonControl>,
 }
 
 /// What [`RunningMachine::wait`] waits for.
@@ -118,9 +121,12 @@ impl Machine {
             disk_failures: Arc::clone(&disk_failures),
             warnings: Arc::clone(&warnings),
             panic_device: spec.panic_device,
+            balloon: spec.balloon,
             console: spec.console,
+            networks: spec.networks,
             entropy: spec.entropy,
             vsock: spec.vsock,
+            virtio_console: spec.virtio_console,
         };
         let devices = device_set::build(&vm, &mut io, &ending, input)?;
         let vcpus = vcpu::create(&kvm, &vm, spec.vcpus, entry)?;
@@ -131,6 +137,7 @@ impl Machine {
             guest_errors,
             console_dropped,
             counters,
+            balloon,
         } = devices;
         let shared = VcpuShared {
             ports,
@@ -149,15 +156,17 @@ impl Machine {
             disk_failures,
             warnings,
             counters,
+            balloon: balloon.map(|size| BalloonControl::new(size, spec.memory_bytes)),
         })
     }
 
     /// Starts the vCPUs' threads. They wait: no guest instruction runs before
-    /// [`RunningMachine::resume`].
+    /// [`RunningMachine::resume`]. Each calls `before_guest` once it may go on and before it enters
+    /// the guest; if that fails, it never does.
     ///
     /// # Errors
     /// If a thread cannot be started.
-    pub fn start(self) -> Result<RunningMachine, BuildMachineError> {
+    pub fn start(self, before_guest: BeforeGuest) -> Result<RunningMachine, BuildMachineError> {
         install_kick_handler().map_err(host("set a signal handler"))?;
         let shared = Arc::new(self.shared);
         // The first vCPU starts the others: begin with it.
@@ -166,7 +175,7 @@ impl Machine {
             std::thread::Builder::new()
                 .name(format!("vcpu{index}"))
                 .stack_size(VCPU_STACK_BYTES)
-                .spawn(move || vcpu::run(vcpu, index, &shared))
+                .spawn(move || vcpu::run(vcpu, index, &shared, before_guest))
                 .map_err(host("start a vCPU's thread"))?;
         }
         shared.gate.wait_for_all();
@@ -179,6 +188,7 @@ impl Machine {
             disk_failures: self.disk_failures,
             warnings: self.warnings,
             counters: self.counters,
+            balloon: self.balloon,
         })
     }
 }
@@ -246,6 +256,20 @@ impl RunningMachine {
         self.power_button.press();
     }
 
+    /// The balloon's largest target in MiB, if there is a balloon.
+    #[must_use]
+    pub fn most_balloon_mib(&self) -> Option<u64> {
+        self.balloon.as_ref().map(BalloonControl::most_mib)
+    }
+
+    /// Asks the guest to let its balloon hold that much, at most the largest target. Without a
+    /// balloon nothing happens.
+    pub fn set_balloon(&self, target_mib: u64) {
+        if let Some(balloon) = &self.balloon {
+            balloon.set_target(target_mib);
+        }
+    }
+
     /// Ends the machine without asking the guest; [`RunningMachine::wait`] reports it.
     pub fn stop(&self) {
         self.shared.ending.set(Ended::Stopped);
@@ -265,7 +289,8 @@ impl RunningMachine {
 
 impl RunningMachine {
     fn device_statistics(&self) -> Vec<DeviceStatistics> {
-        self.counters
+        let mut devices: Vec<_> = self
+            .counters
             .iter()
             .map(|(device, counters)| DeviceStatistics {
                 device: device.clone(),
@@ -274,7 +299,11 @@ impl RunningMachine {
                     .map(|(name, value)| (name.to_owned(), value))
                     .collect(),
             })
-            .collect()
+            .collect();
+        if let Some(balloon) = &self.balloon {
+            balloon.add_to(&mut devices);
+        }
+        devices
     }
 }
 
