@@ -16,12 +16,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use berth_api::vmm::{Console, Disk, Exit, FdIndex, Request, Start};
+use berth_tests::host_devices;
 use berth_tests::launch::{Descriptors, Heard, LaunchedVmm};
 use berth_tests::unit_launch::UnitVmm;
 
 const USAGE: &str = "usage: vmm-run --vmm PATH --kernel FILE [--initrd FILE] [--disk FILE[:ro]]... \
                      [--cmdline TEXT] [--vcpus N] [--memory-mib M] [--entropy] \
-                     [--console FILE|-|none] [--unit] [--follow-resets] [--timeout SECONDS]";
+                     [--vfio ADDRESS]... [--p2p] [--console FILE|-|none] [--unit] [--follow-resets] [--timeout SECONDS]";
 /// How long a VMM that was told to stop may take before it is killed.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 /// Exit status for a wrong command line.
@@ -43,6 +44,9 @@ struct Arguments {
     vcpus: u32,
     memory_mib: u64,
     entropy: bool,
+    /// PCI addresses of host devices that are bound to vfio-pci.
+    vfio: Vec<String>,
+    peer_to_peer: bool,
     console: Option<PathBuf>,
     /// Whether the VMM runs in a unit as the agent makes them, and not as our child.
     unit: bool,
@@ -62,6 +66,8 @@ impl Arguments {
             vcpus: 1,
             memory_mib: 256,
             entropy: false,
+            vfio: Vec::new(),
+            peer_to_peer: false,
             console: Some(PathBuf::from("-")),
             unit: false,
             follow_resets: false,
@@ -83,6 +89,8 @@ impl Arguments {
                 "--vcpus" => found.vcpus = number(&option, value()?)?,
                 "--memory-mib" => found.memory_mib = number(&option, value()?)?,
                 "--entropy" => found.entropy = true,
+                "--vfio" => found.vfio.push(text(value()?)?),
+                "--p2p" => found.peer_to_peer = true,
                 "--console" => {
                     found.console =
                         Some(PathBuf::from(value()?)).filter(|path| *path != Path::new("none"));
@@ -120,7 +128,9 @@ impl Arguments {
             }),
             None => None,
         };
+        let vfio = host_devices::open(&self.vfio, self.peer_to_peer, &mut descriptors)?;
         let start = Start {
+            vfio,
             vcpus: self.vcpus,
             memory_mib: self.memory_mib,
             initrd,

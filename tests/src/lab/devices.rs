@@ -18,6 +18,13 @@ pub enum Device {
         /// What the drive calls itself.
         serial: String,
     },
+    /// A display adapter on a root port of its own, which stands for a GPU.
+    DisplaySlot,
+    /// A device on a root port of its own that is nothing but one 64-bit BAR.
+    MemorySlot {
+        /// The BAR's length: a power of two.
+        gib: u32,
+    },
 }
 
 impl Device {
@@ -25,6 +32,13 @@ impl Device {
     #[must_use]
     pub fn arguments(&self, number: usize) -> Vec<OsString> {
         let drive = format!("dev{number}");
+        let port = || {
+            [
+                OsString::from("-device"),
+                format!("pcie-root-port,id=port{number},slot={number},chassis={number}").into(),
+                OsString::from("-device"),
+            ]
+        };
         match self {
             Self::SharedDisk { image } => vec![
                 "-drive".into(),
@@ -40,6 +54,15 @@ impl Device {
                 "-device".into(),
                 format!("nvme,serial={serial},bus=port{number},drive={drive}").into(),
             ],
+            Self::DisplaySlot => {
+                // Without `iommu_platform` QEMU's virtio devices pass the IOMMU by.
+                let device = format!("virtio-gpu-pci,bus=port{number},iommu_platform=on");
+                port().into_iter().chain([device.into()]).collect()
+            }
+            Self::MemorySlot { gib } => {
+                let device = format!("pci-testdev,bus=port{number},membar={gib}G");
+                port().into_iter().chain([device.into()]).collect()
+            }
         }
     }
 }

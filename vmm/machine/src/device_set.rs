@@ -3,6 +3,7 @@
 //! Owns which device sits where: PCI slots, ports, pins and the two buses. It emulates nothing.
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use berth_vmm_devices::bus::{Bus, BusDevice, BusRange};
@@ -29,8 +30,9 @@ use crate::disk_file::DiskFile;
 use crate::ending::{Ended, Ending, Reset};
 use crate::layout;
 use crate::queue_executor::IoLoop;
-use crate::refusal::{BuildMachineError, host};
+use crate::refusal::{BuildMachineError, Refusal, host};
 use crate::spec::{ConsoleSpec, DiskSpec};
+use crate::vfio::{HostEvents, OpenDevices, Passthrough};
 use crate::warnings::Warnings;
 
 /// What the devices of a machine are made of.
@@ -48,6 +50,8 @@ pub struct DeviceInput {
     pub console: Option<ConsoleSpec>,
     /// Whether there is an entropy device.
     pub entropy: bool,
+    /// Host devices, after all others.
+    pub host_devices: Option<OpenDevices>,
 }
 
 /// The devices, reachable through the buses.
@@ -65,6 +69,10 @@ pub struct DeviceSet {
     pub console_dropped: DroppedBytes,
     /// Counters of devices by name.
     pub counters: Vec<(String, Arc<Counters>)>,
+    /// What the host says about its devices.
+    pub host_events: HostEvents,
+    /// Where 64-bit BARs are beyond the guest's memory; empty without any.
+    pub high_window: Range<u64>,
 }
 
 /// Interrupts of emulated devices: a message to KVM, no routing table.
@@ -85,6 +93,9 @@ impl MsiSender for KvmMsi {
 
 /// A device and its name in statistics.
 type NamedDevice = (String, Box<dyn VirtioDevice>);
+
+/// A function and where it is on the bus.
+type PlacedFunction = (DeviceSlot, Arc<dyn PciFunction>);
 
 /// The disks, then the entropy device.
 fn virtio_devices(input: DeviceInput) -> Result<Vec<NamedDevice>, BuildMachineError> {
@@ -115,6 +126,8 @@ struct Builder<'a> {
     ports: Vec<BusRange>,
     mmio: Vec<BusRange>,
     counters: Vec<(String, Arc<Counters>)>,
+    host_events: HostEvents,
+    high_window: Range<u64>,
 }
 
 /// Builds all devices.
@@ -140,6 +153,8 @@ pub fn build(
         ports: Vec::new(),
         mmio: Vec::new(),
         counters: Vec::new(),
+        host_events: HostEvents::default(),
+        high_window: 0..0,
     };
     let ioapic = builder.ioapic();
     let power_button = builder.power(&ioapic, ending);
@@ -165,6 +180,8 @@ pub fn build(
         guest_errors: errors,
         console_dropped,
         counters: builder.counters,
+        host_events: builder.host_events,
+        high_window: builder.high_window,
     })
 }
 
@@ -228,8 +245,9 @@ impl Builder<'_> {
         self.port(layout::PANIC_PORT, PANIC_BYTES, Arc::new(device));
     }
 
-    /// The PCI bus: disks from slot 1 on, then the entropy device.
-    fn pci(&mut self, input: DeviceInput) -> Result<(), BuildMachineError> {
+    /// The PCI bus: disks from slot 1 on, then the entropy device, then host devices.
+    fn pci(&mut self, mut input: DeviceInput) -> Result<(), BuildMachineError> {
+        let host_devices = input.host_devices.take();
         let devices = virtio_devices(input)?;
         let mut functions = Vec::new();
         for (slot, (name, device)) in (1..).filter_map(DeviceSlot::new).zip(devices) {
@@ -239,11 +257,14 @@ impl Builder<'_> {
                 .map_err(host("watch a device's descriptor"))?;
             functions.push((slot, Arc::new(self.virtio(slot, device))));
         }
-        let on_bus = functions
+        let mut on_bus: Vec<_> = functions
             .iter()
             .map(|(slot, function)| (*slot, Arc::clone(function) as Arc<dyn PciFunction>))
             .collect();
-        let window = layout::PCI_WINDOW.start..layout::PCI_WINDOW.end;
+        if let Some(devices) = host_devices {
+            on_bus.extend(self.passed_through(devices, functions.len())?);
+        }
+        let window = layout::EMULATED_WINDOW.start..layout::EMULATED_WINDOW.end;
         // Emulated functions are small: both kinds of BAR share the window below 4 GiB.
         let half = window.start + (window.end - window.start) / 2;
         let windows = BarWindows {
@@ -263,6 +284,42 @@ impl Builder<'_> {
                 .map_err(host("register a notification"))?;
         }
         Ok(())
+    }
+
+    /// Host devices, in the slots after `taken` others.
+    fn passed_through(
+        &mut self,
+        devices: OpenDevices,
+        taken: usize,
+    ) -> Result<Vec<PlacedFunction>, BuildMachineError> {
+        let Passthrough {
+            functions,
+            ranges,
+            window,
+            events,
+            counters,
+        } = devices.into_functions(&self.msi, &self.errors)?;
+        events
+            .watch(self.io)
+            .map_err(host("watch a host device's event"))?;
+        self.mmio.extend(ranges);
+        self.counters.extend(counters);
+        self.host_events = events;
+        self.high_window = window;
+        let slots = (1..).filter_map(DeviceSlot::new).skip(taken);
+        let on_bus: Vec<_> = slots
+            .zip(&functions)
+            .map(|(slot, function)| (slot, Arc::clone(function) as Arc<dyn PciFunction>))
+            .collect();
+        if on_bus.len() < functions.len() {
+            return Err(Refusal::new(
+                format!("vfio.devices[{}]", on_bus.len()),
+                "no PCI slot is left for it",
+                "give the machine fewer devices",
+            )
+            .into());
+        }
+        Ok(on_bus)
     }
 
     fn virtio(&self, slot: DeviceSlot, device: Box<dyn VirtioDevice>) -> VirtioPci {

@@ -20,6 +20,7 @@ pub mod queue_executor;
 pub mod refusal;
 pub mod spec;
 pub mod vcpu;
+pub mod vfio;
 pub mod warnings;
 
 pub use machine::{Machine, MachineEvent, RunningMachine};

@@ -23,12 +23,14 @@ use crate::console::DroppedBytes;
 use crate::device_set::{self, DeviceInput, DeviceSet};
 use crate::disk_failures::{DiskFailure, DiskFailures};
 use crate::ending::{Ended, Ending};
+use crate::irq_routes::IrqRoutes;
 use crate::layout::{self, RamLayout};
 use crate::memory;
 use crate::queue_executor::IoLoop;
 use crate::refusal::{BuildMachineError, Refusal, host};
 use crate::spec::MachineSpec;
 use crate::vcpu::{self, VcpuShared};
+use crate::vfio::{self, HostEvents};
 use crate::warnings::Warnings;
 
 /// Stack of a vCPU thread: exits are served without recursion and without large buffers.
@@ -54,6 +56,7 @@ pub struct Machine {
     disk_failures: Arc<DiskFailures>,
     warnings: Arc<Warnings>,
     counters: Vec<(String, Arc<Counters>)>,
+    host_events: HostEvents,
 }
 
 /// A machine whose vCPUs run.
@@ -67,6 +70,7 @@ pub struct RunningMachine {
     disk_failures: Arc<DiskFailures>,
     warnings: Arc<Warnings>,
     counters: Vec<(String, Arc<Counters>)>,
+    host_events: HostEvents,
 }
 
 /// What [`RunningMachine::wait`] waits for.
@@ -97,12 +101,6 @@ impl Machine {
             &vm,
             &spec_input(&spec.kernel, &spec.initrd, &spec.cmdline, ram),
         )?;
-        let acpi = AcpiInput {
-            vcpus: spec.vcpus,
-            serial: spec.console.is_some(),
-            panic_device: spec.panic_device,
-        };
-        write_acpi(&vm, acpi)?;
         let ending = Arc::new(Ending::new().map_err(host("make an event"))?);
         let mut io = IoLoop::new().map_err(host("make the event loop"))?;
         io.watch(ending.descriptor().as_fd(), TOKEN_ENDED)
@@ -113,6 +111,25 @@ impl Machine {
         let warnings = Arc::new(Warnings::new().map_err(host("make an event"))?);
         io.watch(warnings.descriptor().as_fd(), TOKEN_WARNING)
             .map_err(host("watch an event"))?;
+        let mut acpi = AcpiInput {
+            vcpus: spec.vcpus,
+            serial: spec.console.is_some(),
+            panic_device: spec.panic_device,
+            ..AcpiInput::default()
+        };
+        let host_devices = match spec.vfio {
+            Some(vfio) => Some(vfio::open(
+                vfio,
+                &vfio::Frame {
+                    vm: &vm,
+                    ram,
+                    routes: &IrqRoutes::new(Arc::clone(&vm)),
+                    warnings: &warnings,
+                    address_bits: vcpu::address_bits(&kvm)?,
+                },
+            )?),
+            None => None,
+        };
         let input = DeviceInput {
             disks: spec.disks,
             disk_failures: Arc::clone(&disk_failures),
@@ -120,6 +137,7 @@ impl Machine {
             panic_device: spec.panic_device,
             console: spec.console,
             entropy: spec.entropy,
+            host_devices,
         };
         let devices = device_set::build(&vm, &mut io, &ending, input)?;
         let vcpus = vcpu::create(&kvm, &vm, spec.vcpus, entry)?;
@@ -130,7 +148,11 @@ impl Machine {
             guest_errors,
             console_dropped,
             counters,
+            host_events,
+            high_window,
         } = devices;
+        acpi.high_window = high_window;
+        write_acpi(&vm, &acpi)?;
         let shared = VcpuShared {
             ports,
             mmio,
@@ -148,6 +170,7 @@ impl Machine {
             disk_failures,
             warnings,
             counters,
+            host_events,
         })
     }
 
@@ -178,6 +201,7 @@ impl Machine {
             disk_failures: self.disk_failures,
             warnings: self.warnings,
             counters: self.counters,
+            host_events: self.host_events,
         })
     }
 }
@@ -212,6 +236,9 @@ impl RunningMachine {
             let event = match token {
                 TOKEN_DISK_FAILED => self.disk_failures.take().map(MachineEvent::DiskFailed),
                 TOKEN_WARNING => self.warnings.take().map(MachineEvent::Warning),
+                token if self.host_events.is_one(token) => {
+                    self.host_events.take(token).map(MachineEvent::Warning)
+                }
                 token => Some(MachineEvent::Readable(token)),
             };
             if let Some(event) = event {
@@ -331,7 +358,7 @@ fn fill_memory(vm: &Vm, input: &BootInput<'_>) -> Result<EntryState, BuildMachin
     boot::load(vm.memory(), input)
 }
 
-fn write_acpi(vm: &Vm, input: AcpiInput) -> Result<(), BuildMachineError> {
+fn write_acpi(vm: &Vm, input: &AcpiInput) -> Result<(), BuildMachineError> {
     let tables = acpi::tables(input);
     let address = layout::ACPI.start;
     vm.memory()

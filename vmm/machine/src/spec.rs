@@ -12,6 +12,10 @@ use rustix::fs::{FileType, OFlags, Stat, fcntl_getfl, fstat, major, minor};
 
 use crate::refusal::Refusal;
 
+pub mod vfio;
+
+use vfio::{VfioSpec, check_vfio};
+
 /// Device number of `/dev/kvm`: fixed by the kernel.
 const KVM_DEVICE: (u32, u32) = (10, 232);
 /// Bytes of a disk sector; a disk has a whole number of them.
@@ -50,6 +54,8 @@ pub struct MachineSpec {
     pub entropy: bool,
     /// Whether there is a pvpanic device.
     pub panic_device: bool,
+    /// Host devices for the guest.
+    pub vfio: Option<VfioSpec>,
 }
 
 /// One disk.
@@ -99,6 +105,7 @@ impl TryFrom<(Start, Vec<OwnedFd>)> for MachineSpec {
             ));
         }
         refuse_unbuilt(&start)?;
+        refuse_together(&start)?;
         let mut intake = Intake::new(descriptors)?;
         let kvm = intake.take("kvm", start.kvm)?;
         check_kvm("kvm", &kvm)?;
@@ -117,6 +124,10 @@ impl TryFrom<(Start, Vec<OwnedFd>)> for MachineSpec {
             .console
             .map(|console| check_console(&mut intake, &console))
             .transpose()?;
+        let vfio = start
+            .vfio
+            .map(|vfio| check_vfio(&mut intake, &vfio))
+            .transpose()?;
         intake.finish()?;
         Ok(Self {
             vm_id: start.vm_id,
@@ -130,6 +141,7 @@ impl TryFrom<(Start, Vec<OwnedFd>)> for MachineSpec {
             console,
             entropy: start.entropy,
             panic_device: start.panic_device,
+            vfio,
         })
     }
 }
@@ -224,7 +236,6 @@ fn refuse_unbuilt(start: &Start) -> Result<(), Refusal> {
         ("vsock", start.vsock.is_some()),
         ("virtio_console", start.virtio_console.is_some()),
         ("balloon", start.balloon.is_some()),
-        ("vfio", start.vfio.is_some()),
         (
             "memory_backing",
             start.memory_backing != vmm::MemoryBacking::default(),
@@ -239,6 +250,18 @@ fn refuse_unbuilt(start: &Start) -> Result<(), Refusal> {
             "leave it out, or install a release that has it",
         )),
     }
+}
+
+/// Devices reach memory by themselves, so none of it can be given back.
+fn refuse_together(start: &Start) -> Result<(), Refusal> {
+    if start.vfio.is_none() || start.balloon.is_none() {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        "balloon",
+        "host devices may write to any of the guest's memory at any time",
+        "leave the balloon or the devices out",
+    ))
 }
 
 fn check_vcpus(vcpus: u32) -> Result<u8, Refusal> {
