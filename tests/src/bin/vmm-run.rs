@@ -19,10 +19,12 @@ use berth_api::vmm::{Console, Disk, Exit, FdIndex, Request, Start};
 use berth_tests::host_devices;
 use berth_tests::launch::{Descriptors, Heard, LaunchedVmm};
 use berth_tests::unit_launch::UnitVmm;
+use berth_tests::vsock_host::VsockPaths;
 
 const USAGE: &str = "usage: vmm-run --vmm PATH --kernel FILE [--initrd FILE] [--disk FILE[:ro]]... \
                      [--cmdline TEXT] [--vcpus N] [--memory-mib M] [--entropy] \
-                     [--vfio ADDRESS]... [--p2p] [--console FILE|-|none] [--unit] [--follow-resets] [--timeout SECONDS]";
+                     [--console FILE|-|none] [--vsock CID[,listen=PATH][,connect=PATH]] \
+                     [--vfio ADDRESS]... [--p2p] [--unit] [--follow-resets] [--timeout SECONDS]";
 /// How long a VMM that was told to stop may take before it is killed.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 /// Exit status for a wrong command line.
@@ -48,6 +50,7 @@ struct Arguments {
     vfio: Vec<String>,
     peer_to_peer: bool,
     console: Option<PathBuf>,
+    vsock: Option<VsockPaths>,
     /// Whether the VMM runs in a unit as the agent makes them, and not as our child.
     unit: bool,
     follow_resets: bool,
@@ -69,6 +72,7 @@ impl Arguments {
             vfio: Vec::new(),
             peer_to_peer: false,
             console: Some(PathBuf::from("-")),
+            vsock: None,
             unit: false,
             follow_resets: false,
             deadline: None,
@@ -95,6 +99,7 @@ impl Arguments {
                     found.console =
                         Some(PathBuf::from(value()?)).filter(|path| *path != Path::new("none"));
                 }
+                "--vsock" => found.vsock = Some(vsock(&text(value()?)?)?),
                 "--unit" => found.unit = true,
                 "--follow-resets" => found.follow_resets = true,
                 "--timeout" => {
@@ -129,6 +134,10 @@ impl Arguments {
             None => None,
         };
         let vfio = host_devices::open(&self.vfio, self.peer_to_peer, &mut descriptors)?;
+        let vsock = match &self.vsock {
+            Some(paths) => Some(paths.open(&mut descriptors).context("making sockets")?),
+            None => None,
+        };
         let start = Start {
             vfio,
             vcpus: self.vcpus,
@@ -138,6 +147,7 @@ impl Arguments {
             disks,
             console,
             entropy: self.entropy,
+            vsock,
             ..Start::new("vmm-run", kvm, kernel)
         };
         Ok((start, descriptors))
@@ -161,6 +171,24 @@ fn disk(value: String) -> (PathBuf, bool) {
         Some(path) => (PathBuf::from(path), true),
         None => (PathBuf::from(value), false),
     }
+}
+
+fn vsock(value: &str) -> Result<VsockPaths> {
+    let mut parts = value.split(',');
+    let cid = parts.next().unwrap_or_default();
+    let mut found = VsockPaths {
+        cid: number("--vsock", cid.into())?,
+        listen: None,
+        connect: None,
+    };
+    for part in parts {
+        match part.split_once('=') {
+            Some(("listen", path)) => found.listen = Some(path.into()),
+            Some(("connect", path)) => found.connect = Some(path.into()),
+            _ => bail!("--vsock: `{part}` is neither listen=PATH nor connect=PATH"),
+        }
+    }
+    Ok(found)
 }
 
 fn open(path: &Path) -> Result<File> {

@@ -22,6 +22,7 @@ use berth_vmm_devices::virtio::block::{Block, BlockOptions};
 use berth_vmm_devices::virtio::device::VirtioDevice;
 use berth_vmm_devices::virtio::entropy::Entropy;
 use berth_vmm_devices::virtio::transport::{VirtioPci, VirtioPciParts};
+use berth_vmm_devices::virtio::vsock::Vsock;
 use berth_vmm_sys::Vm;
 
 use crate::console::{self, DroppedBytes};
@@ -31,8 +32,9 @@ use crate::ending::{Ended, Ending, Reset};
 use crate::layout;
 use crate::queue_executor::IoLoop;
 use crate::refusal::{BuildMachineError, Refusal, host};
-use crate::spec::{ConsoleSpec, DiskSpec};
+use crate::spec::{ConsoleSpec, DiskSpec, VsockSpec};
 use crate::vfio::{HostEvents, OpenDevices, Passthrough};
+use crate::vsock_sockets::VsockSockets;
 use crate::warnings::Warnings;
 
 /// What the devices of a machine are made of.
@@ -52,6 +54,8 @@ pub struct DeviceInput {
     pub entropy: bool,
     /// Host devices, after all others.
     pub host_devices: Option<OpenDevices>,
+    /// The socket device.
+    pub vsock: Option<VsockSpec>,
 }
 
 /// The devices, reachable through the buses.
@@ -97,7 +101,7 @@ type NamedDevice = (String, Box<dyn VirtioDevice>);
 /// A function and where it is on the bus.
 type PlacedFunction = (DeviceSlot, Arc<dyn PciFunction>);
 
-/// The disks, then the entropy device.
+/// The disks, then the entropy device, then the socket device.
 fn virtio_devices(input: DeviceInput) -> Result<Vec<NamedDevice>, BuildMachineError> {
     let mut devices: Vec<NamedDevice> = Vec::new();
     for (position, disk) in input.disks.into_iter().enumerate() {
@@ -112,6 +116,12 @@ fn virtio_devices(input: DeviceInput) -> Result<Vec<NamedDevice>, BuildMachineEr
     }
     if input.entropy {
         devices.push(("entropy".to_owned(), Box::new(Entropy::new())));
+    }
+    if let Some(vsock) = input.vsock {
+        let cid = vsock.cid;
+        let sockets = VsockSockets::new(vsock).map_err(host("prepare the vsock sockets"))?;
+        let device = Vsock::new(cid, Box::new(sockets));
+        devices.push(("vsock".to_owned(), Box::new(device)));
     }
     Ok(devices)
 }
@@ -245,7 +255,7 @@ impl Builder<'_> {
         self.port(layout::PANIC_PORT, PANIC_BYTES, Arc::new(device));
     }
 
-    /// The PCI bus: disks from slot 1 on, then the entropy device, then host devices.
+    /// The PCI bus: disks from slot 1 on, then the others, host devices last.
     fn pci(&mut self, mut input: DeviceInput) -> Result<(), BuildMachineError> {
         let host_devices = input.host_devices.take();
         let devices = virtio_devices(input)?;

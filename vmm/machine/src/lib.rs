@@ -21,6 +21,7 @@ pub mod refusal;
 pub mod spec;
 pub mod vcpu;
 pub mod vfio;
+pub mod vsock_sockets;
 pub mod warnings;
 
 pub use machine::{Machine, MachineEvent, RunningMachine};

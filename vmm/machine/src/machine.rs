@@ -138,6 +138,7 @@ impl Machine {
             console: spec.console,
             entropy: spec.entropy,
             host_devices,
+            vsock: spec.vsock,
         };
         let devices = device_set::build(&vm, &mut io, &ending, input)?;
         let vcpus = vcpu::create(&kvm, &vm, spec.vcpus, entry)?;
