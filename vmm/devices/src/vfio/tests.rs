@@ -1,0 +1,1 @@
+//! The model over sane devices and over devices that lie, fail or go away.
