@@ -18,12 +18,14 @@ use anyhow::{Context as _, Result, bail};
 use berth_api::vmm::{Console, Disk, Exit, FdIndex, Request, Start};
 use berth_tests::host_devices;
 use berth_tests::launch::{Descriptors, Heard, LaunchedVmm};
+use berth_tests::tap_host::TapOptions;
 use berth_tests::unit_launch::UnitVmm;
 use berth_tests::vsock_host::VsockPaths;
 
 const USAGE: &str = "usage: vmm-run --vmm PATH --kernel FILE [--initrd FILE] [--disk FILE[:ro]]... \
                      [--cmdline TEXT] [--vcpus N] [--memory-mib M] [--entropy] \
-                     [--console FILE|-|none] [--vsock CID[,listen=PATH][,connect=PATH]] \
+                     [--console FILE|-|none] \
+                     [--tap NAME[,queues=N][,vhost][,mac=ADDRESS]]... [--vsock CID[,listen=PATH][,connect=PATH]] \
                      [--vfio ADDRESS]... [--p2p] [--unit] [--follow-resets] [--timeout SECONDS]";
 /// How long a VMM that was told to stop may take before it is killed.
 const STOP_GRACE: Duration = Duration::from_secs(5);
@@ -50,6 +52,7 @@ struct Arguments {
     vfio: Vec<String>,
     peer_to_peer: bool,
     console: Option<PathBuf>,
+    taps: Vec<TapOptions>,
     vsock: Option<VsockPaths>,
     /// Whether the VMM runs in a unit as the agent makes them, and not as our child.
     unit: bool,
@@ -72,6 +75,7 @@ impl Arguments {
             vfio: Vec::new(),
             peer_to_peer: false,
             console: Some(PathBuf::from("-")),
+            taps: Vec::new(),
             vsock: None,
             unit: false,
             follow_resets: false,
@@ -99,6 +103,7 @@ impl Arguments {
                     found.console =
                         Some(PathBuf::from(value()?)).filter(|path| *path != Path::new("none"));
                 }
+                "--tap" => found.taps.push(tap(&text(value()?)?)?),
                 "--vsock" => found.vsock = Some(vsock(&text(value()?)?)?),
                 "--unit" => found.unit = true,
                 "--follow-resets" => found.follow_resets = true,
@@ -134,6 +139,10 @@ impl Arguments {
             None => None,
         };
         let vfio = host_devices::open(&self.vfio, self.peer_to_peer, &mut descriptors)?;
+        let networks = self.taps.iter();
+        let networks = networks
+            .map(|tap| tap.open(&mut descriptors))
+            .collect::<Result<_>>()?;
         let vsock = match &self.vsock {
             Some(paths) => Some(paths.open(&mut descriptors).context("making sockets")?),
             None => None,
@@ -147,6 +156,7 @@ impl Arguments {
             disks,
             console,
             entropy: self.entropy,
+            networks,
             vsock,
             ..Start::new("vmm-run", kvm, kernel)
         };
@@ -171,6 +181,10 @@ fn disk(value: String) -> (PathBuf, bool) {
         Some(path) => (PathBuf::from(path), true),
         None => (PathBuf::from(value), false),
     }
+}
+
+fn tap(value: &str) -> Result<TapOptions> {
+    TapOptions::parse(value).with_context(|| format!("--tap: `{value}`"))
 }
 
 fn vsock(value: &str) -> Result<VsockPaths> {

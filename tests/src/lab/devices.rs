@@ -25,6 +25,13 @@ pub enum Device {
         /// The BAR's length: a power of two.
         gib: u32,
     },
+    /// A device on a root port of its own whose 64-bit BAR is a file of this machine.
+    SharedMemorySlot {
+        /// The file, as long as the BAR.
+        file: PathBuf,
+        /// The BAR's length: a power of two.
+        gib: u32,
+    },
 }
 
 impl Device {
@@ -62,6 +69,17 @@ impl Device {
             Self::MemorySlot { gib } => {
                 let device = format!("pci-testdev,bus=port{number},membar={gib}G");
                 port().into_iter().chain([device.into()]).collect()
+            }
+            Self::SharedMemorySlot { file, gib } => {
+                let memory = format!("memory{number}");
+                let mut backend = OsString::from(format!(
+                    "memory-backend-file,id={memory},share=on,size={gib}G,mem-path="
+                ));
+                backend.push(file.to_string_lossy().replace(',', ",,"));
+                let device = format!("ivshmem-plain,bus=port{number},memdev={memory}");
+                let object = [OsString::from("-object"), backend];
+                let device = port().into_iter().chain([device.into()]);
+                object.into_iter().chain(device).collect()
             }
         }
     }

@@ -9,6 +9,7 @@ pub mod cache;
 pub mod devices;
 pub mod document;
 pub mod host;
+pub mod host_slots;
 pub mod image;
 pub mod initrd;
 pub mod kept;

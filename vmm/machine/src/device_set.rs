@@ -21,6 +21,7 @@ use berth_vmm_devices::serial::{SERIAL_BYTES, Serial};
 use berth_vmm_devices::virtio::block::{Block, BlockOptions};
 use berth_vmm_devices::virtio::device::VirtioDevice;
 use berth_vmm_devices::virtio::entropy::Entropy;
+use berth_vmm_devices::virtio::net::{Net, NetOptions};
 use berth_vmm_devices::virtio::transport::{VirtioPci, VirtioPciParts};
 use berth_vmm_devices::virtio::vsock::Vsock;
 use berth_vmm_sys::Vm;
@@ -32,7 +33,8 @@ use crate::ending::{Ended, Ending, Reset};
 use crate::layout;
 use crate::queue_executor::IoLoop;
 use crate::refusal::{BuildMachineError, Refusal, host};
-use crate::spec::{ConsoleSpec, DiskSpec, VsockSpec};
+use crate::spec::{ConsoleSpec, DiskSpec, NetworkSpec, VsockSpec};
+use crate::tap_queue::TapQueue;
 use crate::vfio::{HostEvents, OpenDevices, Passthrough};
 use crate::vsock_sockets::VsockSockets;
 use crate::warnings::Warnings;
@@ -50,6 +52,8 @@ pub struct DeviceInput {
     pub panic_device: bool,
     /// The serial port's output.
     pub console: Option<ConsoleSpec>,
+    /// The network interfaces in PCI order.
+    pub networks: Vec<NetworkSpec>,
     /// Whether there is an entropy device.
     pub entropy: bool,
     /// Host devices, after all others.
@@ -101,7 +105,7 @@ type NamedDevice = (String, Box<dyn VirtioDevice>);
 /// A function and where it is on the bus.
 type PlacedFunction = (DeviceSlot, Arc<dyn PciFunction>);
 
-/// The disks, then the entropy device, then the socket device.
+/// The disks, the network interfaces, the entropy device, then the socket device.
 fn virtio_devices(input: DeviceInput) -> Result<Vec<NamedDevice>, BuildMachineError> {
     let mut devices: Vec<NamedDevice> = Vec::new();
     for (position, disk) in input.disks.into_iter().enumerate() {
@@ -113,6 +117,16 @@ fn virtio_devices(input: DeviceInput) -> Result<Vec<NamedDevice>, BuildMachineEr
             .map_err(host("examine a disk"))?;
         let device = Block::new(Box::new(backend), options);
         devices.push((format!("disk{position}"), Box::new(device)));
+    }
+    for (position, network) in input.networks.into_iter().enumerate() {
+        let options = NetOptions {
+            mac: network.mac,
+            mtu: network.mtu,
+        };
+        let queues = TapQueue::all(network.taps).map_err(host("set up a tap"))?;
+        let queues = queues.into_iter().map(|queue| Box::new(queue) as _);
+        let device = Net::new(queues.collect(), options);
+        devices.push((format!("network{position}"), Box::new(device)));
     }
     if input.entropy {
         devices.push(("entropy".to_owned(), Box::new(Entropy::new())));

@@ -19,6 +19,7 @@ pub mod preflight;
 pub mod queue_executor;
 pub mod refusal;
 pub mod spec;
+pub mod tap_queue;
 pub mod vcpu;
 pub mod vfio;
 pub mod vsock_sockets;

@@ -136,6 +136,7 @@ impl Machine {
             warnings: Arc::clone(&warnings),
             panic_device: spec.panic_device,
             console: spec.console,
+            networks: spec.networks,
             entropy: spec.entropy,
             host_devices,
             vsock: spec.vsock,

@@ -4,6 +4,8 @@
 //! in no other way than by [`TryFrom`], so whoever holds one need not check again. It reads no
 //! file's content: a kernel that is none is found by the boot loader.
 
+mod network;
+
 use std::fs::File;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, OwnedFd};
@@ -12,6 +14,7 @@ use berth_api::vmm::{self, Console, FdIndex, Start};
 use rustix::fs::{FileType, OFlags, Stat, fcntl_getfl, fstat, major, minor};
 use rustix::net::{AddressFamily, SocketType, sockopt};
 
+pub use self::network::NetworkSpec;
 use crate::refusal::Refusal;
 
 pub mod vfio;
@@ -57,6 +60,8 @@ pub struct MachineSpec {
     pub console: Option<ConsoleSpec>,
     /// Whether there is an entropy device.
     pub entropy: bool,
+    /// The network interfaces in PCI order.
+    pub networks: Vec<NetworkSpec>,
     /// The socket device.
     pub vsock: Option<VsockSpec>,
     /// Whether there is a pvpanic device.
@@ -122,6 +127,7 @@ impl TryFrom<(Start, Vec<OwnedFd>)> for MachineSpec {
                 format!("give at most {}", vmm::MAX_DISKS),
             ));
         }
+        network::check_values(&start.networks)?;
         refuse_unbuilt(&start)?;
         refuse_together(&start)?;
         let mut intake = Intake::new(descriptors)?;
@@ -137,6 +143,10 @@ impl TryFrom<(Start, Vec<OwnedFd>)> for MachineSpec {
             .into_iter()
             .enumerate()
             .map(|(position, disk)| check_disk(&mut intake, position, disk))
+            .collect::<Result<_, _>>()?;
+        let networks = start.networks.iter().enumerate();
+        let networks = networks
+            .map(|(position, network)| network::take(&mut intake, position, network))
             .collect::<Result<_, _>>()?;
         let console = start
             .console
@@ -162,6 +172,7 @@ impl TryFrom<(Start, Vec<OwnedFd>)> for MachineSpec {
             disks,
             console,
             entropy: start.entropy,
+            networks,
             vsock,
             panic_device: start.panic_device,
             vfio,
@@ -255,7 +266,6 @@ fn check_version(version: u32) -> Result<(), Refusal> {
 /// Refuses what this release's contract names and its VMM does not have.
 fn refuse_unbuilt(start: &Start) -> Result<(), Refusal> {
     let fields = [
-        ("networks", !start.networks.is_empty()),
         ("virtio_console", start.virtio_console.is_some()),
         ("balloon", start.balloon.is_some()),
         (

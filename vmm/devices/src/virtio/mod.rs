@@ -6,6 +6,7 @@ pub mod device;
 pub mod entropy;
 pub mod executor;
 pub mod interrupt;
+pub mod net;
 pub mod queue;
 #[cfg(test)]
 mod testing;
