@@ -18,6 +18,7 @@ use berth_vmm_devices::pci::{DeviceSlot, PciFunction};
 use berth_vmm_devices::power::{OnPowerRequest, PowerPort, PowerRegister, PowerRequest};
 use berth_vmm_devices::power_button::{PowerButton, STATUS_BYTES};
 use berth_vmm_devices::serial::{SERIAL_BYTES, Serial};
+use berth_vmm_devices::virtio::balloon::{Balloon, BalloonSize};
 use berth_vmm_devices::virtio::block::{Block, BlockOptions};
 use berth_vmm_devices::virtio::device::VirtioDevice;
 use berth_vmm_devices::virtio::entropy::Entropy;
@@ -26,6 +27,7 @@ use berth_vmm_devices::virtio::transport::{VirtioPci, VirtioPciParts};
 use berth_vmm_devices::virtio::vsock::Vsock;
 use berth_vmm_sys::Vm;
 
+use crate::balloon;
 use crate::console::{self, DroppedBytes};
 use crate::disk_failures::DiskFailures;
 use crate::disk_file::DiskFile;
@@ -50,6 +52,8 @@ pub struct DeviceInput {
     pub warnings: Arc<Warnings>,
     /// Whether there is a pvpanic device.
     pub panic_device: bool,
+    /// The balloon.
+    pub balloon: Option<berth_api::vmm::Balloon>,
     /// The serial port's output.
     pub console: Option<ConsoleSpec>,
     /// The network interfaces in PCI order.
@@ -81,6 +85,8 @@ pub struct DeviceSet {
     pub host_events: HostEvents,
     /// Where 64-bit BARs are beyond the guest's memory; empty without any.
     pub high_window: Range<u64>,
+    /// The balloon's size.
+    pub balloon: Option<Arc<BalloonSize>>,
 }
 
 /// Interrupts of emulated devices: a message to KVM, no routing table.
@@ -196,7 +202,14 @@ pub fn build(
     if input.panic_device {
         builder.panic_device(&input.warnings);
     }
-    builder.pci(input)?;
+    let balloon = input.balloon.map(balloon::device);
+    let balloon_size = balloon.as_ref().map(Balloon::size);
+    let host_devices = input.host_devices.take();
+    let mut devices = virtio_devices(input)?;
+    if let Some(balloon) = balloon {
+        devices.push((balloon::NAME.to_owned(), Box::new(balloon)));
+    }
+    builder.pci(devices, host_devices)?;
     Ok(DeviceSet {
         ports: Bus::new(builder.ports, Arc::clone(&errors))?,
         mmio: Bus::new(builder.mmio, Arc::clone(&errors))?,
@@ -206,6 +219,7 @@ pub fn build(
         counters: builder.counters,
         host_events: builder.host_events,
         high_window: builder.high_window,
+        balloon: balloon_size,
     })
 }
 
@@ -269,10 +283,12 @@ impl Builder<'_> {
         self.port(layout::PANIC_PORT, PANIC_BYTES, Arc::new(device));
     }
 
-    /// The PCI bus: disks from slot 1 on, then the others, host devices last.
-    fn pci(&mut self, mut input: DeviceInput) -> Result<(), BuildMachineError> {
-        let host_devices = input.host_devices.take();
-        let devices = virtio_devices(input)?;
+    /// The PCI bus: the devices in order from slot 1 on, host devices last.
+    fn pci(
+        &mut self,
+        devices: Vec<NamedDevice>,
+        host_devices: Option<OpenDevices>,
+    ) -> Result<(), BuildMachineError> {
         let mut functions = Vec::new();
         for (slot, (name, device)) in (1..).filter_map(DeviceSlot::new).zip(devices) {
             self.counters

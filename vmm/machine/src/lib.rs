@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod acpi;
+mod balloon;
 pub mod boot;
 pub mod console;
 pub mod device_set;

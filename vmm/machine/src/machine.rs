@@ -18,6 +18,7 @@ use kvm_ioctls::Kvm;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::acpi::{self, AcpiInput};
+use crate::balloon::BalloonControl;
 use crate::boot::{self, BootInput, EntryState};
 use crate::console::DroppedBytes;
 use crate::device_set::{self, DeviceInput, DeviceSet};
@@ -57,6 +58,7 @@ pub struct Machine {
     warnings: Arc<Warnings>,
     counters: Vec<(String, Arc<Counters>)>,
     host_events: HostEvents,
+    balloon: Option<BalloonControl>,
 }
 
 /// A machine whose vCPUs run.
@@ -71,6 +73,7 @@ pub struct RunningMachine {
     warnings: Arc<Warnings>,
     counters: Vec<(String, Arc<Counters>)>,
     host_events: HostEvents,
+    balloon: Option<BalloonControl>,
 }
 
 /// What [`RunningMachine::wait`] waits for.
@@ -135,6 +138,7 @@ impl Machine {
             disk_failures: Arc::clone(&disk_failures),
             warnings: Arc::clone(&warnings),
             panic_device: spec.panic_device,
+            balloon: spec.balloon,
             console: spec.console,
             networks: spec.networks,
             entropy: spec.entropy,
@@ -152,6 +156,7 @@ impl Machine {
             counters,
             host_events,
             high_window,
+            balloon,
         } = devices;
         acpi.high_window = high_window;
         write_acpi(&vm, &acpi)?;
@@ -173,6 +178,7 @@ impl Machine {
             warnings,
             counters,
             host_events,
+            balloon: balloon.map(|size| BalloonControl::new(size, spec.memory_bytes)),
         })
     }
 
@@ -204,6 +210,7 @@ impl Machine {
             warnings: self.warnings,
             counters: self.counters,
             host_events: self.host_events,
+            balloon: self.balloon,
         })
     }
 }
@@ -274,6 +281,20 @@ impl RunningMachine {
         self.power_button.press();
     }
 
+    /// The balloon's largest target in MiB, if there is a balloon.
+    #[must_use]
+    pub fn most_balloon_mib(&self) -> Option<u64> {
+        self.balloon.as_ref().map(BalloonControl::most_mib)
+    }
+
+    /// Asks the guest to let its balloon hold that much, at most the largest target. Without a
+    /// balloon nothing happens.
+    pub fn set_balloon(&self, target_mib: u64) {
+        if let Some(balloon) = &self.balloon {
+            balloon.set_target(target_mib);
+        }
+    }
+
     /// Ends the machine without asking the guest; [`RunningMachine::wait`] reports it.
     pub fn stop(&self) {
         self.shared.ending.set(Ended::Stopped);
@@ -293,7 +314,8 @@ impl RunningMachine {
 
 impl RunningMachine {
     fn device_statistics(&self) -> Vec<DeviceStatistics> {
-        self.counters
+        let mut devices: Vec<_> = self
+            .counters
             .iter()
             .map(|(device, counters)| DeviceStatistics {
                 device: device.clone(),
@@ -302,7 +324,11 @@ impl RunningMachine {
                     .map(|(name, value)| (name.to_owned(), value))
                     .collect(),
             })
-            .collect()
+            .collect();
+        if let Some(balloon) = &self.balloon {
+            balloon.add_to(&mut devices);
+        }
+        devices
     }
 }
 

@@ -10,7 +10,7 @@ use std::fs::File;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, OwnedFd};
 
-use berth_api::vmm::{self, Console, FdIndex, Start};
+use berth_api::vmm::{self, Balloon, Console, FdIndex, HostPages, Start};
 use rustix::fs::{FileType, OFlags, Stat, fcntl_getfl, fstat, major, minor};
 use rustix::net::{AddressFamily, SocketType, sockopt};
 
@@ -68,6 +68,8 @@ pub struct MachineSpec {
     pub panic_device: bool,
     /// Host devices for the guest.
     pub vfio: Option<VfioSpec>,
+    /// The balloon.
+    pub balloon: Option<Balloon>,
 }
 
 /// One disk.
@@ -127,9 +129,9 @@ impl TryFrom<(Start, Vec<OwnedFd>)> for MachineSpec {
                 format!("give at most {}", vmm::MAX_DISKS),
             ));
         }
+        check_balloon(&start)?;
         network::check_values(&start.networks)?;
         refuse_unbuilt(&start)?;
-        refuse_together(&start)?;
         let mut intake = Intake::new(descriptors)?;
         let kvm = intake.take("kvm", start.kvm)?;
         check_kvm("kvm", &kvm)?;
@@ -176,6 +178,7 @@ impl TryFrom<(Start, Vec<OwnedFd>)> for MachineSpec {
             vsock,
             panic_device: start.panic_device,
             vfio,
+            balloon: start.balloon,
         })
     }
 }
@@ -267,7 +270,6 @@ fn check_version(version: u32) -> Result<(), Refusal> {
 fn refuse_unbuilt(start: &Start) -> Result<(), Refusal> {
     let fields = [
         ("virtio_console", start.virtio_console.is_some()),
-        ("balloon", start.balloon.is_some()),
         (
             "memory_backing",
             start.memory_backing != vmm::MemoryBacking::default(),
@@ -284,15 +286,26 @@ fn refuse_unbuilt(start: &Start) -> Result<(), Refusal> {
     }
 }
 
-/// Devices reach memory by themselves, so none of it can be given back.
-fn refuse_together(start: &Start) -> Result<(), Refusal> {
-    if start.vfio.is_none() || start.balloon.is_none() {
+/// A device reaches all guest memory at any time, so that none of it may go, and huge pages were
+/// reserved for this guest: one that goes may be another's when the guest wants it back.
+fn check_balloon(start: &Start) -> Result<(), Refusal> {
+    let has_huge_pages = match start.memory_backing.pages {
+        HostPages::Transparent | HostPages::Small => false,
+        HostPages::Huge2M | HostPages::Huge1G => true,
+    };
+    let problem = if start.balloon.is_none() {
         return Ok(());
-    }
+    } else if start.vfio.is_some() {
+        "the devices of vfio hold all guest memory"
+    } else if has_huge_pages {
+        "huge pages are reserved and cannot be given back piece by piece"
+    } else {
+        return Ok(());
+    };
     Err(Refusal::new(
         "balloon",
-        "host devices may write to any of the guest's memory at any time",
-        "leave the balloon or the devices out",
+        problem,
+        "leave the balloon out, or use pages of the ordinary size and no vfio",
     ))
 }
 

@@ -1,5 +1,6 @@
 //! virtio 1.x: the device trait, the PCI transport and the devices.
 
+pub mod balloon;
 pub mod block;
 pub mod config;
 pub mod device;

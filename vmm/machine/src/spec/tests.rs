@@ -124,6 +124,41 @@ fn a_descriptor_is_used_once_and_none_is_left() {
 }
 
 #[test]
+fn a_balloon_is_refused_where_no_page_can_be_given_back() {
+    let refused = |change: fn(&mut Start)| {
+        let mut start = Start::new("a", FdIndex(0), FdIndex(1));
+        start.balloon = Some(Balloon {
+            deflate_on_oom: true,
+            free_page_reporting: true,
+        });
+        change(&mut start);
+        check_balloon(&start).err().map(|refusal| refusal.field)
+    };
+    let balloon = Some("balloon".to_owned());
+    assert_eq!(refused(|_| {}), None);
+    assert_eq!(
+        refused(|start| start.memory_backing.pages = HostPages::Small),
+        None
+    );
+    assert_eq!(
+        refused(|start| start.memory_backing.pages = HostPages::Huge2M),
+        balloon
+    );
+    assert_eq!(
+        refused(|start| start.memory_backing.pages = HostPages::Huge1G),
+        balloon
+    );
+    let with_devices: fn(&mut Start) = |start| {
+        start.vfio = Some(vmm::Vfio {
+            iommu: vmm::Iommu::Iommufd { iommu: FdIndex(2) },
+            devices: Vec::new(),
+            peer_to_peer: false,
+        });
+    };
+    assert_eq!(refused(with_devices), balloon);
+}
+
+#[test]
 fn sockets_of_a_vsock_must_be_what_the_contract_says() {
     use rustix::net::{SocketFlags, listen, socket_with, socketpair};
 
