@@ -144,6 +144,7 @@ impl Machine {
             entropy: spec.entropy,
             host_devices,
             vsock: spec.vsock,
+            virtio_console: spec.virtio_console,
         };
         let devices = device_set::build(&vm, &mut io, &ending, input)?;
         let vcpus = vcpu::create(&kvm, &vm, spec.vcpus, entry)?;

@@ -211,3 +211,29 @@ fn sockets_of_a_vsock_must_be_what_the_contract_says() {
         assert_eq!(refused, "vsock.connector");
     }
 }
+
+#[test]
+fn a_virtio_consoles_descriptors_must_fit_their_use() {
+    let check = |output: OwnedFd, input: OwnedFd| {
+        let mut intake = Intake::new(vec![output, input]).unwrap();
+        let console = vmm::VirtioConsole {
+            output: Console::Stream { fd: FdIndex(0) },
+            input: Some(FdIndex(1)),
+        };
+        check_virtio_console(&mut intake, &console).map_err(|refusal| refusal.field)
+    };
+    let reader = || OwnedFd::from(std::io::pipe().unwrap().0);
+    let writer = || OwnedFd::from(std::io::pipe().unwrap().1);
+    let socket = || OwnedFd::from(std::os::unix::net::UnixStream::pair().unwrap().0);
+    check(writer(), reader()).unwrap();
+    check(socket(), socket()).unwrap();
+    assert_eq!(
+        check(reader(), reader()).unwrap_err(),
+        "virtio_console.output.fd"
+    );
+    let null = || OwnedFd::from(File::open("/dev/null").unwrap());
+    let datagrams = || OwnedFd::from(std::os::unix::net::UnixDatagram::pair().unwrap().0);
+    for input in [writer(), null(), datagrams(), disk_file(1, false)] {
+        assert_eq!(check(writer(), input).unwrap_err(), "virtio_console.input");
+    }
+}
