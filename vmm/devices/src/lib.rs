@@ -16,6 +16,7 @@ pub mod memory;
 pub mod pci;
 pub mod power;
 pub mod power_button;
+pub mod rate_limit;
 pub mod serial;
 mod sync;
 pub mod virtio;

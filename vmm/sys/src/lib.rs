@@ -2,8 +2,8 @@
 //!
 //! It owns the facts that the compiler cannot see: that guest memory stays mapped as long as KVM
 //! may reach it ([`vm`], [`vcpu`]), that a signal handler touches nothing but a live `kvm_run`
-//! page ([`vcpu_kick`]), that file transfers stay within live guest memory ([`vectored_io`]), and what
-//! a raw descriptor is ([`kvm_device`]). It decides nothing: policy,
+//! page ([`vcpu_kick`]), that file transfers stay within live guest memory ([`vectored_io`],
+//! [`io_ring`]), and what a raw descriptor is ([`kvm_device`]). It decides nothing: policy,
 //! configuration and the meaning of guest data are its callers' business.
 #![allow(
     unsafe_code,
@@ -13,6 +13,7 @@
 pub mod event;
 pub mod exit_now;
 pub mod guest_mapping;
+pub mod io_ring;
 pub mod kvm_device;
 pub mod stop_signal;
 pub mod vcpu;

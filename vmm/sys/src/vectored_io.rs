@@ -10,7 +10,7 @@ use libc::{c_int, iovec, off_t, ssize_t};
 use vm_memory::VolatileSlice;
 
 /// Buffers that the kernel takes at once (`IOV_MAX`, `UIO_MAXIOV` in the kernel).
-const MAX_BUFFERS: usize = 1024;
+pub(crate) const MAX_BUFFERS: usize = 1024;
 
 /// `preadv` or `pwritev`.
 type Transfer = unsafe extern "C" fn(RawFd, *const iovec, c_int, off_t) -> ssize_t;
@@ -102,7 +102,7 @@ fn move_all(
 }
 
 /// What is left of `parts` after the first `moved` bytes; it never begins with an empty part.
-fn skip(parts: &mut [iovec], mut moved: usize) -> &mut [iovec] {
+pub(crate) fn skip(parts: &mut [iovec], mut moved: usize) -> &mut [iovec] {
     let mut whole = 0;
     while let Some(left) = parts
         .get(whole)

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use super::device::{Served, VirtioDevice};
 use super::interrupt::VirtioInterrupt;
-use super::queue::{QueueBroken, Queues, VirtQueue};
+use super::queue::{Flow, QueueBroken, Queues, VirtQueue};
 use crate::guest_error::{GuestError, GuestErrors};
 use crate::memory::Memory;
 use crate::pci::DeviceSlot;
@@ -54,13 +54,24 @@ impl ActiveDevice {
         if self.queues.get(queue_index).is_none() {
             return self.unless_broken(Served::Idle);
         }
-        self.run(|device, queues, memory| serve_queue(device, queue_index, queues, memory))
+        self.run(|device, queues, memory| {
+            let served = serve_queue(device, queue_index, queues, memory)?;
+            Ok(more_of(served, serve_resumed(device, queues, memory)?))
+        })
     }
 
     /// Lets the device take input from its descriptor `source`, with the same bounds as
     /// [`Self::serve`].
     pub fn source_ready(&mut self, source: u16) -> Served {
-        self.run(|device, queues, memory| device.source_ready(source, queues, memory))
+        self.run(|device, queues, memory| {
+            let served = device.source_ready(source, queues, memory)?;
+            let resumed = serve_resumed(device, queues, memory)?;
+            Ok(if resumed == Served::More {
+                resumed
+            } else {
+                served
+            })
+        })
     }
 
     /// Number of queues of the device, enabled or not.
@@ -123,8 +134,42 @@ impl ActiveDevice {
     }
 }
 
+/// Both together.
+fn more_of(first: Served, second: Served) -> Served {
+    if second == Served::More {
+        second
+    } else {
+        first
+    }
+}
+
+/// Serves the queues from which the device takes chains again.
+fn serve_resumed(
+    device: &mut dyn VirtioDevice,
+    queues: &mut Queues,
+    memory: &Memory,
+) -> Result<Served, QueueBroken> {
+    let mut all = Served::Idle;
+    for index in 0..queues.count() {
+        if queues
+            .get(index)
+            .is_none_or(|queue| queue.flow() != Flow::Resumed)
+        {
+            continue;
+        }
+        if serve_queue(device, index, queues, memory)? == Served::More {
+            all = Served::More;
+            // Its turn comes with the next call for the same queue or source.
+            if let Some(queue) = queues.get(index) {
+                queue.set_flow(Flow::Resumed);
+            }
+        }
+    }
+    Ok(all)
+}
+
 /// Serves until the ring is empty and the driver knows that it has to notify again, or until the
-/// budget is used up.
+/// device pauses the queue or the budget is used up.
 fn serve_queue(
     device: &mut dyn VirtioDevice,
     index: u16,
@@ -133,12 +178,19 @@ fn serve_queue(
 ) -> Result<Served, QueueBroken> {
     loop {
         if let Some(queue) = queues.get(index) {
+            if queue.flow() == Flow::Paused {
+                return Ok(Served::Idle);
+            }
+            queue.set_flow(Flow::Open);
             queue.disable_notification(memory)?;
         }
         device.serve(index, queues, memory)?;
         let Some(queue) = queues.get(index) else {
             return Ok(Served::Idle);
         };
+        if queue.flow() == Flow::Paused {
+            return Ok(Served::Idle);
+        }
         if queue.charge(0) == 0 {
             return Ok(Served::More);
         }

@@ -170,7 +170,19 @@ pub struct VirtQueue {
     /// Whether a chain was completed since the last look at the driver's wish for interrupts.
     has_completed: bool,
     budget: u16,
+    flow: Flow,
     errors: Arc<GuestErrors>,
+}
+
+/// Whether chains are taken from a queue.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Flow {
+    /// Yes.
+    Open,
+    /// The device does not want any, so nobody asks the driver to notify.
+    Paused,
+    /// The device wants some again.
+    Resumed,
 }
 
 impl VirtQueue {
@@ -194,6 +206,7 @@ impl VirtQueue {
             flags,
             has_completed: false,
             budget: 0,
+            flow: Flow::Open,
             errors,
         })
     }
@@ -243,9 +256,36 @@ impl VirtQueue {
             .map_err(|_| QueueBroken)
     }
 
+    /// Leaves what the driver has for later: the queue is not served before [`Self::resume`]. The
+    /// driver is not asked for notifications meanwhile.
+    pub fn pause(&mut self) {
+        self.flow = Flow::Paused;
+    }
+
+    /// Whether the queue is left for later.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.flow == Flow::Paused
+    }
+
+    /// Has a paused queue served again, right after the present call of `serve` or `source_ready`.
+    pub fn resume(&mut self) {
+        if self.flow == Flow::Paused {
+            self.flow = Flow::Resumed;
+        }
+    }
+
     /// Counts what the driver did wrong.
     pub fn count(&self, error: GuestError) {
         self.errors.bump(error);
+    }
+
+    pub(super) fn flow(&self) -> Flow {
+        self.flow
+    }
+
+    pub(super) fn set_flow(&mut self, flow: Flow) {
+        self.flow = flow;
     }
 
     /// Lets the next calls of [`Self::pop`] take up to `chains` chains.
