@@ -361,6 +361,21 @@ pub enum Request {
     Statistics,
 }
 
+impl Request {
+    /// The request's name in the contract, as `power_button`.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::PowerButton => "power_button",
+            Self::Stop => "stop",
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Balloon { .. } => "balloon",
+            Self::Statistics => "statistics",
+        }
+    }
+}
+
 /// Why a [`Request`] was not done.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -377,6 +392,8 @@ pub enum Denial {
     OutOfRange,
     /// The message is no request of this contract.
     Malformed,
+    /// The vCPUs did not come to rest in time: the guest runs on.
+    TimedOut,
 }
 
 /// Something that the machine goes on without, or that somebody should look at.
@@ -401,7 +418,10 @@ pub enum Warning {
         device: String,
     },
     /// The guest says by its pvpanic device that it panicked.
-    GuestPanicked,
+    GuestPanicked {
+        /// Whether it goes on into its own crash kernel.
+        crash_kernel: bool,
+    },
 }
 
 /// Counters of one device since the start.
@@ -537,5 +557,25 @@ impl Exit {
         [Self::PowerOff, Self::Reset, Self::Stopped, Self::GuestCrash]
             .into_iter()
             .find(|exit| i32::from(exit.code()) == code)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_called_what_it_is_called_on_the_wire() {
+        for request in [
+            Request::PowerButton,
+            Request::Stop,
+            Request::Pause,
+            Request::Resume,
+            Request::Balloon { target_mib: 1 },
+            Request::Statistics,
+        ] {
+            let message = serde_json::to_value(&request).unwrap();
+            assert_eq!(message["request"], request.name());
+        }
     }
 }

@@ -54,71 +54,28 @@ pub enum Heard {
     Nothing,
 }
 
-/// A `berth-vmm` that this process started. Dropping it kills and reaps it.
+/// The parent's end of the control socket.
 #[derive(Debug)]
-pub struct LaunchedVmm {
-    child: Child,
-    /// Becomes readable when the process has ended.
-    process: OwnedFd,
-    /// `None` once [`LaunchedVmm::close_socket`] was called.
+pub struct Talk {
+    /// `None` once [`Talk::close`] was called.
     socket: Option<OwnedFd>,
 }
 
-impl LaunchedVmm {
-    /// Starts the program at `vmm` and sends it `start` with its descriptors. Its standard output and
-    /// standard error are this process's.
+impl Talk {
+    /// A socket pair with the start message waiting in it: our end, and the VMM's.
     ///
     /// # Errors
-    /// If the program cannot be started, or does not take the message.
-    pub fn launch(vmm: &Path, start: &Start, descriptors: &Descriptors) -> io::Result<Self> {
-        let mut command = Command::new(vmm);
-        Self::launch_with(&mut command, &serde_json::to_vec(start)?, descriptors)
-    }
-
-    /// Like [`LaunchedVmm::launch`] with a command that the caller prepared (its standard input is
-    /// replaced) and with any bytes as the first message.
-    ///
-    /// # Errors
-    /// If the program cannot be started, or does not take the message.
-    pub fn launch_with(
-        command: &mut Command,
-        message: &[u8],
-        descriptors: &Descriptors,
-    ) -> io::Result<Self> {
+    /// If the message or its descriptors cannot be sent.
+    pub fn open(message: &[u8], descriptors: &Descriptors) -> io::Result<(Self, OwnedFd)> {
         let (ours, theirs) = socketpair(
             AddressFamily::UNIX,
             SocketType::SEQPACKET,
             SocketFlags::CLOEXEC,
             None,
         )?;
-        // Before the child exists, so that the message waits for it and not the other way round.
         send_with_descriptors(&ours, message, descriptors)?;
-        let mut child = command.stdin(Stdio::from(theirs)).spawn()?;
-        // The command holds the child's end open until it gets another one.
-        command.stdin(Stdio::null());
-        match watch(&child) {
-            Ok(process) => Ok(Self {
-                child,
-                process,
-                socket: Some(ours),
-            }),
-            Err(error) => {
-                child.kill()?;
-                child.wait()?;
-                Err(error)
-            }
-        }
-    }
-
-    /// The child's process id.
-    #[must_use]
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// The child, for its captured output.
-    pub fn child(&mut self) -> &mut Child {
-        &mut self.child
+        let talk = Self { socket: Some(ours) };
+        Ok((talk, theirs))
     }
 
     /// Waits at most `timeout` for the next message.
@@ -173,8 +130,98 @@ impl LaunchedVmm {
     }
 
     /// Closes our end, as an agent that goes away does.
-    pub fn close_socket(&mut self) {
+    pub fn close(&mut self) {
         self.socket = None;
+    }
+}
+
+/// A `berth-vmm` that this process started. Dropping it kills and reaps it.
+#[derive(Debug)]
+pub struct LaunchedVmm {
+    child: Child,
+    /// Becomes readable when the process has ended.
+    process: OwnedFd,
+    talk: Talk,
+}
+
+impl LaunchedVmm {
+    /// Starts the program at `vmm` and sends it `start` with its descriptors. Its standard output and
+    /// standard error are this process's.
+    ///
+    /// # Errors
+    /// If the program cannot be started, or does not take the message.
+    pub fn launch(vmm: &Path, start: &Start, descriptors: &Descriptors) -> io::Result<Self> {
+        let mut command = Command::new(vmm);
+        Self::launch_with(&mut command, &serde_json::to_vec(start)?, descriptors)
+    }
+
+    /// Like [`LaunchedVmm::launch`] with a command that the caller prepared (its standard input is
+    /// replaced) and with any bytes as the first message.
+    ///
+    /// # Errors
+    /// If the program cannot be started, or does not take the message.
+    pub fn launch_with(
+        command: &mut Command,
+        message: &[u8],
+        descriptors: &Descriptors,
+    ) -> io::Result<Self> {
+        // Before the child exists, so that the message waits for it and not the other way round.
+        let (talk, theirs) = Talk::open(message, descriptors)?;
+        let mut child = command.stdin(Stdio::from(theirs)).spawn()?;
+        // The command holds the child's end open until it gets another one.
+        command.stdin(Stdio::null());
+        match watch(&child) {
+            Ok(process) => Ok(Self {
+                child,
+                process,
+                talk,
+            }),
+            Err(error) => {
+                child.kill()?;
+                child.wait()?;
+                Err(error)
+            }
+        }
+    }
+
+    /// The child's process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The child, for its captured output.
+    pub fn child(&mut self) -> &mut Child {
+        &mut self.child
+    }
+
+    /// Waits at most `timeout` for the next message.
+    ///
+    /// # Errors
+    /// If the message is longer than the contract allows or is no [`Event`], or on a socket error.
+    pub fn next_event(&self, timeout: Duration) -> io::Result<Heard> {
+        self.talk.next_event(timeout)
+    }
+
+    /// Sends one request.
+    ///
+    /// # Errors
+    /// If the socket is closed on either side.
+    pub fn send(&self, request: &Request) -> io::Result<()> {
+        self.talk.send(request)
+    }
+
+    /// Sends any bytes as one message.
+    ///
+    /// # Errors
+    /// If the socket is closed on either side.
+    pub fn send_bytes(&self, message: &[u8]) -> io::Result<()> {
+        self.talk.send_bytes(message)
+    }
+
+    /// Closes our end, as an agent that goes away does.
+    pub fn close_socket(&mut self) {
+        self.talk.close();
     }
 
     /// Waits at most `timeout` for the process to end; `None` if it goes on.

@@ -11,4 +11,5 @@ pub mod progress;
 pub mod simulated_agent;
 pub mod startup;
 pub mod tiny_guest;
+pub mod unit_launch;
 pub mod workspace;

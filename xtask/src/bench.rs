@@ -50,7 +50,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
         progress::leave_stdout_alone();
     }
     setup::ensure(&[Need::Compile])?;
-    let vmm = package::programs()?.join("berth-vmm");
+    let vmm = package::vmm()?;
     ensure!(vmm.exists(), "cargo built no {}", vmm.display());
     let report = startup::run(&Options {
         vmm,

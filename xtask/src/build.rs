@@ -1,18 +1,9 @@
 //! Builds the programs with cargo, and says where they are.
 
-use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::Result;
 use berth_tests::{command, workspace};
-
-/// Runs cargo with its output in `build/logs/<log>.log`.
-///
-/// # Errors
-/// If cargo does not exit with 0.
-pub(crate) fn cargo(arguments: &[&str], log: &str) -> Result<()> {
-    logged(cargo_command().args(arguments), log)
-}
 
 /// Runs a command with its output in `build/logs/<log>.log`.
 ///
@@ -39,23 +30,4 @@ pub(crate) fn cargo_command() -> Command {
         }
     }
     cargo
-}
-
-/// Builds the programs that scenarios bring along, in release mode, and returns their folder.
-///
-/// # Errors
-/// If cargo fails.
-pub(crate) fn lab_programs() -> Result<PathBuf> {
-    cargo(
-        &[
-            "build",
-            "--release",
-            "--locked",
-            "--bins",
-            "-p",
-            "berth-tests",
-        ],
-        "build-lab-programs",
-    )?;
-    Ok(workspace::target_dir().join("release"))
 }

@@ -13,6 +13,7 @@ use berth_tests::lab::host::{Here, Host};
 use berth_tests::lab::image;
 use berth_tests::lab::kept::Kept;
 use berth_tests::lab::node::{Node, run_folder};
+use berth_tests::lab::scenario::NodeKind;
 use berth_tests::lab::scenarios::{seed_001, vm_lifecycle::unit_of};
 use berth_tests::lab::site::{Site, text};
 use berth_tests::lab::ssh::Lifetime;
@@ -62,7 +63,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 
 fn in_the_lab(progress: &mut Progress, keep: bool) -> Result<()> {
     Kept::end()?;
-    let context = lab::prepare(progress)?;
+    let context = lab::prepare(progress, NodeKind::Installed)?;
     progress.phase("boot a host");
     let lifetime = if keep {
         Lifetime::Detached

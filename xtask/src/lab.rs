@@ -8,11 +8,11 @@ use berth_tests::command::tail;
 use berth_tests::lab::image;
 use berth_tests::lab::kept::Kept;
 use berth_tests::lab::node::{Node, NodeSpec, run_folder};
-use berth_tests::lab::scenario::{self, Context};
+use berth_tests::lab::scenario::{self, Context, NodeKind};
 use berth_tests::progress::{Progress, say, short};
 
+use crate::package;
 use crate::setup::{self, Need};
-use crate::{build, package};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -44,7 +44,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
                 bail!("there is no scenario {name}; `cargo xtask lab --list` shows them");
             };
             let mut progress = Progress::new(&format!("lab {name}"));
-            let context = prepare(&mut progress)?;
+            let context = prepare(&mut progress, found.node)?;
             progress.phase(found.name);
             run_one(found, &context)?;
             say(&format!("{name}: passed in {}", short(progress.finish())));
@@ -63,17 +63,23 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
 }
 
-/// Builds programs, packages and images: all that scenarios need.
+/// Builds programs, packages and images: all that scenarios on such a node need.
 ///
 /// # Errors
 /// If one of the builds fails.
-pub(crate) fn prepare(progress: &mut Progress) -> Result<Context> {
+pub(crate) fn prepare(progress: &mut Progress, node: NodeKind) -> Result<Context> {
     setup::ensure(&[Need::Compile, Need::Package, Need::Lab])?;
     progress.phase("build the programs");
-    package::programs()?;
-    let programs = build::lab_programs()?;
-    progress.phase("pack");
-    let packages = package::debs()?;
+    let (vmm, packages) = match node {
+        NodeKind::Bare => (package::vmm()?, Vec::new()),
+        NodeKind::Installed => {
+            let programs = package::programs()?;
+            progress.phase("pack");
+            (programs.join("berth-vmm"), package::debs()?)
+        }
+    };
+    progress.phase("build the lab's own programs");
+    let programs = package::lab_programs()?;
     progress.phase("Debian trees for host and guest");
     image::node_tree()?;
     image::guest_tree()?;
@@ -84,6 +90,7 @@ pub(crate) fn prepare(progress: &mut Progress) -> Result<Context> {
         node,
         guest,
         programs,
+        vmm,
         say,
     })
 }
@@ -104,7 +111,7 @@ pub(crate) fn run_one(scenario: &scenario::Scenario, context: &Context) -> Resul
 
 fn shell() -> Result<ExitCode> {
     let mut progress = Progress::new("lab shell");
-    let context = prepare(&mut progress)?;
+    let context = prepare(&mut progress, NodeKind::Installed)?;
     progress.phase("boot a node");
     let devices = vec![berth_tests::lab::devices::Device::SharedDisk {
         image: context.guest.artefacts.clone(),

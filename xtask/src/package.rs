@@ -130,6 +130,25 @@ pub(crate) fn programs() -> Result<PathBuf> {
     programs::build(&Manifest::read(&workspace::root())?.programs)
 }
 
+/// Builds the VMM alone, as it is packaged, and returns it.
+///
+/// # Errors
+/// If cargo fails; the message quotes its log.
+pub(crate) fn vmm() -> Result<PathBuf> {
+    let mut programs = Manifest::read(&workspace::root())?.programs;
+    programs.retain(|program| program.name == programs::VMM);
+    Ok(programs::build(&programs)?.join(programs::VMM))
+}
+
+/// Builds the programs that scenarios bring along, with the packaged programs' flags so that they
+/// share their dependencies, and returns their folder.
+///
+/// # Errors
+/// If cargo fails; the message quotes its log.
+pub(crate) fn lab_programs() -> Result<PathBuf> {
+    programs::build_for_lab()
+}
+
 /// Makes the .debs from the programs that were built last.
 ///
 /// # Errors

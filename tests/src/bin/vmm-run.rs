@@ -17,16 +17,19 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use berth_api::vmm::{Console, Disk, Exit, FdIndex, Request, Start};
 use berth_tests::launch::{Descriptors, Heard, LaunchedVmm};
+use berth_tests::unit_launch::UnitVmm;
 
 const USAGE: &str = "usage: vmm-run --vmm PATH --kernel FILE [--initrd FILE] [--disk FILE[:ro]]... \
                      [--cmdline TEXT] [--vcpus N] [--memory-mib M] [--entropy] \
-                     [--console FILE|-|none] [--follow-resets] [--timeout SECONDS]";
+                     [--console FILE|-|none] [--unit] [--follow-resets] [--timeout SECONDS]";
 /// How long a VMM that was told to stop may take before it is killed.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 /// Exit status for a wrong command line.
 const EXIT_USAGE: u8 = 64;
 /// Exit status for a failure of this program.
 const EXIT_FAILURE: u8 = 70;
+/// How a process ends that was killed.
+const SIGKILL: i32 = 9;
 /// What a shell adds to a signal's number.
 const SIGNAL_BASE: i32 = 128;
 
@@ -41,6 +44,8 @@ struct Arguments {
     memory_mib: u64,
     entropy: bool,
     console: Option<PathBuf>,
+    /// Whether the VMM runs in a unit as the agent makes them, and not as our child.
+    unit: bool,
     follow_resets: bool,
     deadline: Option<Instant>,
 }
@@ -58,6 +63,7 @@ impl Arguments {
             memory_mib: 256,
             entropy: false,
             console: Some(PathBuf::from("-")),
+            unit: false,
             follow_resets: false,
             deadline: None,
         };
@@ -81,6 +87,7 @@ impl Arguments {
                     found.console =
                         Some(PathBuf::from(value()?)).filter(|path| *path != Path::new("none"));
                 }
+                "--unit" => found.unit = true,
                 "--follow-resets" => found.follow_resets = true,
                 "--timeout" => {
                     let limit = Duration::from_secs(number(&option, value()?)?);
@@ -196,8 +203,8 @@ fn add_console(descriptors: &mut Descriptors, path: &Path) -> Result<FdIndex> {
 /// Runs the VMM once, until its process has ended.
 fn run_once(arguments: &Arguments) -> Result<ExitStatus> {
     let (start, descriptors) = arguments.machine()?;
-    let vmm = LaunchedVmm::launch(&arguments.vmm, &start, &descriptors);
-    let mut vmm = vmm.with_context(|| format!("starting {}", arguments.vmm.display()))?;
+    let mut vmm = Vmm::launch(arguments, &start, &descriptors)
+        .with_context(|| format!("starting {}", arguments.vmm.display()))?;
     drop(descriptors);
     loop {
         match vmm.next_event(time_left(arguments.deadline))? {
@@ -213,11 +220,63 @@ fn run_once(arguments: &Arguments) -> Result<ExitStatus> {
     }
     match vmm.wait(STOP_GRACE)? {
         Some(status) => Ok(status),
-        None => Ok(vmm.kill()?),
+        None => vmm.kill(),
     }
 }
 
-fn stop(mut vmm: LaunchedVmm) -> Result<ExitStatus> {
+/// The VMM, however it was started.
+enum Vmm {
+    Child(LaunchedVmm),
+    Unit(UnitVmm),
+}
+
+impl Vmm {
+    fn launch(arguments: &Arguments, start: &Start, descriptors: &Descriptors) -> Result<Self> {
+        if arguments.unit {
+            return Ok(Self::Unit(UnitVmm::launch(
+                &arguments.vmm,
+                start,
+                descriptors,
+            )?));
+        }
+        let child = LaunchedVmm::launch(&arguments.vmm, start, descriptors)?;
+        Ok(Self::Child(child))
+    }
+
+    fn next_event(&self, timeout: Duration) -> Result<Heard> {
+        Ok(match self {
+            Self::Child(vmm) => vmm.next_event(timeout)?,
+            Self::Unit(vmm) => vmm.next_event(timeout)?,
+        })
+    }
+
+    fn send(&self, request: &Request) -> Result<()> {
+        match self {
+            Self::Child(vmm) => vmm.send(request)?,
+            Self::Unit(vmm) => vmm.send(request)?,
+        }
+        Ok(())
+    }
+
+    fn wait(&mut self, timeout: Duration) -> Result<Option<ExitStatus>> {
+        match self {
+            Self::Child(vmm) => Ok(vmm.wait(timeout)?),
+            Self::Unit(vmm) => vmm.wait(timeout),
+        }
+    }
+
+    fn kill(&mut self) -> Result<ExitStatus> {
+        match self {
+            Self::Child(vmm) => Ok(vmm.kill()?),
+            Self::Unit(vmm) => {
+                vmm.end()?;
+                Ok(ExitStatus::from_raw(SIGKILL))
+            }
+        }
+    }
+}
+
+fn stop(mut vmm: Vmm) -> Result<ExitStatus> {
     writeln!(
         std::io::stderr(),
         "vmm-run: the time is over, stopping the guest"
@@ -231,7 +290,7 @@ fn stop(mut vmm: LaunchedVmm) -> Result<ExitStatus> {
     };
     match ended {
         Some(status) => Ok(status),
-        None => Ok(vmm.kill()?),
+        None => vmm.kill(),
     }
 }
 

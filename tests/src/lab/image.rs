@@ -17,9 +17,10 @@ use crate::workspace;
 /// Changes when the way images are made changes and the inputs do not show it.
 const RECIPE: &str = "1";
 
-const NODE_PACKAGES: &str = "busybox-static,ca-certificates,curl,dbus,iproute2,kmod,\
-    linux-image-cloud-amd64,openssh-server,procps,systemd,systemd-sysv,udev";
-const GUEST_PACKAGES: &str = "dbus,iproute2,login,passwd,systemd,systemd-sysv,udev";
+const NODE_PACKAGES: &str = "busybox-static,ca-certificates,curl,dbus,fio,iperf3,iproute2,kmod,\
+    linux-image-cloud-amd64,openssh-server,pciutils,procps,socat,systemd,systemd-sysv,udev";
+const GUEST_PACKAGES: &str = "dbus,fio,iperf3,iproute2,iputils-ping,login,nvme-cli,passwd,\
+    pciutils,procps,socat,systemd,systemd-sysv,udev";
 /// Documentation and translations are of no use on a machine that nobody reads them on.
 const LEFT_OUT: [&str; 5] = [
     "/usr/share/doc/*",
@@ -29,7 +30,7 @@ const LEFT_OUT: [&str; 5] = [
     "/usr/share/zoneinfo/*",
 ];
 const NODE_DISK: &str = "12G";
-const GUEST_DISK: &str = "640M";
+const GUEST_DISK: &str = "960M";
 
 /// Folder of everything that the lab keeps.
 #[must_use]
@@ -149,11 +150,7 @@ pub fn guest_image() -> Result<GuestImage> {
     let tree = guest_tree()?;
     let key = recipe_key(&tree, "guest", GUEST_DISK)?
         .with(kernel_tree.as_os_str().as_encoded_bytes())
-        .with(initrd::build(
-            &kernel_tree,
-            &kernel_of(&kernel_tree)?.1,
-            &initrd::GUEST_MODULES,
-        )?);
+        .with(initrd::build(&kernel_tree, &kernel_of(&kernel_tree)?.1)?);
     let folder = cache::entry(&lab_dir(), "guest-image", key, |place| {
         copy_tree(&scenario_files().join("guest"), &place.join("staging"))?;
         std::fs::create_dir(place.join("packages")).context("making the packages folder")?;
@@ -165,7 +162,7 @@ pub fn guest_image() -> Result<GuestImage> {
         std::fs::write(content.join("vmlinux"), unpack_kernel(&image, place)?)
             .context("writing vmlinux")?;
         std::fs::write(content.join("vmlinuz"), image).context("writing vmlinuz")?;
-        let initrd = initrd::build(&kernel_tree, &release, &initrd::GUEST_MODULES)?;
+        let initrd = initrd::build(&kernel_tree, &release)?;
         std::fs::write(content.join("initrd"), initrd).context("writing the initrd")?;
         std::fs::rename(place.join("disk.raw"), content.join("disk.raw"))
             .context("moving the guest's disk")?;
@@ -252,7 +249,7 @@ fn make_layer(tree: &Path, place: &Path, name: &str, size: &str) -> Result<()> {
 }
 
 fn make_artefact_disk(content: &Path, disk: &Path) -> Result<()> {
-    capture(Command::new("truncate").args(["-s", "900M"]).arg(disk))?;
+    capture(Command::new("truncate").args(["-s", "1300M"]).arg(disk))?;
     let mut command = as_root("mke2fs");
     command.args([
         "-q",

@@ -13,16 +13,29 @@ const FILE: u32 = 0o100_644;
 
 /// Modules by name: to see the root disk, for entropy, and to hear the power button. The guest's
 /// own disk has no modules.
-pub const GUEST_MODULES: [&str; 5] = ["virtio_pci", "virtio_blk", "virtio-rng", "button", "evdev"];
+const BASE_MODULES: [&str; 5] = ["virtio_pci", "virtio_blk", "virtio-rng", "button", "evdev"];
+
+/// Modules for devices that only some guests have: loaded where the command line names a script.
+const SCRIPT_MODULES: [&str; 5] = [
+    "virtio_net",
+    "virtio_console",
+    "virtio_balloon",
+    "vmw_vsock_virtio_transport",
+    "pvpanic-mmio",
+];
 
 const INIT: &str = r#"#!/bin/busybox sh
 /bin/busybox mount -t devtmpfs devtmpfs /dev
 /bin/busybox mount -t proc proc /proc
 /bin/busybox mount -t sysfs sysfs /sys
-while read -r module; do /bin/busybox insmod "/modules/$module"; done </modules/order
+load() { while read -r module; do /bin/busybox insmod "/modules/$module"; done <"$1"; }
+load /modules/order
 root=/dev/vda
 for word in $(/bin/busybox cat /proc/cmdline); do
-    case $word in root=*) root=${word#root=} ;; esac
+    case $word in
+        root=*) root=${word#root=} ;;
+        berth.script) load /modules/script-order ;;
+    esac
 done
 tries=0
 while [ ! -b "$root" ]; do
@@ -42,7 +55,7 @@ exec /bin/busybox switch_root /root /sbin/init
 ///
 /// # Errors
 /// If the tree lacks a module or busybox.
-pub fn build(tree: &Path, kernel_release: &str, modules: &[&str]) -> Result<Vec<u8>> {
+pub fn build(tree: &Path, kernel_release: &str) -> Result<Vec<u8>> {
     let busybox = read(&tree.join("bin/busybox"))?;
     let mut archive = Archive::default();
     for folder in ["bin", "dev", "modules", "proc", "root", "sys"] {
@@ -54,24 +67,32 @@ pub fn build(tree: &Path, kernel_release: &str, modules: &[&str]) -> Result<Vec<
     let dependencies = std::fs::read_to_string(library.join("modules.dep"))
         .with_context(|| format!("reading modules.dep of {kernel_release}"))?;
     let builtin = std::fs::read_to_string(library.join("modules.builtin")).unwrap_or_default();
-    let mut order = String::new();
-    for path in load_order(&dependencies, &builtin, modules)? {
-        let name = path.rsplit('/').next().unwrap_or(&path);
-        archive.add(
-            &format!("modules/{name}"),
-            FILE,
-            &read(&library.join(&path))?,
-        );
-        writeln!(order, "{name}").context("listing the modules")?;
+    let mut seen = BTreeSet::new();
+    for (list, modules) in [
+        ("modules/order", BASE_MODULES.as_slice()),
+        ("modules/script-order", SCRIPT_MODULES.as_slice()),
+    ] {
+        let mut order = String::new();
+        for path in load_order(&dependencies, &builtin, modules, &mut seen)? {
+            let name = path.rsplit('/').next().unwrap_or(&path);
+            let content = read(&library.join(&path))?;
+            archive.add(&format!("modules/{name}"), FILE, &content);
+            writeln!(order, "{name}").context("listing the modules")?;
+        }
+        archive.add(list, FILE, order.as_bytes());
     }
-    archive.add("modules/order", FILE, order.as_bytes());
     Ok(archive.finish())
 }
 
-/// Paths of the named modules and of all that they need, in loading order.
-fn load_order(dependencies: &str, builtin: &str, names: &[&str]) -> Result<Vec<String>> {
+/// Paths of the named modules and of all that they need, in loading order, but for those that were
+/// `seen` before.
+fn load_order(
+    dependencies: &str,
+    builtin: &str,
+    names: &[&str],
+    seen: &mut BTreeSet<String>,
+) -> Result<Vec<String>> {
     let mut order = Vec::new();
-    let mut seen = BTreeSet::new();
     for name in names {
         let file = format!("/{name}.ko");
         let line = dependencies.lines().find(|line| {
@@ -158,6 +179,7 @@ mod tests {
             dependencies,
             "kernel/c/ext4.ko\n",
             &["virtio_pci", "virtio_blk", "ext4"],
+            &mut BTreeSet::new(),
         );
         assert_eq!(
             order.unwrap(),
@@ -169,7 +191,12 @@ mod tests {
                 "kernel/b/virtio_blk.ko"
             ]
         );
-        load_order(dependencies, "", &["nothing"]).unwrap_err();
+        load_order(dependencies, "", &["nothing"], &mut BTreeSet::new()).unwrap_err();
+        let mut seen = ["kernel/a/virtio.ko", "kernel/a/ring.ko"]
+            .map(str::to_owned)
+            .into();
+        let rest = load_order(dependencies, "", &["virtio_blk"], &mut seen).unwrap();
+        assert_eq!(rest, ["kernel/b/virtio_blk.ko"], "what is loaded stays so");
     }
 
     #[test]

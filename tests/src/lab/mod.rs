@@ -15,5 +15,6 @@ pub mod kept;
 pub mod node;
 pub mod scenario;
 pub mod scenarios;
+pub mod scripted_guest;
 pub mod site;
 pub mod ssh;

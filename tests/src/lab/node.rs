@@ -16,6 +16,7 @@ use super::devices::{Device, drive_argument};
 use super::host::Host;
 use super::image::{ChannelKeys, NodeImage, lab_dir};
 use super::kept::Kept;
+use super::scenario::Context as Material;
 use super::ssh::{self, Channel, Lifetime, wait_for};
 use crate::command;
 
@@ -137,6 +138,17 @@ impl Node {
              mount -o ro /dev/vda /srv/guest",
         )?;
         Ok(())
+    }
+
+    /// Puts the VMM and its launcher on the node: `/usr/libexec/berth/berth-vmm` and `vmm-run`.
+    ///
+    /// # Errors
+    /// If one cannot be copied.
+    pub fn bring_vmm(&self, context: &Material) -> Result<()> {
+        self.check("modprobe kvm_amd && mkdir -p /usr/libexec/berth")?;
+        self.copy_in(&context.vmm, "/usr/libexec/berth/berth-vmm", "0755")?;
+        let launcher = context.programs.join("vmm-run");
+        self.copy_in(&launcher, "/usr/local/bin/vmm-run", "0755")
     }
 
     /// Leaves the node running, with its API reachable at a loopback port of this machine.

@@ -10,14 +10,25 @@ use super::scenarios;
 /// What a scenario is given.
 #[derive(Debug)]
 pub struct Context {
-    /// The node's disk, with our packages installed.
+    /// The node's disk, as the scenario's [`NodeKind`] says.
     pub node: NodeImage,
     /// The guest for tenants.
     pub guest: GuestImage,
     /// Folder of our own test programs, built.
     pub programs: PathBuf,
+    /// The VMM as it is packaged.
+    pub vmm: PathBuf,
     /// Where the scenario says what it does.
     pub say: fn(&str),
+}
+
+/// What is on a scenario's node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NodeKind {
+    /// Debian alone. Scenarios of the VMM bring it along, and need no other program to be built.
+    Bare,
+    /// Debian with our packages installed.
+    Installed,
 }
 
 /// One thing that the lab can show.
@@ -27,6 +38,10 @@ pub struct Scenario {
     pub name: &'static str,
     /// What it shows, in one sentence.
     pub shows: &'static str,
+    /// What it runs on.
+    pub node: NodeKind,
+    /// Whether `cargo xtask test` runs it. The others run by name.
+    pub is_core: bool,
     /// Runs it.
     pub run: fn(&Context) -> Result<()>,
 }
@@ -37,22 +52,38 @@ pub const ALL: &[Scenario] = &[
         name: "boot-debian",
         shows: "an unmodified Debian guest boots with 1 and 4 vCPUs, 256 MiB and 6 GiB, keeps what \
                 it flushed, powers off by ACPI and reboots on request",
+        node: NodeKind::Bare,
+        is_core: true,
         run: scenarios::boot_debian::run,
     },
     Scenario {
         name: "seed-001",
         shows: "the how-to for a tenant's namespace, executed block by block as it stands",
+        node: NodeKind::Installed,
+        is_core: true,
         run: scenarios::seed_001::run,
     },
     Scenario {
         name: "quickstart",
         shows: "the way from packages to a running guest, executed as docs/quickstart.md has it",
+        node: NodeKind::Installed,
+        is_core: true,
         run: scenarios::quickstart::run,
     },
     Scenario {
         name: "vm-lifecycle",
         shows: "a tenant's VM from create to delete, with agent and controller killed on the way",
+        node: NodeKind::Installed,
+        is_core: true,
         run: scenarios::vm_lifecycle::run,
+    },
+    Scenario {
+        name: "vmm-devices",
+        shows: "every device of the VMM from inside a Debian guest, with the jail on: disk, network, \
+                sockets, console, balloon, power button, panic, 8 vCPUs",
+        node: NodeKind::Bare,
+        is_core: false,
+        run: scenarios::vmm_devices::run,
     },
 ];
 

@@ -1,14 +1,82 @@
 //! The control socket of a running machine.
 
-use berth_api::vmm::{Event, Exit, Request};
+use berth_api::vmm::{Denial, Event, Exit, Request};
+use berth_tests::launch::Heard;
 use berth_tests::tiny_guest::{Code, Width};
 use berth_vmm_machine::layout::{COM1_PORT, EVENT_STATUS_PORT, SLEEP_CONTROL_PORT};
 
 use crate::ending::POWER_OFF;
-use crate::machine::{Machine, Setup, require_kvm};
+use crate::machine::{Machine, PATIENCE, Setup, require_kvm};
 
 /// About a third of a second on today's processors: long enough for a test to act in between.
 const A_WHILE_CYCLES: u32 = 1_000_000_000;
+
+/// A port that no device answers: each write is an exit that is counted.
+const COUNTED_PORT: u16 = 0x80;
+
+/// Writes to a port for ever.
+fn counting_guest() -> Code {
+    let mut guest = Code::new();
+    guest.print(COM1_PORT, b"!");
+    // mov dx, port; again: out dx, al; jmp again
+    guest.port_write(COUNTED_PORT, Width::Byte, 0);
+    guest.raw(&[0xee, 0xeb, 0xfd]);
+    guest
+}
+
+fn counting_machine() -> Option<Machine> {
+    let setup = Setup::new(require_kvm()?, &counting_guest());
+    let mut machine = setup.launch_with_console();
+    machine.expect_running();
+    assert_eq!(machine.read_output(1), b"!");
+    Some(machine)
+}
+
+/// How often the guest has written to a port.
+#[track_caller]
+fn port_writes(machine: &Machine) -> u64 {
+    machine.vmm.send(&Request::Statistics).unwrap();
+    let event = machine.event();
+    let Event::Statistics { exits, .. } = event else {
+        panic!("{event:?} instead of statistics");
+    };
+    exits["port_write"]
+}
+
+#[track_caller]
+fn ask(machine: &Machine, request: &Request) -> Event {
+    machine.vmm.send(request).unwrap();
+    machine.event()
+}
+
+#[track_caller]
+fn expect_denied(machine: &Machine, name: &str, why: Denial) {
+    let event = machine.event();
+    let Event::Denied {
+        request,
+        reason,
+        remedy,
+    } = event
+    else {
+        panic!("{event:?} instead of a denial");
+    };
+    assert_eq!((request.as_str(), reason), (name, why));
+    assert!(!remedy.is_empty());
+}
+
+#[track_caller]
+fn expect_counting(machine: &Machine) {
+    let before = port_writes(machine);
+    while port_writes(machine) == before {}
+}
+
+#[track_caller]
+fn expect_at_rest(machine: &Machine) {
+    let before = port_writes(machine);
+    for _ in 0..50 {
+        assert_eq!(port_writes(machine), before);
+    }
+}
 
 fn guest_that_takes_a_while() -> Code {
     let mut guest = Code::new();
@@ -89,9 +157,11 @@ fn nonsense_on_the_socket_does_not_harm_the_guest() {
         b"{".as_slice(),
         b"\xff\xfe",
         b"{\"request\":\"fly\"}",
+        b"{\"request\":\"balloon\",\"target_mib\":-1}",
         &[b'['; 60_000],
     ] {
         machine.vmm.send_bytes(nonsense).unwrap();
+        expect_denied(&machine, "", Denial::Malformed);
     }
     machine.vmm.send(&Request::Statistics).unwrap();
     assert!(matches!(machine.event(), Event::Statistics { .. }));
@@ -99,9 +169,8 @@ fn nonsense_on_the_socket_does_not_harm_the_guest() {
     machine.expect_end(Exit::Stopped);
 }
 
-#[test]
-fn the_power_button_shows_in_the_event_status_register() {
-    let Some(kvm) = require_kvm() else { return };
+/// A guest that powers off when the power button is pressed.
+fn machine_that_waits_for_the_button() -> Option<Machine> {
     let mut guest = Code::new();
     guest.print(COM1_PORT, b"!");
     let again = guest.address();
@@ -118,9 +187,150 @@ fn the_power_button_shows_in_the_event_status_register() {
     guest
         .port_write(SLEEP_CONTROL_PORT, Width::Byte, POWER_OFF)
         .halt();
-    let mut machine = Setup::new(kvm, &guest).launch_with_console();
+    let mut machine = Setup::new(require_kvm()?, &guest).launch_with_console();
     machine.expect_running();
     assert_eq!(machine.read_output(1), b"!");
+    Some(machine)
+}
+
+#[test]
+fn the_power_button_shows_in_the_event_status_register() {
+    let Some(mut machine) = machine_that_waits_for_the_button() else {
+        return;
+    };
     machine.vmm.send(&Request::PowerButton).unwrap();
     machine.expect_end(Exit::PowerOff);
+}
+
+#[test]
+fn a_paused_guest_stands_still_and_goes_on_when_resumed() {
+    let Some(mut machine) = counting_machine() else {
+        return;
+    };
+    for _ in 0..5 {
+        expect_counting(&machine);
+        assert_eq!(ask(&machine, &Request::Pause), Event::Paused);
+        expect_at_rest(&machine);
+        assert_eq!(ask(&machine, &Request::Resume), Event::Resumed);
+    }
+    expect_counting(&machine);
+    machine.vmm.send(&Request::Stop).unwrap();
+    machine.expect_end(Exit::Stopped);
+}
+
+#[test]
+fn vcpus_that_spin_halt_or_wait_to_be_started_are_paused_alike() {
+    for rest in [[0xeb, 0xfe], [0xf4, 0xf4]] {
+        let Some(kvm) = require_kvm() else { return };
+        let mut guest = Code::new();
+        // jmp to itself, or hlt with interrupts off.
+        guest.print(COM1_PORT, b"!").raw(&rest).halt();
+        let mut setup = Setup::new(kvm, &guest);
+        setup.start.vcpus = 3;
+        let mut machine = setup.launch_with_console();
+        machine.expect_running();
+        assert_eq!(machine.read_output(1), b"!");
+        for _ in 0..20 {
+            assert_eq!(ask(&machine, &Request::Pause), Event::Paused);
+            assert_eq!(ask(&machine, &Request::Resume), Event::Resumed);
+        }
+        machine.vmm.send(&Request::Stop).unwrap();
+        machine.expect_end(Exit::Stopped);
+    }
+}
+
+#[test]
+fn what_a_machine_cannot_do_now_is_denied_with_the_reason() {
+    let Some(mut machine) = idle_machine() else {
+        return;
+    };
+    machine.vmm.send(&Request::Resume).unwrap();
+    expect_denied(&machine, "resume", Denial::NotPaused);
+    machine
+        .vmm
+        .send(&Request::Balloon { target_mib: 1 })
+        .unwrap();
+    expect_denied(&machine, "balloon", Denial::NoDevice);
+    assert_eq!(ask(&machine, &Request::Pause), Event::Paused);
+    machine.vmm.send(&Request::Pause).unwrap();
+    expect_denied(&machine, "pause", Denial::AlreadyPaused);
+    machine.vmm.send(&Request::Stop).unwrap();
+    machine.expect_end(Exit::Stopped);
+}
+
+#[test]
+fn requests_that_follow_a_stop_are_denied_before_the_end_is_told() {
+    let Some(mut machine) = idle_machine() else {
+        return;
+    };
+    // While it is paused nothing else happens, and one message is taken at a time.
+    for request in [Request::Pause, Request::Stop, Request::Resume] {
+        machine.vmm.send(&request).unwrap();
+    }
+    assert_eq!(machine.event(), Event::Paused);
+    // If the end was faster than the last request, that was not read any more.
+    let next = machine.event();
+    let Event::Exited { exit, .. } = next else {
+        let Event::Denied {
+            request, reason, ..
+        } = next
+        else {
+            panic!("{next:?} instead of a denial or the end");
+        };
+        assert_eq!((request.as_str(), reason), ("resume", Denial::Ending));
+        machine.expect_end(Exit::Stopped);
+        return;
+    };
+    assert_eq!(exit, Exit::Stopped);
+}
+
+#[test]
+fn the_power_button_pressed_in_a_pause_is_seen_after_it() {
+    let Some(mut machine) = machine_that_waits_for_the_button() else {
+        return;
+    };
+    assert_eq!(ask(&machine, &Request::Pause), Event::Paused);
+    machine.vmm.send(&Request::PowerButton).unwrap();
+    machine.vmm.send(&Request::Statistics).unwrap();
+    assert!(matches!(machine.event(), Event::Statistics { .. }));
+    assert_eq!(ask(&machine, &Request::Resume), Event::Resumed);
+    machine.expect_end(Exit::PowerOff);
+}
+
+#[test]
+fn a_flood_of_requests_whose_answers_nobody_reads_harms_nothing() {
+    let Some(mut machine) = counting_machine() else {
+        return;
+    };
+    for round in 0..2000 {
+        let request = [
+            Request::Pause,
+            Request::Statistics,
+            Request::Resume,
+            Request::Balloon { target_mib: round },
+        ];
+        for request in request {
+            machine.vmm.send(&request).unwrap();
+        }
+        machine.vmm.send_bytes(b"?").unwrap();
+    }
+    machine.vmm.send(&Request::Stop).unwrap();
+    // What fitted the socket is there; the rest was dropped, perhaps even the last word.
+    let mut answers = 0;
+    loop {
+        match machine.vmm.next_event(PATIENCE).unwrap() {
+            Heard::Event(Event::Exited {
+                exit: Exit::Stopped,
+                ..
+            })
+            | Heard::Closed => break,
+            Heard::Event(_) => answers += 1,
+            Heard::Nothing => panic!("the VMM tells nothing"),
+        }
+    }
+    assert!(answers > 0);
+    assert_eq!(
+        machine.status().code(),
+        Some(i32::from(Exit::Stopped.code()))
+    );
 }

@@ -17,6 +17,8 @@ mod machine;
 #[cfg(test)]
 mod memory_and_vcpus;
 #[cfg(test)]
+mod panic_device;
+#[cfg(test)]
 mod refusals;
 #[cfg(test)]
 mod second_vcpu;

@@ -43,6 +43,8 @@ pub struct AcpiInput {
     pub vcpus: u8,
     /// Whether there is a serial port.
     pub serial: bool,
+    /// Whether there is a pvpanic device.
+    pub panic_device: bool,
 }
 
 /// Builds the block that starts with the RSDP at [`layout::ACPI`].
@@ -56,7 +58,7 @@ pub fn tables(input: AcpiInput) -> Vec<u8> {
         table.to_aml_bytes(&mut block);
         address
     };
-    let dsdt = place(&dsdt(input.serial));
+    let dsdt = place(&dsdt(input));
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     xsdt.add_entry(place(&fadt(dsdt)));
     xsdt.add_entry(place(&madt(input.vcpus)));
@@ -119,7 +121,7 @@ fn mcfg() -> MCFG {
 }
 
 /// The DSDT with its header, as bytes that are their own AML.
-fn dsdt(serial: bool) -> Bytes {
+fn dsdt(input: AcpiInput) -> Bytes {
     let mut table = Sdt::new(
         *b"DSDT",
         36,
@@ -137,8 +139,11 @@ fn dsdt(serial: bool) -> Bytes {
     .to_aml_bytes(&mut code);
     host_bridge(&mut code);
     board_resources(&mut code);
-    if serial {
+    if input.serial {
         serial_port(&mut code);
+    }
+    if input.panic_device {
+        panic_device(&mut code);
     }
     power_button(&mut code);
     table.append_slice(&code);
@@ -239,6 +244,23 @@ fn serial_port(code: &mut Vec<u8>) {
     .to_aml_bytes(code);
 }
 
+/// `\_SB.PEVT`: Linux's `pvpanic-mmio` binds the name and takes the port from the resources.
+fn panic_device(code: &mut Vec<u8>) {
+    let port = layout::PANIC_PORT;
+    Device::new(
+        Path::new("_SB_.PEVT"),
+        vec![
+            &Name::new(Path::new("_HID"), &"QEMU0001"),
+            &Name::new(Path::new("_UID"), &aml::ZERO),
+            &Name::new(
+                Path::new("_CRS"),
+                &ResourceTemplate::new(vec![&IO::new(port, port, 1, 1)]),
+            ),
+        ],
+    )
+    .to_aml_bytes(code);
+}
+
 /// `\_SB.PWRB` and `\_SB.GED`, whose status register says what an interrupt means.
 fn power_button(code: &mut Vec<u8>) {
     let register = layout::EVENT_STATUS_PORT;
@@ -328,6 +350,7 @@ mod tests {
         let block = tables(AcpiInput {
             vcpus: 4,
             serial: true,
+            panic_device: true,
         });
         assert_eq!(&block[..8], b"RSD PTR ");
         assert_eq!(sum(&block[..20]), 0);
@@ -348,6 +371,7 @@ mod tests {
         let block = tables(AcpiInput {
             vcpus: 254,
             serial: true,
+            panic_device: true,
         });
         assert!(u64::try_from(block.len()).unwrap() <= layout::ACPI.bytes());
     }
@@ -357,6 +381,7 @@ mod tests {
         let block = tables(AcpiInput {
             vcpus: 3,
             serial: false,
+            panic_device: false,
         });
         let xsdt = table(&block, u64_at(&block, 24));
         let madt = table(&block, u64_at(xsdt, 44));
@@ -373,13 +398,19 @@ mod tests {
     }
 
     #[test]
-    fn without_a_console_no_serial_port_is_described() {
-        let finds = |serial| {
-            tables(AcpiInput { vcpus: 1, serial })
-                .windows(4)
-                .any(|name| name == b"COM1")
+    fn a_device_that_is_not_there_is_not_described() {
+        let finds = |name: &[u8], serial, panic_device| {
+            let input = AcpiInput {
+                vcpus: 1,
+                serial,
+                panic_device,
+            };
+            let block = tables(input);
+            block.windows(name.len()).any(|bytes| bytes == name)
         };
-        assert!(finds(true));
-        assert!(!finds(false));
+        assert!(finds(b"COM1", true, false));
+        assert!(!finds(b"COM1", false, true));
+        assert!(finds(b"QEMU0001", false, true));
+        assert!(!finds(b"QEMU0001", true, false));
     }
 }

@@ -11,6 +11,7 @@ use berth_vmm_devices::guest_error::{GuestError, GuestErrors};
 use berth_vmm_devices::interrupt::{IrqLine, MsiMessage, MsiSender};
 use berth_vmm_devices::ioapic::{IOAPIC_BYTES, IoApic};
 use berth_vmm_devices::memory::Memory;
+use berth_vmm_devices::panic_device::{PANIC_BYTES, PanicDevice, PanicKind};
 use berth_vmm_devices::pci::root::{BarWindows, ECAM_BYTES, PciRoot};
 use berth_vmm_devices::pci::{DeviceSlot, PciFunction};
 use berth_vmm_devices::power::{OnPowerRequest, PowerPort, PowerRegister, PowerRequest};
@@ -30,6 +31,7 @@ use crate::layout;
 use crate::queue_executor::IoLoop;
 use crate::refusal::{BuildMachineError, host};
 use crate::spec::{ConsoleSpec, DiskSpec};
+use crate::warnings::Warnings;
 
 /// What the devices of a machine are made of.
 #[derive(Debug)]
@@ -38,6 +40,10 @@ pub struct DeviceInput {
     pub disks: Vec<DiskSpec>,
     /// Where failures of the host's disks go.
     pub disk_failures: Arc<DiskFailures>,
+    /// Where warnings go.
+    pub warnings: Arc<Warnings>,
+    /// Whether there is a pvpanic device.
+    pub panic_device: bool,
     /// The serial port's output.
     pub console: Option<ConsoleSpec>,
     /// Whether there is an entropy device.
@@ -148,6 +154,9 @@ pub fn build(
             Arc::new(Serial::new(line, output)),
         );
     }
+    if input.panic_device {
+        builder.panic_device(&input.warnings);
+    }
     builder.pci(input)?;
     Ok(DeviceSet {
         ports: Bus::new(builder.ports, Arc::clone(&errors))?,
@@ -206,6 +215,17 @@ impl Builder<'_> {
         let button = Arc::new(PowerButton::new(line));
         self.port(layout::EVENT_STATUS_PORT, STATUS_BYTES, button.clone());
         button
+    }
+
+    fn panic_device(&mut self, warnings: &Arc<Warnings>) {
+        let warnings = Arc::clone(warnings);
+        let device = PanicDevice::new(Box::new(move |kind| {
+            warnings.tell(berth_api::vmm::Warning::GuestPanicked {
+                crash_kernel: kind == PanicKind::CrashLoaded,
+            });
+        }));
+        self.counters.push(("panic".to_owned(), device.counters()));
+        self.port(layout::PANIC_PORT, PANIC_BYTES, Arc::new(device));
     }
 
     /// The PCI bus: disks from slot 1 on, then the entropy device.

@@ -78,6 +78,8 @@ pub const COM1_PORT: u16 = 0x3f8;
 pub const COM1_PORTS: u8 = 8;
 /// The keyboard controller's command port, of which only the reset pulse exists.
 pub const KEYBOARD_COMMAND_PORT: u16 = 0x64;
+/// The pvpanic device's register, where every hypervisor has it.
+pub const PANIC_PORT: u16 = 0x505;
 /// The ACPI sleep control register.
 pub const SLEEP_CONTROL_PORT: u16 = 0x600;
 /// The ACPI sleep status register.

@@ -11,6 +11,7 @@ pub mod device_set;
 pub mod disk_failures;
 pub mod disk_file;
 pub mod ending;
+pub mod irq_routes;
 pub mod layout;
 pub mod machine;
 pub mod memory;
@@ -19,6 +20,7 @@ pub mod queue_executor;
 pub mod refusal;
 pub mod spec;
 pub mod vcpu;
+pub mod warnings;
 
 pub use machine::{Machine, MachineEvent, RunningMachine};
 pub use refusal::{BuildMachineError, Refusal};

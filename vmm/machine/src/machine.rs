@@ -6,8 +6,9 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
-use berth_api::vmm::{DeviceStatistics, Event};
+use berth_api::vmm::{DeviceStatistics, Event, Warning};
 use berth_vmm_devices::counters::Counters;
 use berth_vmm_devices::guest_error::GuestErrors;
 use berth_vmm_devices::power_button::PowerButton;
@@ -28,6 +29,7 @@ use crate::queue_executor::IoLoop;
 use crate::refusal::{BuildMachineError, Refusal, host};
 use crate::spec::MachineSpec;
 use crate::vcpu::{self, VcpuShared};
+use crate::warnings::Warnings;
 
 /// Stack of a vCPU thread: exits are served without recursion and without large buffers.
 const VCPU_STACK_BYTES: usize = 128 * 1024;
@@ -35,6 +37,10 @@ const VCPU_STACK_BYTES: usize = 128 * 1024;
 const TOKEN_ENDED: u32 = u32::MAX;
 /// The token of the descriptor that says that a disk failed.
 const TOKEN_DISK_FAILED: u32 = u32::MAX - 1;
+/// The token of the descriptor that says that there is a warning.
+const TOKEN_WARNING: u32 = u32::MAX - 2;
+/// How long vCPUs may take to leave the guest: an exit is served in far less.
+const PAUSE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A machine that is built and does not run yet.
 #[derive(Debug)]
@@ -46,6 +52,7 @@ pub struct Machine {
     guest_errors: Arc<GuestErrors>,
     console_dropped: DroppedBytes,
     disk_failures: Arc<DiskFailures>,
+    warnings: Arc<Warnings>,
     counters: Vec<(String, Arc<Counters>)>,
 }
 
@@ -58,6 +65,7 @@ pub struct RunningMachine {
     guest_errors: Arc<GuestErrors>,
     console_dropped: DroppedBytes,
     disk_failures: Arc<DiskFailures>,
+    warnings: Arc<Warnings>,
     counters: Vec<(String, Arc<Counters>)>,
 }
 
@@ -68,6 +76,8 @@ pub enum MachineEvent {
     Readable(u32),
     /// A disk failed on the host; the guest was told, too.
     DiskFailed(DiskFailure),
+    /// The machine goes on, but not as usual.
+    Warning(Warning),
     /// The machine ended; its vCPUs never enter the guest again.
     Ended(Ended),
 }
@@ -90,6 +100,7 @@ impl Machine {
         let acpi = AcpiInput {
             vcpus: spec.vcpus,
             serial: spec.console.is_some(),
+            panic_device: spec.panic_device,
         };
         write_acpi(&vm, acpi)?;
         let ending = Arc::new(Ending::new().map_err(host("make an event"))?);
@@ -99,9 +110,14 @@ impl Machine {
         let disk_failures = Arc::new(DiskFailures::new().map_err(host("make an event"))?);
         io.watch(disk_failures.descriptor().as_fd(), TOKEN_DISK_FAILED)
             .map_err(host("watch an event"))?;
+        let warnings = Arc::new(Warnings::new().map_err(host("make an event"))?);
+        io.watch(warnings.descriptor().as_fd(), TOKEN_WARNING)
+            .map_err(host("watch an event"))?;
         let input = DeviceInput {
             disks: spec.disks,
             disk_failures: Arc::clone(&disk_failures),
+            warnings: Arc::clone(&warnings),
+            panic_device: spec.panic_device,
             console: spec.console,
             entropy: spec.entropy,
         };
@@ -130,6 +146,7 @@ impl Machine {
             guest_errors,
             console_dropped,
             disk_failures,
+            warnings,
             counters,
         })
     }
@@ -159,6 +176,7 @@ impl Machine {
             guest_errors: self.guest_errors,
             console_dropped: self.console_dropped,
             disk_failures: self.disk_failures,
+            warnings: self.warnings,
             counters: self.counters,
         })
     }
@@ -191,11 +209,13 @@ impl RunningMachine {
             if let Some(ended) = self.shared.ending.get() {
                 return Ok(MachineEvent::Ended(ended.clone()));
             }
-            if token != TOKEN_DISK_FAILED {
-                return Ok(MachineEvent::Readable(token));
-            }
-            if let Some(failure) = self.disk_failures.take() {
-                return Ok(MachineEvent::DiskFailed(failure));
+            let event = match token {
+                TOKEN_DISK_FAILED => self.disk_failures.take().map(MachineEvent::DiskFailed),
+                TOKEN_WARNING => self.warnings.take().map(MachineEvent::Warning),
+                token => Some(MachineEvent::Readable(token)),
+            };
+            if let Some(event) = event {
+                return Ok(event);
             }
         }
     }
@@ -205,7 +225,22 @@ impl RunningMachine {
         self.shared.gate.open();
     }
 
-    /// Presses the ACPI power button.
+    /// Takes the vCPUs out of the guest and lets none enter it again before
+    /// [`RunningMachine::resume`]. Devices go on with what they were given.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::TimedOut`] if a vCPU does not come out; the guest runs on then.
+    pub fn pause(&self) -> io::Result<()> {
+        self.shared.gate.close(PAUSE_PATIENCE)
+    }
+
+    /// Whether the machine has ended.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.shared.ending.is_set()
+    }
+
+    /// Presses the ACPI power button. A paused guest sees it when it goes on.
     pub fn press_power_button(&self) {
         self.power_button.press();
     }

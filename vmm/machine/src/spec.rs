@@ -48,6 +48,8 @@ pub struct MachineSpec {
     pub console: Option<ConsoleSpec>,
     /// Whether there is an entropy device.
     pub entropy: bool,
+    /// Whether there is a pvpanic device.
+    pub panic_device: bool,
 }
 
 /// One disk.
@@ -127,6 +129,7 @@ impl TryFrom<(Start, Vec<OwnedFd>)> for MachineSpec {
             disks,
             console,
             entropy: start.entropy,
+            panic_device: start.panic_device,
         })
     }
 }
@@ -221,7 +224,6 @@ fn refuse_unbuilt(start: &Start) -> Result<(), Refusal> {
         ("vsock", start.vsock.is_some()),
         ("virtio_console", start.virtio_console.is_some()),
         ("balloon", start.balloon.is_some()),
-        ("panic_device", start.panic_device),
         ("vfio", start.vfio.is_some()),
         (
             "memory_backing",

@@ -1,12 +1,13 @@
 //! A machine's life as a process: start message, guest, requests, end.
 //!
-//! Owns what requests and signals mean. Building and running is the machine's work.
+//! Owns the carrying out of requests and signals; what may be asked when is decided in
+//! [`crate::lifecycle`]. Building and running is the machine's work.
 
 use std::fmt::Display;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use berth_api::vmm::{Event, Exit, Request, ResetCause};
+use berth_api::vmm::{Denial, Event, Exit, Request, ResetCause};
 use berth_vmm_machine::ending::Ended;
 use berth_vmm_machine::{
     BuildMachineError, Machine, MachineEvent, MachineSpec, Refusal, RunningMachine,
@@ -14,10 +15,13 @@ use berth_vmm_machine::{
 
 use crate::control_socket::{ControlSocket, ReceiveStartError, Received};
 use crate::exit_code::ExitCode;
+use crate::lifecycle::{Action, Denied, State, decide};
 use crate::log::Log;
 
 const TOKEN_CONTROL: u32 = 1;
 const TOKEN_SIGNAL: u32 = 2;
+/// Requests that are answered after the end: as many as an agent may reasonably have under way.
+const MAX_LATE_REQUESTS: usize = 16;
 
 /// Runs the machine that the control socket asks for.
 pub(crate) fn run() -> ExitCode {
@@ -47,69 +51,148 @@ pub(crate) fn run() -> ExitCode {
 
 /// Serves the machine until it ends.
 fn supervise(
-    mut machine: RunningMachine,
+    machine: RunningMachine,
     socket: &mut ControlSocket,
     signals: &OwnedFd,
     log: &Log,
 ) -> ExitCode {
-    let watched = machine
-        .watch(socket.as_fd(), TOKEN_CONTROL)
-        .and_then(|()| machine.watch(signals.as_fd(), TOKEN_SIGNAL));
-    if let Err(error) = watched {
-        log.event("failed", &[("error", &error)]);
-        return ExitCode::FAILED;
-    }
-    machine.resume();
-    let pid = std::process::id();
-    log.event("running", &[("pid", &pid)]);
-    socket.send(&Event::Running { pid });
-    loop {
-        match machine.wait() {
-            Ok(MachineEvent::Ended(ended)) => return report(&ended, socket, log),
-            Ok(MachineEvent::Readable(TOKEN_SIGNAL)) => {
-                log.event("signal", &[]);
-                machine.stop();
-            }
-            Ok(MachineEvent::DiskFailed(failure)) => log.event(
-                "disk_failed",
-                &[
-                    ("disk", &failure.disk),
-                    ("error", &failure.error),
-                    ("total", &failure.total),
-                ],
-            ),
-            Ok(MachineEvent::Readable(_)) => serve_control(&mut machine, socket, log),
-            Err(error) => {
-                log.event("failed", &[("error", &error)]);
-                return ExitCode::FAILED;
-            }
+    let mut guest = Guest {
+        machine,
+        socket,
+        log,
+        state: State::Running,
+    };
+    match guest.run(signals) {
+        Ok(code) => code,
+        Err(error) => {
+            log.event("failed", &[("error", &error)]);
+            ExitCode::FAILED
         }
     }
 }
 
-fn serve_control(machine: &mut RunningMachine, socket: &mut ControlSocket, log: &Log) {
-    match socket.receive() {
-        Received::Request(Request::PowerButton) => {
-            log.event("power_button", &[]);
-            machine.press_power_button();
-        }
-        Received::Request(Request::Stop) => {
-            log.event("stop", &[]);
-            machine.stop();
-        }
-        Received::Request(
-            request @ (Request::Pause | Request::Resume | Request::Balloon { .. }),
-        ) => {
-            log.event("denied", &[("request", &format!("{request:?}"))]);
-        }
-        Received::Request(Request::Statistics) => socket.send(&machine.statistics()),
-        Received::Malformed(error) => log.event("bad_request", &[("error", &error)]),
-        Received::Nothing => {}
-        Received::Closed => {
-            log.event("agent_gone", &[]);
-            if let Err(error) = machine.forget(socket.as_fd()) {
-                log.event("failed", &[("error", &error)]);
+/// A running guest and those who ask and are told.
+struct Guest<'a> {
+    machine: RunningMachine,
+    socket: &'a mut ControlSocket,
+    log: &'a Log,
+    state: State,
+}
+
+impl Guest<'_> {
+    fn run(&mut self, signals: &OwnedFd) -> io::Result<ExitCode> {
+        self.machine.watch(self.socket.as_fd(), TOKEN_CONTROL)?;
+        self.machine.watch(signals.as_fd(), TOKEN_SIGNAL)?;
+        self.machine.resume();
+        let pid = std::process::id();
+        self.log.event("running", &[("pid", &pid)]);
+        self.socket.send(&Event::Running { pid });
+        loop {
+            match self.machine.wait()? {
+                MachineEvent::Ended(ended) => {
+                    self.deny_the_rest();
+                    return Ok(report(&ended, self.socket, self.log));
+                }
+                MachineEvent::Readable(TOKEN_SIGNAL) => {
+                    self.log.event("signal", &[]);
+                    self.machine.stop();
+                }
+                MachineEvent::DiskFailed(failure) => self.log.event(
+                    "disk_failed",
+                    &[
+                        ("disk", &failure.disk),
+                        ("error", &failure.error),
+                        ("total", &failure.total),
+                    ],
+                ),
+                MachineEvent::Warning(about) => {
+                    self.log
+                        .event("warning", &[("about", &format!("{about:?}"))]);
+                    self.socket.send(&Event::Warning { about });
+                }
+                MachineEvent::Readable(_) => self.serve_control()?,
             }
+        }
+    }
+
+    /// Takes one message, so that a peer that sends without end keeps nobody else waiting.
+    fn serve_control(&mut self) -> io::Result<()> {
+        match self.socket.receive() {
+            Received::Request(request) => self.serve(&request),
+            Received::Malformed(error) => {
+                self.log.event("bad_request", &[("error", &error)]);
+                let remedy = "send one request of this release's contract in each message";
+                self.deny("", Denied::new(Denial::Malformed, remedy));
+            }
+            Received::Nothing => {}
+            Received::Closed => {
+                self.log.event("agent_gone", &[]);
+                self.machine.forget(self.socket.as_fd())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn serve(&mut self, request: &Request) {
+        if self.machine.has_ended() {
+            self.state = State::Ending;
+        }
+        let decided = decide(self.state, request, None);
+        let done = decided.and_then(|(after, action)| self.act(action).map(|()| after));
+        match done {
+            Ok(after) => self.state = after,
+            Err(denied) => self.deny(request.name(), denied),
+        }
+    }
+
+    fn act(&self, action: Action) -> Result<(), Denied> {
+        match action {
+            Action::PressPowerButton => {
+                self.log.event("power_button", &[]);
+                self.machine.press_power_button();
+            }
+            Action::End => {
+                self.log.event("stop", &[]);
+                self.machine.stop();
+            }
+            Action::Pause => self.pause()?,
+            Action::Resume => {
+                self.machine.resume();
+                self.log.event("resumed", &[]);
+                self.socket.send(&Event::Resumed);
+            }
+            Action::SetBalloon { target_mib: _ } => {}
+            Action::TellStatistics => self.socket.send(&self.machine.statistics()),
+        }
+        Ok(())
+    }
+
+    fn pause(&self) -> Result<(), Denied> {
+        self.machine.pause().map_err(|error| {
+            self.log.event("not_paused", &[("error", &error)]);
+            let remedy = "ask again; if it stays so, stop the machine";
+            Denied::new(Denial::TimedOut, remedy)
+        })?;
+        self.log.event("paused", &[]);
+        self.socket.send(&Event::Paused);
+        Ok(())
+    }
+
+    fn deny(&self, request: &str, denied: Denied) {
+        self.socket.send(&Event::Denied {
+            request: request.to_owned(),
+            reason: denied.reason,
+            remedy: denied.remedy,
+        });
+    }
+
+    /// Answers what came too late.
+    fn deny_the_rest(&mut self) {
+        for _ in 0..MAX_LATE_REQUESTS {
+            let Received::Request(request) = self.socket.receive() else {
+                return;
+            };
+            self.serve(&request);
         }
     }
 }

@@ -8,6 +8,7 @@ mod check_kernel;
 mod control_socket;
 mod exit_code;
 mod guest;
+mod lifecycle;
 mod log;
 mod probe;
 

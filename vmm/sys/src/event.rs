@@ -30,6 +30,20 @@ impl Event {
         self.0.read().map(drop).unwrap_or(());
     }
 
+    /// Whether the event has happened since it was last cleared or delivered.
+    #[must_use]
+    pub fn has_happened(&self) -> bool {
+        let mut poll = libc::pollfd {
+            fd: self.0.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: the pointer is to one `pollfd` that lives through the call, and the count is one.
+        // The call does not wait.
+        let ready = unsafe { libc::poll(&raw mut poll, 1, 0) };
+        ready == 1 && poll.revents & libc::POLLIN != 0
+    }
+
     pub(crate) fn as_eventfd(&self) -> &EventFd {
         &self.0
     }
@@ -39,5 +53,21 @@ impl AsFd for Event {
     fn as_fd(&self) -> BorrowedFd<'_> {
         // SAFETY: the descriptor is open for as long as `self`, which the result borrows.
         unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_has_happened_from_its_signal_until_it_is_cleared() {
+        let event = Event::new().unwrap();
+        assert!(!event.has_happened());
+        event.signal();
+        assert!(event.has_happened());
+        assert!(event.has_happened(), "looking does not clear it");
+        event.clear();
+        assert!(!event.has_happened());
     }
 }

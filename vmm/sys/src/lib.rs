@@ -3,7 +3,8 @@
 //! It owns the facts that the compiler cannot see: that guest memory stays mapped as long as KVM
 //! may reach it ([`vm`], [`vcpu`]), that a signal handler touches nothing but a live `kvm_run`
 //! page ([`vcpu_kick`]), that file transfers stay within live guest memory ([`vectored_io`],
-//! [`io_ring`]), and what a raw descriptor is ([`kvm_device`]). It decides nothing: policy,
+//! [`io_ring`]), that devices reach guest memory and each other only ([`vfio`]), and what a raw
+//! descriptor is ([`kvm_device`]). It decides nothing: policy,
 //! configuration and the meaning of guest data are its callers' business.
 #![allow(
     unsafe_code,
@@ -19,6 +20,7 @@ pub mod stop_signal;
 pub mod vcpu;
 pub mod vcpu_kick;
 pub mod vectored_io;
+pub mod vfio;
 pub mod vm;
 
 pub use event::Event;
@@ -28,4 +30,4 @@ pub use kvm_device::kvm_from_descriptor;
 pub use stop_signal::watch_stop_signal;
 pub use vcpu::{GuestExit, Vcpu};
 pub use vcpu_kick::{VcpuThread, install_kick_handler};
-pub use vm::{CreateVmError, Vm};
+pub use vm::{CreateVmError, MsiRoute, Vm};

@@ -4,23 +4,40 @@
 //! host addresses for as long as the kernel's VM can live. The kernel's VM lives until its own
 //! descriptor and those of all its vCPUs are closed, so the raw descriptors never leave this crate:
 //! [`Vm`] closes its own before it lets the memory go, and every [`Vcpu`] holds its `Vm`.
-//! Slots are set once and never change. What lies where in guest memory is the caller's business.
+//! Slots of memory are set once and never change; those of devices' memory come and go, and hold the
+//! mapping behind them. What lies where is the caller's business.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use kvm_bindings::{CpuId, kvm_enable_cap, kvm_msi, kvm_userspace_memory_region};
+use kvm_bindings::{
+    CpuId, KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_create_device,
+    kvm_device_type_KVM_DEV_TYPE_VFIO, kvm_enable_cap, kvm_irq_routing_entry, kvm_msi,
+    kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress};
 
 use crate::event::Event;
 use crate::vcpu::Vcpu;
+use crate::vfio::{DeviceMapping, KvmVfioRegistry};
 
 /// Times that KVM_CREATE_VM is tried again when a signal interrupts it.
 const CREATE_RETRIES: u32 = 5;
 
 /// `_IO(KVMIO, 0xa3)`, which works on a VM since Linux 5.16.
 const KVM_GET_TSC_KHZ: libc::c_ulong = 0xaea3;
+
+/// A line of KVM's table from interrupt numbers to messages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MsiRoute {
+    /// KVM's number of the interrupt.
+    pub gsi: u32,
+    /// Guest physical address that the message is written to.
+    pub address: u64,
+    /// The value written.
+    pub data: u32,
+}
 
 /// Why a machine could not be created.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +70,15 @@ pub struct Vm {
     // Declared first, so closed first: the kernel forgets the slots before the memory may go.
     fd: VmFd,
     memory: GuestMemoryMmap<()>,
+    devices: Mutex<Vec<Option<DeviceSlot>>>,
+}
+
+/// One slot of a device's memory, in use. Its number is its place after the slots of memory.
+#[derive(Debug)]
+struct DeviceSlot {
+    guest_start: u64,
+    /// Not unmapped while KVM may use it.
+    _mapping: Arc<DeviceMapping>,
 }
 
 impl Vm {
@@ -62,7 +88,11 @@ impl Vm {
     /// If KVM refuses the machine or a slot.
     pub fn create(kvm: &Kvm, memory: GuestMemoryMmap<()>) -> Result<Arc<Self>, CreateVmError> {
         let fd = create_vm(kvm).map_err(CreateVmError::Create)?;
-        let vm = Self { fd, memory };
+        let vm = Self {
+            fd,
+            memory,
+            devices: Mutex::default(),
+        };
         for (slot, region) in (0u32..).zip(vm.memory.iter()) {
             vm.set_slot(slot, region)?;
         }
@@ -96,6 +126,86 @@ impl Vm {
                 cause: cause.into(),
             }
         })
+    }
+
+    /// Lets the guest reach `bytes` of a device's memory from `offset` on at `guest_start`, without
+    /// exits.
+    ///
+    /// # Errors
+    /// If that part is not mapped, or what KVM says, for instance that something is there.
+    pub fn map_device(
+        &self,
+        mapping: &Arc<DeviceMapping>,
+        offset: u64,
+        bytes: u64,
+        guest_start: u64,
+    ) -> io::Result<()> {
+        let host = mapping.host_address(offset, bytes)?;
+        let mut devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = devices.iter().position(Option::is_none);
+        let position = free.unwrap_or(devices.len());
+        let region = kvm_userspace_memory_region {
+            slot: self.device_slot(position)?,
+            flags: 0,
+            guest_phys_addr: guest_start,
+            memory_size: bytes,
+            userspace_addr: u64::try_from(host).map_err(io::Error::other)?,
+        };
+        // SAFETY: KVM lets the guest use this range until the slot or the VM is gone. The range is
+        // memory of a device, mapped for this purpose alone, to which this process has no reference
+        // (`DeviceMapping` gives out none). The entry below keeps it mapped until `unmap_device`
+        // has taken the slot back, or until all descriptors of the VM are closed.
+        unsafe { self.fd.set_user_memory_region(region) }?;
+        let entry = DeviceSlot {
+            guest_start,
+            _mapping: Arc::clone(mapping),
+        };
+        if free.is_none() {
+            devices.push(None);
+        }
+        devices[position] = Some(entry);
+        Ok(())
+    }
+
+    /// Takes back what [`Vm::map_device`] mapped at `guest_start`. No vCPU reaches it afterwards.
+    ///
+    /// # Errors
+    /// `NotFound` if nothing is mapped there, or what KVM says.
+    pub fn unmap_device(&self, guest_start: u64) -> io::Result<()> {
+        let mut devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_it = |slot: &Option<DeviceSlot>| {
+            slot.as_ref()
+                .is_some_and(|slot| slot.guest_start == guest_start)
+        };
+        let position = devices
+            .iter()
+            .position(is_it)
+            .ok_or(io::ErrorKind::NotFound)?;
+        let region = kvm_userspace_memory_region {
+            slot: self.device_slot(position)?,
+            guest_phys_addr: guest_start,
+            ..Default::default()
+        };
+        // SAFETY: a length of 0 takes the slot away; KVM uses no address of ours.
+        unsafe { self.fd.set_user_memory_region(region) }?;
+        devices[position] = None;
+        Ok(())
+    }
+
+    fn device_slot(&self, position: usize) -> io::Result<u32> {
+        u32::try_from(self.memory.num_regions() + position).map_err(io::Error::other)
+    }
+
+    /// Makes KVM's list of the VFIO files whose devices the guest has.
+    ///
+    /// # Errors
+    /// What KVM says.
+    pub fn vfio_registry(&self) -> io::Result<KvmVfioRegistry> {
+        let mut device = kvm_create_device {
+            type_: kvm_device_type_KVM_DEV_TYPE_VFIO,
+            ..Default::default()
+        };
+        Ok(KvmVfioRegistry::new(self.fd.create_device(&mut device)?))
     }
 
     /// The guest's memory.
@@ -158,6 +268,34 @@ impl Vm {
         Ok(())
     }
 
+    /// Replaces KVM's whole table from interrupt numbers to messages.
+    ///
+    /// # Errors
+    /// What KVM says, for instance that there are too many.
+    pub fn set_msi_routes(&self, routes: &[MsiRoute]) -> io::Result<()> {
+        let entries: Vec<_> = routes.iter().map(routing_entry).collect();
+        let table = KvmIrqRouting::from_entries(&entries)
+            .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        Ok(self.fd.set_gsi_routing(&table)?)
+    }
+
+    /// Makes a signal of `event` the interrupt `gsi`, without a thread of this process. A signal
+    /// that came before is delivered now.
+    ///
+    /// # Errors
+    /// What KVM says, for instance that `event` is an interrupt already.
+    pub fn interrupt_on_event(&self, event: &Event, gsi: u32) -> io::Result<()> {
+        Ok(self.fd.register_irqfd(event.as_eventfd(), gsi)?)
+    }
+
+    /// Makes a signal of `event` no interrupt any more; what was signalled is delivered first.
+    ///
+    /// # Errors
+    /// What KVM says.
+    pub fn forget_event(&self, event: &Event, gsi: u32) -> io::Result<()> {
+        Ok(self.fd.unregister_irqfd(event.as_eventfd(), gsi)?)
+    }
+
     /// Makes a guest write of any width at a guest physical address signal `event` instead of an exit.
     ///
     /// # Errors
@@ -187,6 +325,19 @@ impl Vm {
         fd.set_cpuid2(cpuid)?;
         Ok(Vcpu::new(fd, Arc::clone(self)))
     }
+}
+
+fn routing_entry(route: &MsiRoute) -> kvm_irq_routing_entry {
+    let [low, high] = split(route.address);
+    let mut entry = kvm_irq_routing_entry {
+        gsi: route.gsi,
+        type_: KVM_IRQ_ROUTING_MSI,
+        ..Default::default()
+    };
+    entry.u.msi.address_lo = low;
+    entry.u.msi.address_hi = high;
+    entry.u.msi.data = route.data;
+    entry
 }
 
 fn create_vm(kvm: &Kvm) -> io::Result<VmFd> {

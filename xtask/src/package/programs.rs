@@ -23,7 +23,7 @@ const PROFILE: &str = "release";
 /// docs/decisions/0012-who-survives-a-panic.md.
 const VMM_PROFILE: &str = "vmm";
 /// The program that runs guests.
-const VMM: &str = "berth-vmm";
+pub(super) const VMM: &str = "berth-vmm";
 /// Beside the programs: the name of the C library that is in the static ones.
 pub(super) const STATIC_LIBC: &str = "static-libc";
 
@@ -47,10 +47,12 @@ pub(super) fn build(programs: &[Program]) -> Result<PathBuf> {
         .iter()
         .map(|program| program.package.as_str())
         .collect();
-    let mut cargo = cargo(&flags);
-    cargo.args(["build", "--profile", PROFILE, "--locked", "--bins"]);
-    cargo.args(packages.iter().flat_map(|package| ["-p", package]));
-    run_logged(&mut cargo, &log())?;
+    if !packages.is_empty() {
+        let mut cargo = cargo(&flags);
+        cargo.args(["build", "--profile", PROFILE, "--locked", "--bins"]);
+        cargo.args(packages.iter().flat_map(|package| ["-p", package]));
+        run_logged(&mut cargo, &log())?;
+    }
     for program in dynamic {
         gather(&program.name, None, PROFILE, &folder)?;
     }
@@ -63,6 +65,17 @@ pub(super) fn build(programs: &[Program]) -> Result<PathBuf> {
         })?;
     }
     Ok(folder)
+}
+
+/// Builds the programs of the tests' package that scenarios bring along; returns their folder.
+///
+/// # Errors
+/// If cargo fails; the message quotes its log.
+pub(super) fn build_for_lab() -> Result<PathBuf> {
+    let mut cargo = cargo(&flags()?);
+    cargo.args(["build", "--profile", PROFILE, "--locked", "--bins"]);
+    run_logged(cargo.args(["-p", "berth-tests"]), &log())?;
+    Ok(workspace::target_dir().join(PROFILE))
 }
 
 fn profile(program: &Program) -> &'static str {

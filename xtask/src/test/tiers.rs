@@ -4,7 +4,7 @@ use std::fs::OpenOptions;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use berth_tests::lab::scenario;
+use berth_tests::lab::scenario::{self, NodeKind};
 use berth_tests::progress::{Progress, say};
 
 use super::{Tally, cargo_tests};
@@ -74,7 +74,7 @@ pub(super) const TIERS: &[Tier] = &[
     },
     Tier {
         name: "lab",
-        shows: "the scenarios on an emulated host",
+        shows: "the core scenarios on an emulated host; the others run by name",
         needs: &[Need::Compile, Need::Package, Need::Lab],
         run: scenarios,
     },
@@ -182,10 +182,25 @@ fn tier_of(target: &cargo_tests::Target) -> &'static str {
 
 fn scenarios(tally: &mut Tally) -> Result<()> {
     let mut progress = Progress::new("test lab");
-    let context = lab::prepare(&mut progress).context("preparing the lab")?;
-    for scenario in scenario::ALL {
+    let prepare =
+        |progress: &mut Progress, kind| lab::prepare(progress, kind).context("preparing the lab");
+    let installed = prepare(&mut progress, NodeKind::Installed)?;
+    let bare = prepare(&mut progress, NodeKind::Bare)?;
+    let (core, by_name): (Vec<_>, Vec<_>) = scenario::ALL.iter().partition(|found| found.is_core);
+    let others: Vec<_> = by_name.iter().map(|scenario| scenario.name).collect();
+    if !others.is_empty() {
+        say(&format!(
+            "  run by name with `cargo xtask lab NAME`: {}",
+            others.join(", ")
+        ));
+    }
+    for scenario in core {
         progress.phase(scenario.name);
-        let result = lab::run_one(scenario, &context);
+        let context = match scenario.node {
+            NodeKind::Bare => &bare,
+            NodeKind::Installed => &installed,
+        };
+        let result = lab::run_one(scenario, context);
         if result.is_ok() {
             say(&format!("  {} passed", scenario.name));
         }

@@ -130,11 +130,7 @@ pub(crate) fn run(context: &Context) -> Result<()> {
 
 fn run_on(node: &Node, context: &Context) -> Result<()> {
     node.mount_guest_image()?;
-    node.copy_in(
-        &context.programs.join("vmm-run"),
-        "/usr/local/bin/vmm-run",
-        "0755",
-    )?;
+    node.bring_vmm(context)?;
     for case in CASES {
         let began = std::time::Instant::now();
         boot(node, case).with_context(|| format!("guest with {case}"))?;

@@ -4,3 +4,4 @@ pub(crate) mod boot_debian;
 pub(crate) mod quickstart;
 pub mod seed_001;
 pub mod vm_lifecycle;
+pub(crate) mod vmm_devices;

@@ -5,6 +5,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use super::config::DeviceConfig;
+use super::executor::SERVE_BUDGET;
 use super::queue::{QueueBroken, Queues};
 use crate::counters::Counters;
 use crate::memory::Memory;
@@ -48,11 +49,19 @@ pub trait VirtioDevice: Send {
         Vec::new()
     }
 
+    /// Chains that one call may take from queue `index`, so that no guest keeps the I/O thread from
+    /// other devices.
+    fn chain_budget(&self, index: u16) -> u16 {
+        let _ = index;
+        SERVE_BUDGET
+    }
+
     /// Takes the accepted features, before the first `serve`.
     fn activate(&mut self, features: u64);
 
     /// The driver notified queue `index`: takes chains from it until
     /// [`VirtQueue::pop`](super::queue::VirtQueue::pop) gives no more, and completes each now or later.
+    /// A queue that was lent to somebody else is not there: the notification is to be passed on.
     /// Never interrupts: the caller does, once per call, for every queue on which a chain was
     /// completed. Must not block for longer than the back end's own requests take.
     ///

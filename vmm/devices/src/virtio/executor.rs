@@ -9,13 +9,14 @@ use std::sync::{Arc, Mutex};
 
 use super::device::{Served, VirtioDevice};
 use super::interrupt::VirtioInterrupt;
-use super::queue::{Flow, QueueBroken, Queues, VirtQueue};
+use super::queue::{QueueBroken, Queues, VirtQueue};
 use crate::guest_error::{GuestError, GuestErrors};
 use crate::memory::Memory;
 use crate::pci::DeviceSlot;
 use crate::sync::lock;
 
-/// Chains that one call to [`ActiveDevice::serve`] takes at most, so that no guest action keeps
+/// Chains that one call to [`ActiveDevice::serve`] takes at most from a queue of which its device
+/// says nothing else, so that no guest action keeps
 /// the I/O thread from other devices.
 pub const SERVE_BUDGET: u16 = 64;
 
@@ -47,16 +48,16 @@ impl ActiveDevice {
         }
     }
 
-    /// Serves queue `queue_index` for up to [`SERVE_BUDGET`] chains, publishes the used rings and
+    /// Serves queue `queue_index` for up to its budget of chains, publishes the used rings and
     /// interrupts the driver at most once for each queue. Queues that are not enabled are
     /// [`Served::Idle`].
     pub fn serve(&mut self, queue_index: u16) -> Served {
-        if self.queues.get(queue_index).is_none() {
+        if !self.queues.is_enabled(queue_index) {
             return self.unless_broken(Served::Idle);
         }
         self.run(|device, queues, memory| {
             let served = serve_queue(device, queue_index, queues, memory)?;
-            Ok(more_of(served, serve_resumed(device, queues, memory)?))
+            Ok(more_of(served, serve_wanted(device, queues, memory)?))
         })
     }
 
@@ -65,12 +66,7 @@ impl ActiveDevice {
     pub fn source_ready(&mut self, source: u16) -> Served {
         self.run(|device, queues, memory| {
             let served = device.source_ready(source, queues, memory)?;
-            let resumed = serve_resumed(device, queues, memory)?;
-            Ok(if resumed == Served::More {
-                resumed
-            } else {
-                served
-            })
+            Ok(more_of(served, serve_wanted(device, queues, memory)?))
         })
     }
 
@@ -101,7 +97,8 @@ impl ActiveDevice {
         if self.interrupt.needs_reset() {
             return Served::NeedsReset;
         }
-        self.queues.grant(SERVE_BUDGET);
+        let Self { device, queues, .. } = self;
+        queues.grant(|index| device.chain_budget(index));
         let served = act(self.device.as_mut(), &mut self.queues, &self.memory);
         // What was completed before a break is the driver's all the same.
         let told = self.tell_driver();
@@ -118,9 +115,7 @@ impl ActiveDevice {
     /// Interrupts for each queue on which chains were completed, where the driver wants it.
     fn tell_driver(&mut self) -> Result<(), QueueBroken> {
         for index in 0..self.queues.count() {
-            if let Some(queue) = self.queues.get(index)
-                && queue.needs_interrupt(&self.memory)?
-            {
+            if self.queues.needs_interrupt(index, &self.memory)? {
                 self.interrupt.queue_used(index);
             }
         }
@@ -143,25 +138,20 @@ fn more_of(first: Served, second: Served) -> Served {
     }
 }
 
-/// Serves the queues from which the device takes chains again.
-fn serve_resumed(
+/// Serves the queues that the device asked for.
+fn serve_wanted(
     device: &mut dyn VirtioDevice,
     queues: &mut Queues,
     memory: &Memory,
 ) -> Result<Served, QueueBroken> {
     let mut all = Served::Idle;
     for index in 0..queues.count() {
-        if queues
-            .get(index)
-            .is_none_or(|queue| queue.flow() != Flow::Resumed)
-        {
-            continue;
-        }
-        if serve_queue(device, index, queues, memory)? == Served::More {
+        let is_wanted = queues.get(index).is_some_and(VirtQueue::take_wanted);
+        if is_wanted && serve_queue(device, index, queues, memory)? == Served::More {
             all = Served::More;
             // Its turn comes with the next call for the same queue or source.
             if let Some(queue) = queues.get(index) {
-                queue.set_flow(Flow::Resumed);
+                queue.serve_again();
             }
         }
     }
@@ -169,7 +159,7 @@ fn serve_resumed(
 }
 
 /// Serves until the ring is empty and the driver knows that it has to notify again, or until the
-/// device pauses the queue or the budget is used up.
+/// budget is used up.
 fn serve_queue(
     device: &mut dyn VirtioDevice,
     index: u16,
@@ -178,23 +168,16 @@ fn serve_queue(
 ) -> Result<Served, QueueBroken> {
     loop {
         if let Some(queue) = queues.get(index) {
-            if queue.flow() == Flow::Paused {
-                return Ok(Served::Idle);
-            }
-            queue.set_flow(Flow::Open);
             queue.disable_notification(memory)?;
         }
         device.serve(index, queues, memory)?;
         let Some(queue) = queues.get(index) else {
             return Ok(Served::Idle);
         };
-        if queue.flow() == Flow::Paused {
-            return Ok(Served::Idle);
-        }
         if queue.charge(0) == 0 {
             return Ok(Served::More);
         }
-        if !queue.enable_notification(memory)? {
+        if queue.is_quiet() || !queue.enable_notification(memory)? {
             return Ok(Served::Idle);
         }
         // A driver that moves the index to and fro makes rounds without chains: they cost, too.

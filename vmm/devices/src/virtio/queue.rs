@@ -3,11 +3,12 @@
 //! Owns what a driver may do with a running ring. A chain is read once, completely and bounded by
 //! the queue's size, before a device sees it; whatever virtio-queue would quietly cut short (a
 //! loop, an index out of range, a bad indirect table) is [`QueueBroken`] here. A device can only
-//! complete a chain that it took, and each one once.
+//! complete a chain that it took, and each one once. Completions are staged and become visible to the
+//! driver together, by one store of the used index.
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
@@ -22,6 +23,10 @@ const AVAILABLE_NO_INTERRUPT: u16 = 1;
 const DESCRIPTOR_BYTES: u64 = 16;
 /// Flags, index and the event field around the elements of both rings.
 const RING_FRAME_BYTES: u64 = 6;
+/// Flags and index before the elements of both rings.
+const RING_HEADER_BYTES: u64 = 4;
+/// The index in a ring.
+const RING_INDEX: u64 = 2;
 const AVAILABLE_ELEMENT_BYTES: u64 = 2;
 const USED_ELEMENT_BYTES: u64 = 8;
 
@@ -133,18 +138,75 @@ impl Chain {
 
 /// All queues of an active device.
 #[derive(Debug)]
-pub struct Queues(Vec<Option<VirtQueue>>);
+pub struct Queues(Vec<Place>);
+
+/// One queue's place.
+#[derive(Debug)]
+enum Place {
+    /// The driver enabled none.
+    Absent,
+    /// Served here.
+    Here(Box<VirtQueue>),
+    /// Served by the host's kernel. `has_used` if the driver is to be interrupted.
+    Lent { has_used: bool },
+}
 
 impl Queues {
     /// One place for each queue of the device, `None` where the driver enabled none.
     #[must_use]
     pub fn new(queues: Vec<Option<VirtQueue>>) -> Self {
-        Self(queues)
+        let place = |queue: Option<VirtQueue>| {
+            queue.map_or(Place::Absent, |queue| Place::Here(Box::new(queue)))
+        };
+        Self(queues.into_iter().map(place).collect())
     }
 
-    /// The queue `index`, if the driver enabled it.
+    /// The queue `index`, if the driver enabled it and it is served here.
     pub fn get(&mut self, index: u16) -> Option<&mut VirtQueue> {
-        self.0.get_mut(usize::from(index))?.as_mut()
+        match self.0.get_mut(usize::from(index))? {
+            Place::Here(queue) => Some(queue),
+            Place::Absent | Place::Lent { .. } => None,
+        }
+    }
+
+    /// Takes the queue `index` away, for somebody else to serve until the device is reset: from
+    /// here on nothing in this process touches its rings.
+    pub fn lend(&mut self, index: u16) -> Option<VirtQueue> {
+        let place = self.0.get_mut(usize::from(index))?;
+        match std::mem::replace(place, Place::Lent { has_used: false }) {
+            Place::Here(queue) => Some(*queue),
+            other @ (Place::Absent | Place::Lent { .. }) => {
+                *place = other;
+                None
+            }
+        }
+    }
+
+    /// Whoever serves the lent queue `index` has used buffers of which the driver wants to know.
+    pub fn used_elsewhere(&mut self, index: u16) {
+        if let Some(Place::Lent { has_used }) = self.0.get_mut(usize::from(index)) {
+            *has_used = true;
+        }
+    }
+
+    /// Whether the driver enabled the queue `index`.
+    pub(super) fn is_enabled(&self, index: u16) -> bool {
+        let place = self.0.get(usize::from(index));
+        place.is_some_and(|place| !matches!(place, Place::Absent))
+    }
+
+    /// Publishes what is staged on the queue `index`; whether the driver wants an interrupt for
+    /// what was used since the last call.
+    pub(super) fn needs_interrupt(
+        &mut self,
+        index: u16,
+        memory: &Memory,
+    ) -> Result<bool, QueueBroken> {
+        match self.0.get_mut(usize::from(index)) {
+            Some(Place::Here(queue)) => queue.needs_interrupt(memory),
+            Some(Place::Lent { has_used }) => Ok(std::mem::take(has_used)),
+            Some(Place::Absent) | None => Ok(false),
+        }
     }
 
     /// Number of queues, enabled or not.
@@ -153,9 +215,12 @@ impl Queues {
         u16::try_from(self.0.len()).unwrap_or(u16::MAX)
     }
 
-    pub(super) fn grant(&mut self, chains: u16) {
-        for queue in self.0.iter_mut().flatten() {
-            queue.grant(chains);
+    /// Lets the next calls of [`VirtQueue::pop`] take as many chains as `budget` says for the queue.
+    pub(super) fn grant(&mut self, budget: impl Fn(u16) -> u16) {
+        for (index, place) in (0..).zip(&mut self.0) {
+            if let Place::Here(queue) = place {
+                queue.grant(budget(index));
+            }
         }
     }
 }
@@ -165,24 +230,25 @@ pub struct VirtQueue {
     ring: Queue,
     /// The heads that a device took and did not complete, one bit each.
     taken: Box<[u64]>,
-    /// Where the available ring's flags are, if the driver suppresses interrupts by them.
-    flags: Option<GuestAddress>,
-    /// Whether a chain was completed since the last look at the driver's wish for interrupts.
-    has_completed: bool,
+    wish: InterruptWish,
+    /// Used elements that are written and not yet visible to the driver.
+    staged: u16,
+    /// The used index at the last look at the driver's wish for interrupts.
+    told: u16,
+    is_quiet: bool,
     budget: u16,
-    flow: Flow,
+    /// Whether the device wants the queue served right after this call.
+    is_wanted: bool,
     errors: Arc<GuestErrors>,
 }
 
-/// Whether chains are taken from a queue.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Flow {
-    /// Yes.
-    Open,
-    /// The device does not want any, so nobody asks the driver to notify.
-    Paused,
-    /// The device wants some again.
-    Resumed,
+/// Where the driver says whether it wants interrupts.
+#[derive(Clone, Copy)]
+enum InterruptWish {
+    /// In the available ring's flags.
+    Flags(GuestAddress),
+    /// When the used index passes the event behind the available ring.
+    Event(GuestAddress),
 }
 
 impl VirtQueue {
@@ -198,15 +264,23 @@ impl VirtQueue {
     ) -> Result<Self, BadRingAddress> {
         let ring = checked_ring(addresses, has_event_idx, memory).ok_or(BadRingAddress);
         let ring = ring.inspect_err(|_| errors.bump(GuestError::VirtioRingAddress))?;
-        let flags = (!has_event_idx).then_some(GuestAddress(addresses.available));
+        let wish = if has_event_idx {
+            let behind = RING_HEADER_BYTES + AVAILABLE_ELEMENT_BYTES * u64::from(addresses.size);
+            let event = addresses.available.checked_add(behind);
+            InterruptWish::Event(GuestAddress(event.ok_or(BadRingAddress)?))
+        } else {
+            InterruptWish::Flags(GuestAddress(addresses.available))
+        };
         let taken = vec![0; usize::from(addresses.size).div_ceil(64)].into();
         Ok(Self {
             ring,
             taken,
-            flags,
-            has_completed: false,
+            wish,
+            staged: 0,
+            told: 0,
+            is_quiet: false,
             budget: 0,
-            flow: Flow::Open,
+            is_wanted: false,
             errors,
         })
     }
@@ -236,7 +310,9 @@ impl VirtQueue {
         Ok(Some(chain))
     }
 
-    /// Gives `chain` back with the number of bytes written into its writable part.
+    /// Gives `chain` back with the number of bytes written into its writable part. The driver sees
+    /// it, with all others, after [`Self::publish`], at the latest when the call of the device is
+    /// over.
     ///
     /// # Errors
     /// If the used ring cannot be written.
@@ -246,33 +322,80 @@ impl VirtQueue {
         chain: Chain,
         written: u32,
     ) -> Result<(), QueueBroken> {
-        self.has_completed = true;
         let (word, bit) = taken_bit(chain.head);
         if let Some(word) = self.taken.get_mut(word) {
             *word &= !bit;
         }
-        self.ring
-            .add_used(memory, chain.head, written)
+        let index = self.ring.next_used().wrapping_add(self.staged);
+        let element = u64::from(index % self.ring.size()) * USED_ELEMENT_BYTES;
+        let address = GuestAddress(self.ring.used_ring())
+            .checked_add(RING_HEADER_BYTES + element)
+            .ok_or(QueueBroken)?;
+        let element = u64::from(chain.head) | u64::from(written) << 32;
+        memory
+            .write_obj(element.to_le(), address)
+            .map_err(|_| QueueBroken)?;
+        self.staged = self.staged.wrapping_add(1);
+        Ok(())
+    }
+
+    /// Makes all completed chains visible to the driver by one store.
+    ///
+    /// # Errors
+    /// If the used ring cannot be written.
+    pub fn publish(&mut self, memory: &Memory) -> Result<(), QueueBroken> {
+        if self.staged == 0 {
+            return Ok(());
+        }
+        let index = self.ring.next_used().wrapping_add(self.staged);
+        self.staged = 0;
+        self.ring.set_next_used(index);
+        let address = GuestAddress(self.ring.used_ring())
+            .checked_add(RING_INDEX)
+            .ok_or(QueueBroken)?;
+        // Release: whoever sees the index sees the elements and what was written to the buffers.
+        memory
+            .store(index.to_le(), address, Ordering::Release)
             .map_err(|_| QueueBroken)
     }
 
-    /// Leaves what the driver has for later: the queue is not served before [`Self::resume`]. The
-    /// driver is not asked for notifications meanwhile.
-    pub fn pause(&mut self) {
-        self.flow = Flow::Paused;
-    }
-
-    /// Whether the queue is left for later.
+    /// Number of descriptors.
     #[must_use]
-    pub fn is_paused(&self) -> bool {
-        self.flow == Flow::Paused
+    pub fn size(&self) -> u16 {
+        self.ring.size()
     }
 
-    /// Has a paused queue served again, right after the present call of `serve` or `source_ready`.
-    pub fn resume(&mut self) {
-        if self.flow == Flow::Paused {
-            self.flow = Flow::Resumed;
-        }
+    /// Whether this call to the device has had its share of chains.
+    #[must_use]
+    pub fn is_spent(&self) -> bool {
+        self.budget == 0
+    }
+
+    /// Ends the device's share of chains for this call.
+    pub fn spend(&mut self) {
+        self.budget = 0;
+    }
+
+    /// With `is_quiet` the driver is not asked to notify when the device returns, although chains
+    /// may be there: the device takes them when something else wakes it.
+    pub fn keep_quiet(&mut self, is_quiet: bool) {
+        self.is_quiet = is_quiet;
+    }
+
+    /// Whether chains may be there that the device left for later.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.is_quiet
+    }
+
+    /// Has the queue served right after the present call of the device, as if the driver had
+    /// notified.
+    pub fn serve_again(&mut self) {
+        self.is_wanted = true;
+    }
+
+    pub(super) fn take_wanted(&mut self) -> bool {
+        std::mem::take(&mut self.is_wanted)
     }
 
     /// Counts what the driver did wrong.
@@ -280,16 +403,8 @@ impl VirtQueue {
         self.errors.bump(error);
     }
 
-    pub(super) fn flow(&self) -> Flow {
-        self.flow
-    }
-
-    pub(super) fn set_flow(&mut self, flow: Flow) {
-        self.flow = flow;
-    }
-
     /// Lets the next calls of [`Self::pop`] take up to `chains` chains.
-    pub(super) fn grant(&mut self, chains: u16) {
+    fn grant(&mut self, chains: u16) {
         self.budget = chains;
     }
 
@@ -312,24 +427,29 @@ impl VirtQueue {
             .map_err(|_| QueueBroken)
     }
 
-    /// Whether the driver wants an interrupt for what was completed since the last call.
-    pub(super) fn needs_interrupt(&mut self, memory: &Memory) -> Result<bool, QueueBroken> {
-        if !std::mem::take(&mut self.has_completed) {
+    /// Publishes what is staged; whether the driver wants an interrupt for what became visible
+    /// since the last call.
+    fn needs_interrupt(&mut self, memory: &Memory) -> Result<bool, QueueBroken> {
+        self.publish(memory)?;
+        let now = self.ring.next_used();
+        let before = std::mem::replace(&mut self.told, now);
+        if now == before {
             return Ok(false);
         }
-        let by_event = self
-            .ring
-            .needs_notification(memory)
+        // The driver writes its wish and then reads the used index; here it is the other way round.
+        fence(Ordering::SeqCst);
+        let (InterruptWish::Flags(place) | InterruptWish::Event(place)) = self.wish;
+        let word: u16 = memory
+            .load(place, Ordering::Relaxed)
             .map_err(|_| QueueBroken)?;
-        // virtio-queue knows the event index only. The fence that orders the used ring before
-        // this read is in the call above.
-        let Some(flags) = self.flags else {
-            return Ok(by_event);
-        };
-        let flags: u16 = memory
-            .load(flags, Ordering::Relaxed)
-            .map_err(|_| QueueBroken)?;
-        Ok(u16::from_le(flags) & AVAILABLE_NO_INTERRUPT == 0)
+        let word = u16::from_le(word);
+        Ok(match self.wish {
+            InterruptWish::Flags(_) => word & AVAILABLE_NO_INTERRUPT == 0,
+            // Whether the index passed the event (virtio 1.2, 2.7.7.2).
+            InterruptWish::Event(_) => {
+                now.wrapping_sub(word).wrapping_sub(1) < now.wrapping_sub(before)
+            }
+        })
     }
 }
 
@@ -441,6 +561,99 @@ mod tests {
         assert_eq!(rest.take_last_byte(), Some(0x100));
         assert_eq!(rest.take_last_byte(), None);
         assert_eq!(buffers(&[(u64::MAX, 3)]).take_last_byte(), None);
+    }
+
+    const AVAILABLE: u64 = 0x1000;
+    const USED: u64 = 0x2000;
+
+    /// A queue of 8 whose driver offers all its descriptors, one buffer each, from `start` on.
+    fn full_queue(has_event_idx: bool, start: u16) -> (Memory, VirtQueue) {
+        let memory = Memory::from_ranges(&[(GuestAddress(0), 0x4000)]).unwrap();
+        let addresses = QueueAddresses {
+            size: 8,
+            descriptors: 0,
+            available: AVAILABLE,
+            used: USED,
+        };
+        let put = |value: u16, address| memory.write_obj(value, GuestAddress(address)).unwrap();
+        for head in 0..8u16 {
+            put(
+                head,
+                AVAILABLE + 4 + 2 * u64::from(start.wrapping_add(head) % 8),
+            );
+            put(2, 16 * u64::from(head) + 12);
+        }
+        put(start.wrapping_add(8), AVAILABLE + 2);
+        let errors = Arc::new(GuestErrors::default());
+        let mut queue = VirtQueue::new(addresses, has_event_idx, &memory, errors).unwrap();
+        queue.ring.set_next_avail(start);
+        queue.ring.set_next_used(start);
+        queue.told = start;
+        queue.grant(64);
+        (memory, queue)
+    }
+
+    fn used_index(memory: &Memory) -> u16 {
+        memory.read_obj(GuestAddress(USED + 2)).unwrap()
+    }
+
+    #[test]
+    fn completed_chains_become_visible_together_and_in_order() {
+        for start in [0, 5, u16::MAX - 1] {
+            let (memory, mut queue) = full_queue(false, start);
+            for written in 0..3 {
+                let chain = queue.pop(&memory).unwrap().unwrap();
+                queue.complete(&memory, chain, written).unwrap();
+            }
+            assert_eq!(used_index(&memory), 0, "nothing is visible yet");
+            queue.publish(&memory).unwrap();
+            assert_eq!(used_index(&memory), start.wrapping_add(3));
+            for position in 0..3u16 {
+                let slot = u64::from(start.wrapping_add(position) % 8);
+                let element: [u32; 2] = [0, 4].map(|at| {
+                    memory
+                        .read_obj(GuestAddress(USED + 4 + 8 * slot + at))
+                        .unwrap()
+                });
+                assert_eq!(element, [u32::from(position); 2]);
+            }
+            assert!(queue.needs_interrupt(&memory).unwrap());
+            assert!(!queue.needs_interrupt(&memory).unwrap(), "nothing is new");
+        }
+    }
+
+    #[test]
+    fn an_event_anywhere_in_a_batch_is_worth_one_interrupt() {
+        for start in [0, u16::MAX - 1] {
+            for event in 0..6u16 {
+                let (memory, mut queue) = full_queue(true, start);
+                let place = GuestAddress(AVAILABLE + 4 + 2 * 8);
+                memory.write_obj(start.wrapping_add(event), place).unwrap();
+                for _ in 0..4 {
+                    let chain = queue.pop(&memory).unwrap().unwrap();
+                    queue.complete(&memory, chain, 0).unwrap();
+                }
+                assert_eq!(queue.needs_interrupt(&memory).unwrap(), event < 4);
+                assert_eq!(used_index(&memory), start.wrapping_add(4));
+            }
+        }
+    }
+
+    #[test]
+    fn a_lent_queue_is_gone_until_the_next_activation() {
+        let (memory, queue) = full_queue(false, 0);
+        let mut queues = Queues::new(vec![Some(queue), None]);
+        assert!(queues.lend(1).is_none() && queues.lend(2).is_none());
+        assert!(!queues.is_enabled(1));
+        assert!(queues.lend(0).is_some());
+        assert!(queues.get(0).is_none() && queues.lend(0).is_none());
+        assert!(queues.is_enabled(0));
+        assert!(!queues.needs_interrupt(0, &memory).unwrap());
+        queues.used_elsewhere(0);
+        queues.used_elsewhere(1);
+        assert!(queues.needs_interrupt(0, &memory).unwrap());
+        assert!(!queues.needs_interrupt(0, &memory).unwrap());
+        assert!(!queues.needs_interrupt(1, &memory).unwrap());
     }
 
     #[test]

@@ -2,12 +2,15 @@
 //!
 //! ```text
 //! closed (as built) ──open──▶ open ──close: kick, wait for all──▶ closed
+//!                               ▲                └──not all in time──┐
+//!                               └────────────────────────────────────┘
 //! ```
 //! Owns who waits and the kicks. Why it is opened or closed is the caller's business.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use berth_vmm_sys::VcpuThread;
 
@@ -69,8 +72,17 @@ impl Gate {
     /// Closes the gate and waits until no thread is in the guest, or until the machine is over.
     ///
     /// # Errors
-    /// If a thread cannot be kicked.
-    pub fn close(&self) -> io::Result<()> {
+    /// [`io::ErrorKind::TimedOut`] if that takes longer than `patience`, or if a thread cannot be
+    /// kicked. The gate is open again then.
+    pub fn close(&self, patience: Duration) -> io::Result<()> {
+        let closed = self.try_close(patience);
+        if closed.is_err() {
+            self.open();
+        }
+        closed
+    }
+
+    fn try_close(&self, patience: Duration) -> io::Result<()> {
         let threads = {
             let waiters = self.lock();
             self.is_closed.store(true, Ordering::SeqCst);
@@ -79,16 +91,28 @@ impl Gate {
         for thread in threads {
             thread.kick()?;
         }
-        self.wait_for_all();
+        let start = Instant::now();
+        let mut waiters = self.lock();
+        while !self.is_at_rest(&waiters) {
+            let left = patience
+                .checked_sub(start.elapsed())
+                .ok_or(io::ErrorKind::TimedOut)?;
+            let waited = self.changed.wait_timeout(waiters, left);
+            (waiters, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        }
         Ok(())
     }
 
     /// Waits until every thread waits at the closed gate, or until the machine is over.
     pub fn wait_for_all(&self) {
         let mut waiters = self.lock();
-        while waiters.waiting < self.vcpus && !waiters.is_over {
+        while !self.is_at_rest(&waiters) {
             waiters = self.wait(waiters);
         }
+    }
+
+    fn is_at_rest(&self, waiters: &Waiters) -> bool {
+        waiters.waiting >= self.vcpus || waiters.is_over
     }
 
     /// Nobody waits for the threads any more: some of them never come again.
@@ -119,6 +143,8 @@ mod tests {
     use std::sync::atomic::AtomicU64;
 
     use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
 
     /// Threads that pass a gate over and over and count how often.
     fn with_runners(vcpus: usize, test: impl FnOnce(&Gate, &AtomicU64)) {
@@ -151,7 +177,7 @@ mod tests {
                 while passes.load(Ordering::SeqCst) == before {
                     std::thread::yield_now();
                 }
-                gate.close().unwrap();
+                gate.close(PATIENCE).unwrap();
                 assert!(gate.is_closed());
                 let at_rest = passes.load(Ordering::SeqCst);
                 std::thread::yield_now();
@@ -165,7 +191,17 @@ mod tests {
         let gate = Gate::new(1);
         gate.open();
         gate.give_up();
-        gate.close().unwrap();
+        gate.close(PATIENCE).unwrap();
         assert!(gate.is_closed());
+    }
+
+    #[test]
+    fn a_gate_that_not_all_reach_in_time_is_open_again() {
+        // One thread of two never comes.
+        let gate = Gate::new(2);
+        gate.open();
+        let error = gate.close(Duration::from_millis(1)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(!gate.is_closed());
     }
 }

@@ -178,36 +178,36 @@ enum Served {
 )]
 fn serve(exit: GuestExit<'_>, shared: &VcpuShared) -> Served {
     let width = exit.port_width.max(1);
-    let kind = match exit.reason {
+    // Counted before it is served: whoever sees what an exit did finds it in the counts.
+    match exit.reason {
         VcpuExit::IoIn(port, data) => {
+            shared.exits.bump(ExitKind::PortRead);
             for access in data.chunks_mut(width) {
                 shared.ports.read(u64::from(port), access);
             }
-            ExitKind::PortRead
         }
         VcpuExit::IoOut(port, data) => {
+            shared.exits.bump(ExitKind::PortWrite);
             for access in data.chunks(width) {
                 shared.ports.write(u64::from(port), access);
             }
-            ExitKind::PortWrite
         }
         VcpuExit::MmioRead(address, data) => {
+            shared.exits.bump(ExitKind::MmioRead);
             shared.mmio.read(address, data);
-            ExitKind::MmioRead
         }
         VcpuExit::MmioWrite(address, data) => {
+            shared.exits.bump(ExitKind::MmioWrite);
             shared.mmio.write(address, data);
-            ExitKind::MmioWrite
         }
         VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::Hlt | VcpuExit::IoapicEoi(_) => {
-            ExitKind::Other
+            shared.exits.bump(ExitKind::Other);
         }
         // A triple fault: the way to reset a PC that always works.
         VcpuExit::Shutdown => return Served::TripleFault,
         VcpuExit::InternalError => return Served::InternalError,
         other => return Served::Unserved(format!("{other:?}")),
-    };
-    shared.exits.bump(kind);
+    }
     Served::Continue
 }
 

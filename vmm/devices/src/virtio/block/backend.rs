@@ -58,7 +58,7 @@ pub enum Space {
 }
 
 /// One thing to do. Positions and lengths are in bytes and lie on the disk.
-#[derive(PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Operation {
     /// Fill `data` from `offset`.
     Read {

@@ -2,8 +2,8 @@
 //!
 //! Owns the way of a request: taken from its queue, parsed ([`request`]), started on the backend
 //! ([`backend`]), answered when it is complete. Requests are in progress side by side and complete in
-//! any order. A queue whose share of places is used up, or a disk over its limits, is paused: what
-//! the driver submits meanwhile waits in its ring.
+//! any order. Where a queue's share of places is used up, or the disk is over its limits, what the
+//! driver submits waits in its ring.
 
 pub mod backend;
 mod features;
@@ -78,6 +78,8 @@ pub struct BlockOptions {
 /// A disk.
 pub struct Block {
     backend: Box<dyn BlockBackend>,
+    /// Whether the backend has no requests in progress.
+    is_synchronous: bool,
     in_flight: InFlight,
     throttle: Option<Throttle>,
     /// Whether requests have been kept waiting since the last one was taken.
@@ -107,6 +109,7 @@ impl Block {
             *byte = shown;
         }
         Self {
+            is_synchronous: backend.descriptor().is_none(),
             backend,
             in_flight: InFlight::new(queues),
             throttle: None,
@@ -249,10 +252,10 @@ impl Block {
         }
         for index in 0..queues.count() {
             if let Some(queue) = queues.get(index)
-                && queue.is_paused()
+                && queue.is_quiet()
                 && self.is_ready_for(index)
             {
-                queue.resume();
+                queue.serve_again();
             }
         }
         Ok(())
@@ -362,8 +365,9 @@ impl VirtioDevice for Block {
         memory: &Memory,
     ) -> Result<(), QueueBroken> {
         while let Some(queue) = queues.get(index) {
-            if !self.is_ready_for(index) {
-                queue.pause();
+            let is_ready = self.is_ready_for(index);
+            queue.keep_quiet(!is_ready);
+            if !is_ready {
                 break;
             }
             let Some(chain) = queue.pop(memory)? else {
@@ -372,6 +376,13 @@ impl VirtioDevice for Block {
             self.counters
                 .add(THROTTLED, u64::from(std::mem::take(&mut self.is_throttled)));
             self.begin(index, chain, queue, memory)?;
+            if self.is_synchronous {
+                self.collect(queues, memory)?;
+                // The next request may take long: a driver that polls sees this one now.
+                queues
+                    .get(index)
+                    .map_or(Ok(()), |queue| queue.publish(memory))?;
+            }
         }
         self.collect(queues, memory)
     }
