@@ -5,6 +5,7 @@
 use std::io;
 use std::sync::Arc;
 
+use berth_api::vmm::RateLimit;
 use berth_vmm_devices::bus::{Bus, BusDevice, BusRange};
 use berth_vmm_devices::counters::Counters;
 use berth_vmm_devices::guest_error::{GuestError, GuestErrors};
@@ -16,6 +17,7 @@ use berth_vmm_devices::pci::root::{BarWindows, ECAM_BYTES, PciRoot};
 use berth_vmm_devices::pci::{DeviceSlot, PciFunction};
 use berth_vmm_devices::power::{OnPowerRequest, PowerPort, PowerRegister, PowerRequest};
 use berth_vmm_devices::power_button::{PowerButton, STATUS_BYTES};
+use berth_vmm_devices::rate_limit::{Limits, Throttle};
 use berth_vmm_devices::serial::{SERIAL_BYTES, Serial};
 use berth_vmm_devices::virtio::block::{Block, BlockOptions};
 use berth_vmm_devices::virtio::device::VirtioDevice;
@@ -25,12 +27,13 @@ use berth_vmm_sys::Vm;
 
 use crate::console::{self, DroppedBytes};
 use crate::disk_failures::DiskFailures;
-use crate::disk_file::DiskFile;
+use crate::disk_file;
 use crate::ending::{Ended, Ending, Reset};
 use crate::layout;
 use crate::queue_executor::IoLoop;
 use crate::refusal::{BuildMachineError, host};
 use crate::spec::{ConsoleSpec, DiskSpec};
+use crate::timer::TimerFd;
 use crate::warnings::Warnings;
 
 /// What the devices of a machine are made of.
@@ -87,22 +90,44 @@ impl MsiSender for KvmMsi {
 type NamedDevice = (String, Box<dyn VirtioDevice>);
 
 /// The disks, then the entropy device.
-fn virtio_devices(input: DeviceInput) -> Result<Vec<NamedDevice>, BuildMachineError> {
+fn virtio_devices(
+    input: DeviceInput,
+    memory: &Memory,
+) -> Result<Vec<NamedDevice>, BuildMachineError> {
     let mut devices: Vec<NamedDevice> = Vec::new();
     for (position, disk) in input.disks.into_iter().enumerate() {
-        let options = BlockOptions {
-            read_only: disk.read_only,
-            serial: disk.serial.clone(),
-        };
-        let backend = DiskFile::new(disk, position, Arc::clone(&input.disk_failures))
-            .map_err(host("examine a disk"))?;
-        let device = Block::new(Box::new(backend), options);
-        devices.push((format!("disk{position}"), Box::new(device)));
+        let disk =
+            block(disk, position, &input.disk_failures, memory).map_err(host("prepare a disk"))?;
+        devices.push((format!("disk{position}"), Box::new(disk)));
     }
     if input.entropy {
         devices.push(("entropy".to_owned(), Box::new(Entropy::new())));
     }
     Ok(devices)
+}
+
+/// The disk that `spec` describes, which is number `position`.
+fn block(
+    spec: DiskSpec,
+    position: usize,
+    failures: &Arc<DiskFailures>,
+    memory: &Memory,
+) -> io::Result<Block> {
+    let options = BlockOptions {
+        read_only: spec.read_only,
+        serial: spec.serial.clone(),
+        queues: spec.queues,
+    };
+    let RateLimit {
+        bytes_per_second,
+        requests_per_second,
+    } = spec.rate_limit;
+    let backend = disk_file::open(spec, position, Arc::clone(failures), memory)?;
+    let block = Block::new(backend, options);
+    Ok(match Limits::new(bytes_per_second, requests_per_second) {
+        Some(limits) => block.throttled(Throttle::new(limits, Box::new(TimerFd::new()?))),
+        None => block,
+    })
 }
 
 /// Everything that builds devices, so that each function names only what is its own.
@@ -230,7 +255,7 @@ impl Builder<'_> {
 
     /// The PCI bus: disks from slot 1 on, then the entropy device.
     fn pci(&mut self, input: DeviceInput) -> Result<(), BuildMachineError> {
-        let devices = virtio_devices(input)?;
+        let devices = virtio_devices(input, &self.memory)?;
         let mut functions = Vec::new();
         for (slot, (name, device)) in (1..).filter_map(DeviceSlot::new).zip(devices) {
             self.counters

@@ -19,6 +19,7 @@ pub mod preflight;
 pub mod queue_executor;
 pub mod refusal;
 pub mod spec;
+mod timer;
 pub mod vcpu;
 pub mod warnings;
 

@@ -13,7 +13,6 @@ use std::fmt;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::ptr;
 
 use io_uring::register::Restriction;
 use io_uring::squeue::{Entry, Flags};
@@ -22,7 +21,7 @@ use io_uring::{IoUring, opcode};
 use libc::iovec;
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
 
-use crate::vectored_io::{MAX_BUFFERS, skip};
+use crate::vectored_io::{MAX_BUFFERS, skip, zeroes};
 
 /// The only file of a ring.
 const FILE: Fixed = Fixed(0);
@@ -36,11 +35,6 @@ const ALLOWED: [u8; 4] = [
 /// Kernel threads that carry out what would block, for each of the kernel's two kinds. Requests on
 /// files and disks are of the first.
 const MAX_WORKERS: [u32; 2] = [4, 1];
-
-/// What zeroes are written from.
-#[repr(align(4096))]
-struct Zeroes([u8; 64 << 10]);
-static ZEROES: Zeroes = Zeroes([0; 64 << 10]);
 
 /// Which way bytes go.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -170,16 +164,7 @@ impl IoRing {
     /// If `id` is not free.
     pub fn write_zeroes(&mut self, id: u16, offset: u64, bytes: u64) -> Result<(), StartError> {
         let request = free_place(&mut self.held.requests, id)?;
-        let mut left = usize::try_from(bytes).map_err(|_| StartError::NotMemory)?;
-        while left > 0 {
-            let now = left.min(ZEROES.0.len());
-            request.buffers.push(iovec {
-                // The kernel only reads what it writes to a file.
-                iov_base: ptr::from_ref(&ZEROES).cast_mut().cast(),
-                iov_len: now,
-            });
-            left -= now;
-        }
+        request.buffers = zeroes(bytes).map_err(|_| StartError::NotMemory)?;
         self.begin(id, transfer(Direction::Write, offset))
     }
 

@@ -66,6 +66,12 @@ pub struct Segment {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Buffers(Vec<Segment>);
 
+impl From<Vec<Segment>> for Buffers {
+    fn from(segments: Vec<Segment>) -> Self {
+        Self(segments)
+    }
+}
+
 impl Buffers {
     /// Total length in bytes.
     #[must_use]
