@@ -196,12 +196,14 @@ pub struct Vsock {
     /// The guest's context id, 3 to `u32::MAX - 1`.
     pub cid: u32,
     /// A listening `AF_UNIX` stream socket. Who connects sends `CONNECT <port>\n`, reads
-    /// `OK <host port>\n`, and is then connected with that port of the guest.
+    /// `OK <host port>\n`, and is then connected with that port of the guest. Whom the guest refuses,
+    /// and who says anything else, sees the connection close.
     #[serde(default)]
     pub listener: Option<FdIndex>,
     /// A `SOCK_SEQPACKET` socket. When the guest connects to a port of the host (context id 2), the
-    /// VMM sends one [`VsockConnection`] with one end of a new stream socket; whoever reads it
-    /// serves the connection or closes it.
+    /// VMM sends one [`VsockConnection`] with one end of a new stream socket, which is non-blocking;
+    /// whoever reads it serves the connection or closes it. While nobody reads, and a few wait
+    /// already, the guest's connections are refused.
     #[serde(default)]
     pub connector: Option<FdIndex>,
 }
@@ -210,7 +212,7 @@ pub struct Vsock {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VsockConnection {
-    /// The host's port that the guest asked for.
+    /// The host's port that the guest asked for: below 2^31.
     pub port: u32,
     /// The guest's own port.
     pub guest_port: u32,

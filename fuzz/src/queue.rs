@@ -68,7 +68,10 @@ pub fn serve_device(
     let mut is_broken = false;
     for (address, value) in writes {
         let before = is_broken.then(|| snapshot(&memory));
-        let served = active.serve(0);
+        let mut served = active.serve(0);
+        for source in 0..active.source_count() {
+            served = active.source_ready(source);
+        }
         after_each();
         if let Some(before) = before {
             assert_eq!(served, Served::NeedsReset);

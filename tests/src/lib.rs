@@ -12,4 +12,5 @@ pub mod simulated_agent;
 pub mod startup;
 pub mod tiny_guest;
 pub mod unit_launch;
+pub mod vsock_host;
 pub mod workspace;

@@ -18,10 +18,12 @@ use anyhow::{Context as _, Result, bail};
 use berth_api::vmm::{Console, Disk, Exit, FdIndex, Request, Start};
 use berth_tests::launch::{Descriptors, Heard, LaunchedVmm};
 use berth_tests::unit_launch::UnitVmm;
+use berth_tests::vsock_host::VsockPaths;
 
 const USAGE: &str = "usage: vmm-run --vmm PATH --kernel FILE [--initrd FILE] [--disk FILE[:ro]]... \
                      [--cmdline TEXT] [--vcpus N] [--memory-mib M] [--entropy] \
-                     [--console FILE|-|none] [--unit] [--follow-resets] [--timeout SECONDS]";
+                     [--console FILE|-|none] [--vsock CID[,listen=PATH][,connect=PATH]] \
+                     [--unit] [--follow-resets] [--timeout SECONDS]";
 /// How long a VMM that was told to stop may take before it is killed.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 /// Exit status for a wrong command line.
@@ -44,6 +46,7 @@ struct Arguments {
     memory_mib: u64,
     entropy: bool,
     console: Option<PathBuf>,
+    vsock: Option<VsockPaths>,
     /// Whether the VMM runs in a unit as the agent makes them, and not as our child.
     unit: bool,
     follow_resets: bool,
@@ -63,6 +66,7 @@ impl Arguments {
             memory_mib: 256,
             entropy: false,
             console: Some(PathBuf::from("-")),
+            vsock: None,
             unit: false,
             follow_resets: false,
             deadline: None,
@@ -87,6 +91,7 @@ impl Arguments {
                     found.console =
                         Some(PathBuf::from(value()?)).filter(|path| *path != Path::new("none"));
                 }
+                "--vsock" => found.vsock = Some(vsock(&text(value()?)?)?),
                 "--unit" => found.unit = true,
                 "--follow-resets" => found.follow_resets = true,
                 "--timeout" => {
@@ -120,6 +125,10 @@ impl Arguments {
             }),
             None => None,
         };
+        let vsock = match &self.vsock {
+            Some(paths) => Some(paths.open(&mut descriptors).context("making sockets")?),
+            None => None,
+        };
         let start = Start {
             vcpus: self.vcpus,
             memory_mib: self.memory_mib,
@@ -128,6 +137,7 @@ impl Arguments {
             disks,
             console,
             entropy: self.entropy,
+            vsock,
             ..Start::new("vmm-run", kvm, kernel)
         };
         Ok((start, descriptors))
@@ -151,6 +161,24 @@ fn disk(value: String) -> (PathBuf, bool) {
         Some(path) => (PathBuf::from(path), true),
         None => (PathBuf::from(value), false),
     }
+}
+
+fn vsock(value: &str) -> Result<VsockPaths> {
+    let mut parts = value.split(',');
+    let cid = parts.next().unwrap_or_default();
+    let mut found = VsockPaths {
+        cid: number("--vsock", cid.into())?,
+        listen: None,
+        connect: None,
+    };
+    for part in parts {
+        match part.split_once('=') {
+            Some(("listen", path)) => found.listen = Some(path.into()),
+            Some(("connect", path)) => found.connect = Some(path.into()),
+            _ => bail!("--vsock: `{part}` is neither listen=PATH nor connect=PATH"),
+        }
+    }
+    Ok(found)
 }
 
 fn open(path: &Path) -> Result<File> {

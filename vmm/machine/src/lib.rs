@@ -21,6 +21,7 @@ pub mod refusal;
 pub mod spec;
 mod timer;
 pub mod vcpu;
+pub mod vsock_sockets;
 pub mod warnings;
 
 pub use machine::{Machine, MachineEvent, RunningMachine};

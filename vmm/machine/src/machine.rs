@@ -120,6 +120,7 @@ impl Machine {
             panic_device: spec.panic_device,
             console: spec.console,
             entropy: spec.entropy,
+            vsock: spec.vsock,
         };
         let devices = device_set::build(&vm, &mut io, &ending, input)?;
         let vcpus = vcpu::create(&kvm, &vm, spec.vcpus, entry)?;

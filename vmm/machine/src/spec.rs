@@ -5,10 +5,12 @@
 //! file's content: a kernel that is none is found by the boot loader.
 
 use std::fs::File;
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, OwnedFd};
 
 use berth_api::vmm::{self, Console, FdIndex, RateLimit, Start};
 use rustix::fs::{FileType, OFlags, Stat, fcntl_getfl, fstat, major, minor};
+use rustix::net::{AddressFamily, SocketType, sockopt};
 
 use crate::disk_file::Alignment;
 use crate::refusal::Refusal;
@@ -27,6 +29,9 @@ const MAX_VM_ID_BYTES: usize = 64;
 const MIN_SEGMENT_BYTES: u64 = 4096;
 /// Most bytes of one console segment: far beyond any use, and small enough for every sum.
 const MAX_SEGMENT_BYTES: u64 = 1 << 40;
+
+/// Context ids that are nobody's but a guest's: 0 to 2 and the last are taken (virtio 1.2, 5.10.4).
+const CONTEXT_IDS: RangeInclusive<u32> = 3..=u32::MAX - 1;
 
 /// A machine that can be built.
 #[derive(Debug)]
@@ -51,6 +56,8 @@ pub struct MachineSpec {
     pub console: Option<ConsoleSpec>,
     /// Whether there is an entropy device.
     pub entropy: bool,
+    /// The socket device.
+    pub vsock: Option<VsockSpec>,
     /// Whether there is a pvpanic device.
     pub panic_device: bool,
 }
@@ -72,6 +79,17 @@ pub struct DiskSpec {
     pub rate_limit: RateLimit,
     /// Block sizes, and how memory has to lie.
     pub(crate) alignment: Alignment,
+}
+
+/// A socket device.
+#[derive(Debug)]
+pub struct VsockSpec {
+    /// The guest's context id.
+    pub cid: u32,
+    /// A listening stream socket of the Unix family.
+    pub listener: Option<OwnedFd>,
+    /// A sequenced-packet socket.
+    pub connector: Option<OwnedFd>,
 }
 
 /// Where serial output goes.
@@ -126,6 +144,10 @@ impl TryFrom<(Start, Vec<OwnedFd>)> for MachineSpec {
             .console
             .map(|console| check_console(&mut intake, &console))
             .transpose()?;
+        let vsock = start
+            .vsock
+            .map(|vsock| check_vsock(&mut intake, &vsock))
+            .transpose()?;
         intake.finish()?;
         Ok(Self {
             vm_id: start.vm_id,
@@ -138,6 +160,7 @@ impl TryFrom<(Start, Vec<OwnedFd>)> for MachineSpec {
             disks,
             console,
             entropy: start.entropy,
+            vsock,
             panic_device: start.panic_device,
         })
     }
@@ -230,7 +253,6 @@ fn check_version(version: u32) -> Result<(), Refusal> {
 fn refuse_unbuilt(start: &Start) -> Result<(), Refusal> {
     let fields = [
         ("networks", !start.networks.is_empty()),
-        ("vsock", start.vsock.is_some()),
         ("virtio_console", start.virtio_console.is_some()),
         ("balloon", start.balloon.is_some()),
         ("vfio", start.vfio.is_some()),
@@ -430,6 +452,68 @@ fn check_console(intake: &mut Intake, console: &Console) -> Result<ConsoleSpec, 
                 segment_bytes,
             })
         }
+    }
+}
+
+fn check_vsock(intake: &mut Intake, vsock: &vmm::Vsock) -> Result<VsockSpec, Refusal> {
+    if !CONTEXT_IDS.contains(&vsock.cid) {
+        return Err(Refusal::new(
+            "vsock.cid",
+            format!("{} is no context id that a guest can have", vsock.cid),
+            format!("use {} to {}", CONTEXT_IDS.start(), CONTEXT_IDS.end()),
+        ));
+    }
+    let listener = vsock
+        .listener
+        .map(|index| take_socket(intake, "vsock.listener", index, SocketType::STREAM))
+        .transpose()?;
+    if let Some(listener) = &listener {
+        let is_listening = sockopt::socket_acceptconn(listener)
+            .map_err(|error| unreadable("vsock.listener", error))?;
+        if !is_listening {
+            return Err(Refusal::new(
+                "vsock.listener",
+                "the socket does not listen",
+                "call listen() before sending it",
+            ));
+        }
+    }
+    let connector = vsock
+        .connector
+        .map(|index| take_socket(intake, "vsock.connector", index, SocketType::SEQPACKET))
+        .transpose()?;
+    Ok(VsockSpec {
+        cid: vsock.cid,
+        listener,
+        connector,
+    })
+}
+
+/// A socket of the Unix family and of this type.
+fn take_socket(
+    intake: &mut Intake,
+    field: &str,
+    index: FdIndex,
+    wanted: SocketType,
+) -> Result<OwnedFd, Refusal> {
+    let descriptor = intake.take(field, index)?;
+    let (what, remedy) = if wanted == SocketType::SEQPACKET {
+        (
+            "a SOCK_SEQPACKET socket of the Unix family",
+            "send one end of a socketpair",
+        )
+    } else {
+        (
+            "a SOCK_STREAM socket of the Unix family",
+            "bind and listen on a Unix socket",
+        )
+    };
+    let is_wanted = sockopt::socket_domain(&descriptor) == Ok(AddressFamily::UNIX)
+        && sockopt::socket_type(&descriptor) == Ok(wanted);
+    if is_wanted {
+        Ok(descriptor)
+    } else {
+        Err(not_a(field, what, remedy))
     }
 }
 

@@ -273,12 +273,15 @@ impl IoRing {
     /// Hands over what is queued, and waits until `least` entries are complete.
     fn enter(&mut self, least: usize) {
         loop {
-            match self.ring.submit_and_wait(least) {
-                Ok(_) if self.ring.submission().is_empty() => return,
-                Ok(_) => {}
-                // A signal, or a host that is short of memory at the moment.
-                Err(error) if is_passing(&error) => std::thread::yield_now(),
-                Err(error) => Err(error).expect("the kernel serves a ring that it has set up"),
+            let entered = self.ring.submit_and_wait(least);
+            // A signal, or a host that is short of memory at the moment.
+            if entered.as_ref().is_err_and(is_passing) {
+                std::thread::yield_now();
+                continue;
+            }
+            entered.expect("the kernel serves a ring that it has set up");
+            if self.ring.submission().is_empty() {
+                return;
             }
         }
     }

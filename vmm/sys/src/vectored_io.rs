@@ -1,7 +1,7 @@
-//! Positioned transfers between a file and guest memory: one system call for many buffers.
+//! Transfers between a file or a stream and guest memory: one system call for many buffers.
 //!
-//! Owns the pointers that the kernel is given and the carrying on after a short transfer. A request's
-//! meaning and the check of its range are the caller's. The file's own position is not used.
+//! Owns the pointers that the kernel is given and, for files, the carrying on after a short transfer.
+//! A request's meaning and the check of its range are the caller's. A file's own position is not used.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
@@ -47,6 +47,57 @@ pub fn write_all_at(
     move_all(offset, buffers, io::ErrorKind::WriteZero, |parts, at| {
         call(libc::pwritev, file, parts, at)
     })
+}
+
+/// Fills `buffers` in order with what `stream` has, by one call. Returns the number of bytes, which is
+/// 0 at the stream's end.
+///
+/// # Errors
+/// What the kernel says; [`io::ErrorKind::WouldBlock`] if the stream does not block and has nothing.
+pub fn read_some(stream: BorrowedFd<'_>, buffers: &[VolatileSlice<'_>]) -> io::Result<usize> {
+    move_some(stream, buffers, libc::readv)
+}
+
+/// Writes as much of `buffers` to `stream` as one call takes. Returns the number of bytes. The process
+/// must ignore `SIGPIPE`, as Rust programs do.
+///
+/// # Errors
+/// What the kernel says; [`io::ErrorKind::WouldBlock`] if the stream does not block and is full.
+pub fn write_some(stream: BorrowedFd<'_>, buffers: &[VolatileSlice<'_>]) -> io::Result<usize> {
+    move_some(stream, buffers, libc::writev)
+}
+
+/// `readv` or `writev`.
+type StreamTransfer = unsafe extern "C" fn(RawFd, *const iovec, c_int) -> ssize_t;
+
+fn move_some(
+    stream: BorrowedFd<'_>,
+    buffers: &[VolatileSlice<'_>],
+    transfer: StreamTransfer,
+) -> io::Result<usize> {
+    let buffers = &buffers[..buffers.len().min(MAX_BUFFERS)];
+    let guards: Vec<_> = buffers.iter().map(VolatileSlice::ptr_guard_mut).collect();
+    let parts: Vec<iovec> = guards
+        .iter()
+        .map(|guard| iovec {
+            iov_base: guard.as_ptr().cast(),
+            iov_len: guard.len(),
+        })
+        .collect();
+    let count = c_int::try_from(parts.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    loop {
+        // SAFETY: the descriptor is borrowed, so it is open; the array has `count` entries, each of
+        // which lies in memory that its guard in `guards` keeps mapped. Whoever else reads or writes
+        // there is what volatile slices are for: no Rust reference to that memory exists.
+        let moved = unsafe { transfer(stream.as_raw_fd(), parts.as_ptr(), count) };
+        match usize::try_from(moved) {
+            Ok(moved) => return Ok(moved),
+            Err(_) => match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::Interrupted => {}
+                error => return Err(error),
+            },
+        }
+    }
 }
 
 /// What zeroes are written from, as direct writes want it.
@@ -166,7 +217,7 @@ pub(crate) fn skip(parts: &mut [iovec], mut moved: usize) -> &mut [iovec] {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
-    use std::io::Read;
+    use std::io::{Read, Write};
     use std::os::fd::AsFd;
 
     use super::*;
@@ -238,6 +289,32 @@ mod tests {
                 "at most {most} bytes at once"
             );
         }
+    }
+
+    #[test]
+    fn a_stream_moves_what_it_can_and_says_when_it_would_block() {
+        let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let mut buffers = [vec![0; 2], vec![], vec![0; 9]];
+        let kind = |result: io::Result<usize>| result.unwrap_err().kind();
+        let nothing = read_some(ours.as_fd(), &slices(&mut buffers));
+        assert_eq!(kind(nothing), io::ErrorKind::WouldBlock);
+        theirs.write_all(b"hello").unwrap();
+        assert_eq!(
+            read_some(ours.as_fd(), &slices(&mut buffers)).unwrap(),
+            5,
+            "and not all that there is room for"
+        );
+        assert_eq!(buffers.concat(), b"hello\0\0\0\0\0\0");
+        assert_eq!(write_some(ours.as_fd(), &slices(&mut buffers)).unwrap(), 11);
+        let mut large = [vec![7; 1 << 20], vec![7; 1 << 20]];
+        let taken = write_some(ours.as_fd(), &slices(&mut large)).unwrap();
+        assert!(taken < 2 << 20);
+        let full = write_some(ours.as_fd(), &slices(&mut large));
+        assert_eq!(kind(full), io::ErrorKind::WouldBlock);
+        drop(theirs);
+        let gone = write_some(ours.as_fd(), &slices(&mut large));
+        assert_eq!(kind(gone), io::ErrorKind::BrokenPipe);
     }
 
     #[test]

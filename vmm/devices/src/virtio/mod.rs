@@ -10,3 +10,4 @@ pub mod queue;
 #[cfg(test)]
 mod testing;
 pub mod transport;
+pub mod vsock;

@@ -12,7 +12,7 @@ use std::sync::atomic::{Ordering, fence};
 
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, Permissions, VolatileSlice};
 
 use crate::guest_error::{GuestError, GuestErrors};
 use crate::memory::Memory;
@@ -62,6 +62,11 @@ pub struct Segment {
     pub bytes: u32,
 }
 
+/// A buffer that a driver named is not wholly in RAM.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("a buffer is not wholly in guest memory")]
+pub struct NotMemory;
+
 /// Segments in order, read as one run of bytes.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Buffers(Vec<Segment>);
@@ -83,6 +88,28 @@ impl Buffers {
     #[must_use]
     pub fn segments(&self) -> &[Segment] {
         &self.0
+    }
+
+    /// The segments as memory to move bytes to or from; empty ones are left out.
+    ///
+    /// # Errors
+    /// If a part is not RAM.
+    pub fn slices<'a>(
+        &self,
+        memory: &'a Memory,
+        access: Permissions,
+    ) -> Result<Vec<VolatileSlice<'a>>, NotMemory> {
+        let mut found = Vec::with_capacity(self.0.len());
+        for segment in self.0.iter().filter(|segment| segment.bytes > 0) {
+            let bytes = usize::try_from(segment.bytes).map_err(|_| NotMemory)?;
+            let parts = memory
+                .get_slices(GuestAddress(segment.address), bytes, access)
+                .map_err(|_| NotMemory)?;
+            for part in parts {
+                found.push(part.map_err(|_| NotMemory)?);
+            }
+        }
+        Ok(found)
     }
 
     /// Splits off the first `bytes` bytes. `None`, and nothing changes, if there are fewer.
@@ -409,6 +436,12 @@ impl VirtQueue {
         self.errors.bump(error);
     }
 
+    /// Ends this queue's turn: it is served again after the others had theirs, without a
+    /// notification. For work that is left and is not in the ring.
+    pub fn ask_for_another_turn(&mut self) {
+        self.budget = 0;
+    }
+
     /// Lets the next calls of [`Self::pop`] take up to `chains` chains.
     fn grant(&mut self, chains: u16) {
         self.budget = chains;
@@ -485,7 +518,9 @@ fn checked_ring(addresses: QueueAddresses, has_event_idx: bool, memory: &Memory)
     ];
     let is_in_memory = lengths.into_iter().all(|(start, bytes)| {
         let bytes = usize::try_from(bytes);
-        bytes.is_ok_and(|bytes| memory.check_range(GuestAddress(start), bytes))
+        bytes.is_ok_and(|bytes| {
+            memory.check_range(GuestAddress(start), bytes, Permissions::ReadWrite)
+        })
     });
     let mut ring = Queue::new(addresses.size).ok()?;
     ring.try_set_desc_table_address(GuestAddress(addresses.descriptors))
@@ -660,6 +695,23 @@ mod tests {
         assert!(queues.needs_interrupt(0, &memory).unwrap());
         assert!(!queues.needs_interrupt(0, &memory).unwrap());
         assert!(!queues.needs_interrupt(1, &memory).unwrap());
+    }
+
+    #[test]
+    fn slices_are_of_ram_and_never_empty() {
+        let ram = [(GuestAddress(0), 0x1000), (GuestAddress(0x2000), 0x1000)];
+        let memory = Memory::from_ranges(&ram).unwrap();
+        let lengths = |segments: &[(u64, u32)]| {
+            let buffers = buffers(segments);
+            let slices = buffers.slices(&memory, Permissions::Write);
+            slices.map(|slices| slices.iter().map(VolatileSlice::len).collect::<Vec<_>>())
+        };
+        assert_eq!(
+            lengths(&[(0x10, 4), (u64::MAX, 0), (0xfff, 1)]),
+            Ok(vec![4, 1])
+        );
+        assert_eq!(lengths(&[(0, 4), (0xfff, 2)]), Err(NotMemory));
+        assert_eq!(lengths(&[(u64::MAX, 2)]), Err(NotMemory));
     }
 
     #[test]

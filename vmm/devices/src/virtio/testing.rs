@@ -24,7 +24,7 @@ pub(crate) const NEXT: u16 = 1;
 pub(crate) const INDIRECT: u16 = 4;
 
 const ECAM: u64 = 0xe000_0000;
-const SLOT: u8 = 3;
+pub(crate) const SLOT: u8 = 3;
 const RINGS: u64 = 0x10_0000;
 const RING_BYTES: u64 = 0x1_0000;
 const AVAILABLE: u64 = 0x6000;

@@ -148,3 +148,57 @@ fn a_descriptor_is_used_once_and_none_is_left() {
             .contains("descriptor 0")
     );
 }
+
+#[test]
+fn sockets_of_a_vsock_must_be_what_the_contract_says() {
+    use rustix::net::{SocketFlags, listen, socket_with, socketpair};
+
+    let make = |kind| socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).unwrap();
+    let pair = |kind| {
+        socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)
+            .unwrap()
+            .0
+    };
+    let listening = || {
+        let socket = make(SocketType::STREAM);
+        let unnamed = rustix::net::SocketAddrUnix::new_unnamed();
+        rustix::net::bind(&socket, &unnamed).unwrap();
+        listen(&socket, 1).unwrap();
+        socket
+    };
+    let internet = || OwnedFd::from(std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    let check = |cid, listener: OwnedFd, connector: OwnedFd| {
+        let mut intake = Intake::new(vec![listener, connector]).unwrap();
+        let vsock = vmm::Vsock {
+            cid,
+            listener: Some(FdIndex(0)),
+            connector: Some(FdIndex(1)),
+        };
+        check_vsock(&mut intake, &vsock).map_err(|refusal| refusal.field)
+    };
+    let seqpacket = || pair(SocketType::SEQPACKET);
+    check(3, listening(), seqpacket()).unwrap();
+    for cid in [0, 1, 2, u32::MAX] {
+        let refused = check(cid, listening(), seqpacket()).unwrap_err();
+        assert_eq!(refused, "vsock.cid");
+    }
+    for wrong in [
+        make(SocketType::STREAM),
+        pair(SocketType::STREAM),
+        seqpacket(),
+        internet(),
+        disk_file(1, true),
+    ] {
+        let refused = check(3, wrong, seqpacket()).unwrap_err();
+        assert_eq!(refused, "vsock.listener");
+    }
+    for wrong in [
+        pair(SocketType::STREAM),
+        listening(),
+        internet(),
+        disk_file(1, true),
+    ] {
+        let refused = check(3, listening(), wrong).unwrap_err();
+        assert_eq!(refused, "vsock.connector");
+    }
+}
