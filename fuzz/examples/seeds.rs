@@ -24,6 +24,7 @@ fn main() -> io::Result<()> {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
     for (target, seeds) in [
         ("virtio_pci", virtio_pci()),
+        ("balloon_queue", balloon_queue()),
         ("block_queue", block_queue()),
         ("entropy_queue", entropy_queue()),
         ("pci_msix", pci_msix()),
@@ -129,6 +130,24 @@ fn block_queue() -> Vec<Vec<u8>> {
         ),
         seed(0, 1, &indirect, &request(0, 15)),
         seed(0, 0, &data(2), &request(0, 16)),
+    ]
+}
+
+/// The options say which queue it is.
+fn balloon_queue() -> Vec<Vec<u8>> {
+    let seed = |queue: u8, descriptors: &[_], numbers: &[u32]| {
+        let bytes: Vec<u8> = numbers.iter().flat_map(|page| page.to_le_bytes()).collect();
+        let memory = queue_memory(descriptors, &bytes);
+        [&[queue << 1 | 1][..], &queue_header(0), &memory].concat()
+    };
+    let named = [(0, 24, 0, 0)];
+    let numbers = [3, 2, 2, 16, 8, u32::MAX];
+    vec![
+        seed(0, &named, &numbers),
+        seed(1, &named, &numbers),
+        seed(0, &[(0, 7, 1, 1), (0x7fff, 64, 0, 0)], &numbers),
+        seed(2, &[(0x2000, 0x2000, 3, 1), (0x1_0800, 0x2800, 2, 0)], &[]),
+        seed(4, &[(0x7000, 0x2000, 2, 0)], &[]),
     ]
 }
 

@@ -30,8 +30,17 @@ const EVENT_IDX: u64 = 1 << 29;
 /// # Panics
 /// If a broken queue is served any further, or the device takes more than its queue's features
 /// allow.
-pub fn serve_device(
+pub fn serve_device(device: Box<dyn VirtioDevice>, input: &mut Input<'_>, after_each: impl Fn()) {
+    serve_queue(device, 0, input, after_each);
+}
+
+/// The same with the queue being number `index` of the device.
+///
+/// # Panics
+/// As [`serve_device`].
+pub fn serve_queue(
     mut device: Box<dyn VirtioDevice>,
+    index: u16,
     input: &mut Input<'_>,
     after_each: impl Fn(),
 ) {
@@ -62,13 +71,15 @@ pub fn serve_device(
     let event_idx = if has_event_idx { EVENT_IDX } else { 0 };
     device.activate((features >> 1) << 9 | event_idx);
     let messages = Arc::new(Messages::default());
-    let msix = Msix::new(2, messages, errors.clone());
-    let interrupt = Arc::new(VirtioInterrupt::new(1, msix));
-    let mut active = ActiveDevice::new(device, vec![Some(queue)], memory.clone(), interrupt, errors);
+    let msix = Msix::new(index + 2, messages, errors.clone());
+    let interrupt = Arc::new(VirtioInterrupt::new(usize::from(index) + 1, msix));
+    let mut queues: Vec<_> = (0..index).map(|_| None).collect();
+    queues.push(Some(queue));
+    let mut active = ActiveDevice::new(device, queues, memory.clone(), interrupt, errors);
     let mut is_broken = false;
     for (address, value) in writes {
         let before = is_broken.then(|| snapshot(&memory));
-        let mut served = active.serve(0);
+        let mut served = active.serve(index);
         for source in 0..active.source_count() {
             served = active.source_ready(source);
         }

@@ -10,6 +10,7 @@ pub mod launch;
 pub mod progress;
 pub mod simulated_agent;
 pub mod startup;
+pub mod tap_host;
 pub mod tiny_guest;
 pub mod unit_launch;
 pub mod vsock_host;

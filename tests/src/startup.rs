@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 
 pub use contender::{Linkage, Peer, PeerKind};
+pub(crate) use report::describe_host;
 pub use report::{ContenderReport, Report, Spread};
 
 use crate::progress;

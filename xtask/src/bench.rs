@@ -4,11 +4,15 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, ensure};
-use berth_tests::progress::{self, say};
-use berth_tests::startup::{self, Options, Peer};
+use berth_tests::lab::contest::{self, ContestReport};
+use berth_tests::lab::scenario::NodeKind;
+use berth_tests::progress::{self, Progress, say};
+use berth_tests::startup::{self, Options, Peer, Report};
+use berth_tests::workspace;
+use serde_json::{Value, json};
 
-use crate::package;
 use crate::setup::{self, Need};
+use crate::{lab, package};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -33,6 +37,24 @@ enum Measurement {
         #[arg(long)]
         check: bool,
     },
+    /// Start-up as above; then boot, disk, network and NVMe passthrough in the lab
+    Vmm {
+        /// A program to compare with, such as firecracker=/usr/bin/firecracker; may be repeated
+        #[arg(long, value_name = "NAME=PATH")]
+        peer: Vec<Peer>,
+        /// How often each contender does each piece of work in the lab
+        #[arg(long, default_value_t = contest::DEFAULT_ROUNDS)]
+        rounds: usize,
+        /// Print one JSON document on standard output instead of a table
+        #[arg(long)]
+        json: bool,
+        /// Write the table to docs/performance.md, too
+        #[arg(long)]
+        write: bool,
+        /// End with status 1 if a promise is broken
+        #[arg(long)]
+        check: bool,
+    },
 }
 
 /// Runs the task.
@@ -40,36 +62,85 @@ enum Measurement {
 /// # Errors
 /// If a measurement fails. A broken promise is told and is no error; `--check` makes it status 1.
 pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
-    let Measurement::Startup {
-        peer,
-        rounds,
-        json,
-        check,
-    } = arguments.measurement;
+    match arguments.measurement {
+        Measurement::Startup {
+            peer,
+            rounds,
+            json,
+            check,
+        } => {
+            let report = startup(json, rounds, peer)?;
+            tell(json, &report.to_json(), &report)?;
+            Ok(judge(&report.broken_promises(), check))
+        }
+        Measurement::Vmm {
+            peer,
+            rounds,
+            json,
+            write,
+            check,
+        } => {
+            let report = startup(json, startup::DEFAULT_ROUNDS, peer.clone())?;
+            let mut progress = Progress::new("bench vmm");
+            let context = lab::prepare(&mut progress, NodeKind::Bare)?;
+            progress.phase("measure in the lab");
+            let options = contest::Options {
+                rounds,
+                peers: peer,
+            };
+            let contest = contest::run(&context, &options)?;
+            progress.finish();
+            let document = json!({ "startup": report.to_json(), "lab": contest.to_json() });
+            let page = page(&report, &contest);
+            tell(json, &document, &page)?;
+            if write {
+                let path = workspace::root().join("docs/performance.md");
+                std::fs::write(&path, &page).context("writing docs/performance.md")?;
+            }
+            let mut broken = report.broken_promises();
+            broken.extend(contest.broken_promises());
+            Ok(judge(&broken, check))
+        }
+    }
+}
+
+fn startup(json: bool, rounds: usize, peers: Vec<Peer>) -> Result<Report> {
     if json {
         progress::leave_stdout_alone();
     }
     setup::ensure(&[Need::Compile])?;
     let vmm = package::vmm()?;
     ensure!(vmm.exists(), "cargo built no {}", vmm.display());
-    let report = startup::run(&Options {
-        vmm,
-        rounds,
-        peers: peer,
-    })?;
-    if json {
+    startup::run(&Options { vmm, rounds, peers })
+}
+
+fn tell(as_json: bool, document: &Value, text: &dyn std::fmt::Display) -> Result<()> {
+    if as_json {
         let mut out = std::io::stdout().lock();
-        writeln!(out, "{:#}", report.to_json()).context("printing the document")?;
+        writeln!(out, "{document:#}").context("printing the document")?;
     } else {
-        say(&report.to_string());
+        say(&text.to_string());
     }
-    let broken = report.broken_promises();
-    for promise in &broken {
+    Ok(())
+}
+
+fn judge(broken: &[String], check: bool) -> ExitCode {
+    for promise in broken {
         say(&format!("broken promise: {promise}"));
     }
-    Ok(if check && !broken.is_empty() {
+    if check && !broken.is_empty() {
         ExitCode::FAILURE
     } else {
         ExitCode::SUCCESS
-    })
+    }
+}
+
+/// docs/performance.md.
+fn page(startup: &Report, contest: &ContestReport) -> String {
+    format!(
+        "# Performance\n\nWritten by `cargo xtask bench vmm --write`; nothing here is written by hand. \
+         A share is berth's median divided by the other's.\n\n## Start-up\n\n```text\n{}\n```\n\n\
+         ## In the lab\n\n{contest}",
+        startup.to_string().trim_end()
+    )
 }

@@ -16,7 +16,7 @@ use berth_tests::progress::{Progress, say};
 use berth_tests::workspace;
 
 use crate::setup::{self, Need};
-pub(crate) use run::{Budget, run_target};
+pub(crate) use run::{Budget, Limit, run_target};
 pub(crate) use toolchain::{build, missing};
 
 #[derive(clap::Args)]
@@ -76,7 +76,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let budget = Budget {
-        time: Duration::from_secs(u64::from(arguments.minutes) * 60),
+        limit: Limit::Time(Duration::from_secs(u64::from(arguments.minutes) * 60)),
         jobs: arguments.jobs.max(1),
         keeps_what_it_learns: true,
     };

@@ -24,9 +24,6 @@ pub(crate) struct Arguments {
     list: bool,
 }
 
-/// Tiers that run only when they are named: what they find differs from run to run.
-const BY_NAME: &[&str] = &["fuzz"];
-
 /// How a tier went.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
@@ -122,15 +119,7 @@ fn line(tier: &Tier, tally: &Tally, took: &str) -> String {
 
 fn chosen(names: &[String]) -> Result<Vec<&'static Tier>> {
     if names.is_empty() {
-        let (always, by_name): (Vec<_>, Vec<_>) =
-            TIERS.iter().partition(|tier| !BY_NAME.contains(&tier.name));
-        for tier in by_name {
-            say(&format!(
-                "tier {} runs by name: cargo xtask test --tier {}",
-                tier.name, tier.name
-            ));
-        }
-        return Ok(always);
+        return Ok(TIERS.iter().collect());
     }
     let mut found = Vec::new();
     for name in names {
@@ -165,7 +154,7 @@ mod unit_tests {
     #[test]
     fn an_unknown_tier_is_an_error() {
         chosen(&["unheard-of".to_owned()]).unwrap_err();
-        assert_eq!(chosen(&[]).unwrap().len(), TIERS.len() - BY_NAME.len());
+        assert_eq!(chosen(&[]).unwrap().len(), TIERS.len());
         assert_eq!(chosen(&["fuzz".to_owned()]).unwrap().len(), 1);
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod apt;
 pub mod cache;
+pub mod contest;
 pub mod devices;
 pub mod document;
 pub mod host;

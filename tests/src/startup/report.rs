@@ -15,7 +15,8 @@ serial byte at the launcher. CPU: user and system time of all threads of the VMM
 byte has arrived, plus the launcher's own for the start. Memory: the peak of the VMM's resident set
 at that time (VmHWM), guest pages touched and shared program pages included. All alike for every
 contender: the same PVH guest of a few instructions, 1 vCPU, 128 MiB, one serial port, one warm-up,
-then in turn. Peers run as the given programs do by themselves, with their system call filters.";
+then in turn. Peers run as the given programs do by themselves: with the system call filter that they
+were built with, which a Firecracker that was built for glibc lacks.";
 /// The promise: at most this share of the better peer's wall time and CPU.
 const PROMISED_SHARE: f64 = 0.5;
 
@@ -41,7 +42,7 @@ pub struct Spread {
 }
 
 impl Spread {
-    fn new(mut values: Vec<f64>) -> Option<Self> {
+    pub(crate) fn new(mut values: Vec<f64>) -> Option<Self> {
         values.sort_by(f64::total_cmp);
         let (&min, &max) = (values.first()?, values.last()?);
         let middle = values.len() / 2;
@@ -59,7 +60,7 @@ impl Spread {
         })
     }
 
-    fn to_json(self) -> Value {
+    pub(crate) fn to_json(self) -> Value {
         json!({ "median": self.median, "min": self.min, "max": self.max, "p95": self.p95 })
     }
 }
@@ -235,7 +236,8 @@ fn mib(kib: u64) -> f64 {
     f64::from(u32::try_from(kib).unwrap_or(u32::MAX)) / 1024.0
 }
 
-fn describe_host() -> Result<String> {
+/// The host in one line.
+pub(crate) fn describe_host() -> Result<String> {
     let read =
         |path: &str| std::fs::read_to_string(path).with_context(|| format!("reading {path}"));
     let cpus = read("/proc/cpuinfo")?;

@@ -3,6 +3,8 @@
 //! operating system is needed and a paravirtual `/dev/kvm` is enough.
 
 #[cfg(test)]
+mod balloon;
+#[cfg(test)]
 mod block_and_entropy;
 #[cfg(test)]
 mod console;

@@ -2,8 +2,9 @@
 
 use berth_api::vmm::{DeviceStatistics, Event, Exit, Request, Warning};
 use berth_tests::tiny_guest::{Code, Width};
-use berth_vmm_machine::layout::{COM1_PORT, PANIC_PORT};
+use berth_vmm_machine::layout::{COM1_PORT, PANIC_PORT, SLEEP_CONTROL_PORT};
 
+use crate::ending::POWER_OFF;
 use crate::machine::{Setup, require_kvm};
 
 #[test]
@@ -50,9 +51,11 @@ fn a_machine_without_the_device_takes_the_port_for_nothing() {
         .port_read(PANIC_PORT, Width::Byte)
         .print_eax(COM1_PORT);
     guest.port_write(PANIC_PORT, Width::Byte, 1);
-    guest.triple_fault();
+    guest
+        .port_write(SLEEP_CONTROL_PORT, Width::Byte, POWER_OFF)
+        .halt();
     let mut machine = Setup::new(kvm, &guest).launch_with_console();
     machine.expect_running();
-    machine.expect_end(Exit::Reset);
+    machine.expect_end(Exit::PowerOff);
     assert_eq!(machine.output_to_end(), b"\xff\0\0\0");
 }

@@ -20,6 +20,7 @@ const VIRTIO_VENDOR: u32 = 0x1af4;
 const VENDOR_CAPABILITY: u8 = 0x09;
 const COMMON_CONFIGURATION: u8 = 1;
 const NOTIFICATION: u8 = 2;
+const DEVICE_CONFIGURATION: u8 = 4;
 
 /// Where the parts of one virtio function are, as its capabilities tell.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +30,8 @@ pub(crate) struct Function {
     pub(crate) bar: u32,
     common: u32,
     notification: u32,
+    /// The device's own configuration, 0 if it has none.
+    pub(crate) device: u32,
 }
 
 pub(crate) fn address(value: u64) -> u32 {
@@ -78,6 +81,7 @@ fn function(number: u32, space: &[u8]) -> Function {
         bar,
         common: 0,
         notification: 0,
+        device: 0,
     };
     let mut capability = usize::from(space[FIRST_CAPABILITY]);
     while capability != 0 {
@@ -85,6 +89,7 @@ fn function(number: u32, space: &[u8]) -> Function {
         match (space[capability], space[capability + 3]) {
             (VENDOR_CAPABILITY, COMMON_CONFIGURATION) => found.common = place,
             (VENDOR_CAPABILITY, NOTIFICATION) => found.notification = place,
+            (VENDOR_CAPABILITY, DEVICE_CONFIGURATION) => found.device = place,
             _ => {}
         }
         capability = usize::from(space[capability + 1]);

@@ -5,7 +5,6 @@
 use std::io;
 use std::sync::Arc;
 
-use berth_api::vmm::RateLimit;
 use berth_vmm_devices::bus::{Bus, BusDevice, BusRange};
 use berth_vmm_devices::counters::Counters;
 use berth_vmm_devices::guest_error::{GuestError, GuestErrors};
@@ -17,24 +16,28 @@ use berth_vmm_devices::pci::root::{BarWindows, ECAM_BYTES, PciRoot};
 use berth_vmm_devices::pci::{DeviceSlot, PciFunction};
 use berth_vmm_devices::power::{OnPowerRequest, PowerPort, PowerRegister, PowerRequest};
 use berth_vmm_devices::power_button::{PowerButton, STATUS_BYTES};
-use berth_vmm_devices::rate_limit::{Limits, Throttle};
 use berth_vmm_devices::serial::{SERIAL_BYTES, Serial};
-use berth_vmm_devices::virtio::block::{Block, BlockOptions};
+use berth_vmm_devices::virtio::balloon::{Balloon, BalloonSize};
+use berth_vmm_devices::virtio::console::VirtioConsole;
+use berth_vmm_devices::virtio::console::backend::ConsoleInput;
 use berth_vmm_devices::virtio::device::VirtioDevice;
 use berth_vmm_devices::virtio::entropy::Entropy;
+use berth_vmm_devices::virtio::net::{Net, NetOptions};
 use berth_vmm_devices::virtio::transport::{VirtioPci, VirtioPciParts};
 use berth_vmm_devices::virtio::vsock::Vsock;
 use berth_vmm_sys::Vm;
 
+use crate::balloon;
 use crate::console::{self, DroppedBytes};
+use crate::console_input::StreamInput;
 use crate::disk_failures::DiskFailures;
 use crate::disk_file;
 use crate::ending::{Ended, Ending, Reset};
 use crate::layout;
 use crate::queue_executor::IoLoop;
 use crate::refusal::{BuildMachineError, host};
-use crate::spec::{ConsoleSpec, DiskSpec, VsockSpec};
-use crate::timer::TimerFd;
+use crate::spec::{ConsoleSpec, DiskSpec, NetworkSpec, VirtioConsoleSpec, VsockSpec};
+use crate::tap_queue::TapQueue;
 use crate::vsock_sockets::VsockSockets;
 use crate::warnings::Warnings;
 
@@ -49,12 +52,18 @@ pub struct DeviceInput {
     pub warnings: Arc<Warnings>,
     /// Whether there is a pvpanic device.
     pub panic_device: bool,
+    /// The balloon.
+    pub balloon: Option<berth_api::vmm::Balloon>,
     /// The serial port's output.
     pub console: Option<ConsoleSpec>,
+    /// The network interfaces in PCI order.
+    pub networks: Vec<NetworkSpec>,
     /// Whether there is an entropy device.
     pub entropy: bool,
     /// The socket device.
     pub vsock: Option<VsockSpec>,
+    /// The virtio console.
+    pub virtio_console: Option<VirtioConsoleSpec>,
 }
 
 /// The devices, reachable through the buses.
@@ -72,6 +81,8 @@ pub struct DeviceSet {
     pub console_dropped: DroppedBytes,
     /// Counters of devices by name.
     pub counters: Vec<(String, Arc<Counters>)>,
+    /// The balloon's size.
+    pub balloon: Option<Arc<BalloonSize>>,
 }
 
 /// Interrupts of emulated devices: a message to KVM, no routing table.
@@ -93,16 +104,27 @@ impl MsiSender for KvmMsi {
 /// A device and its name in statistics.
 type NamedDevice = (String, Box<dyn VirtioDevice>);
 
-/// The disks, then the entropy device, then the socket device.
+/// The disks, the network interfaces, the entropy device, the socket device, then the console.
 fn virtio_devices(
     input: DeviceInput,
     memory: &Memory,
+    console_dropped: &DroppedBytes,
 ) -> Result<Vec<NamedDevice>, BuildMachineError> {
     let mut devices: Vec<NamedDevice> = Vec::new();
     for (position, disk) in input.disks.into_iter().enumerate() {
-        let disk =
-            block(disk, position, &input.disk_failures, memory).map_err(host("prepare a disk"))?;
+        let disk = disk_file::device(disk, position, &input.disk_failures, memory)
+            .map_err(host("prepare a disk"))?;
         devices.push((format!("disk{position}"), Box::new(disk)));
+    }
+    for (position, network) in input.networks.into_iter().enumerate() {
+        let options = NetOptions {
+            mac: network.mac,
+            mtu: network.mtu,
+        };
+        let queues = TapQueue::all(network.taps).map_err(host("set up a tap"))?;
+        let queues = queues.into_iter().map(|queue| Box::new(queue) as _);
+        let device = Net::new(queues.collect(), options);
+        devices.push((format!("network{position}"), Box::new(device)));
     }
     if input.entropy {
         devices.push(("entropy".to_owned(), Box::new(Entropy::new())));
@@ -113,31 +135,23 @@ fn virtio_devices(
         let device = Vsock::new(cid, Box::new(sockets));
         devices.push(("vsock".to_owned(), Box::new(device)));
     }
+    if let Some(console) = input.virtio_console {
+        let device = virtio_console(console, console_dropped.clone());
+        let device = device.map_err(host("open the virtio console"))?;
+        devices.push(("virtio_console".to_owned(), Box::new(device)));
+    }
     Ok(devices)
 }
 
-/// The disk that `spec` describes, which is number `position`.
-fn block(
-    spec: DiskSpec,
-    position: usize,
-    failures: &Arc<DiskFailures>,
-    memory: &Memory,
-) -> io::Result<Block> {
-    let options = BlockOptions {
-        read_only: spec.read_only,
-        serial: spec.serial.clone(),
-        queues: spec.queues,
+fn virtio_console(spec: VirtioConsoleSpec, dropped: DroppedBytes) -> io::Result<VirtioConsole> {
+    let input = match spec.input {
+        Some(descriptor) => Some(Box::new(StreamInput::new(descriptor)?) as Box<dyn ConsoleInput>),
+        None => None,
     };
-    let RateLimit {
-        bytes_per_second,
-        requests_per_second,
-    } = spec.rate_limit;
-    let backend = disk_file::open(spec, position, Arc::clone(failures), memory)?;
-    let block = Block::new(backend, options);
-    Ok(match Limits::new(bytes_per_second, requests_per_second) {
-        Some(limits) => block.throttled(Throttle::new(limits, Box::new(TimerFd::new()?))),
-        None => block,
-    })
+    Ok(VirtioConsole::new(
+        console::open(spec.output, dropped)?,
+        input,
+    ))
 }
 
 /// Everything that builds devices, so that each function names only what is its own.
@@ -192,7 +206,13 @@ pub fn build(
     if input.panic_device {
         builder.panic_device(&input.warnings);
     }
-    builder.pci(input)?;
+    let balloon = input.balloon.map(balloon::device);
+    let balloon_size = balloon.as_ref().map(Balloon::size);
+    let mut devices = virtio_devices(input, vm.memory(), &console_dropped)?;
+    if let Some(balloon) = balloon {
+        devices.push((balloon::NAME.to_owned(), Box::new(balloon)));
+    }
+    builder.pci(devices)?;
     Ok(DeviceSet {
         ports: Bus::new(builder.ports, Arc::clone(&errors))?,
         mmio: Bus::new(builder.mmio, Arc::clone(&errors))?,
@@ -200,6 +220,7 @@ pub fn build(
         guest_errors: errors,
         console_dropped,
         counters: builder.counters,
+        balloon: balloon_size,
     })
 }
 
@@ -263,9 +284,8 @@ impl Builder<'_> {
         self.port(layout::PANIC_PORT, PANIC_BYTES, Arc::new(device));
     }
 
-    /// The PCI bus: disks from slot 1 on, then the others.
-    fn pci(&mut self, input: DeviceInput) -> Result<(), BuildMachineError> {
-        let devices = virtio_devices(input, &self.memory)?;
+    /// The PCI bus: the devices in order from slot 1 on.
+    fn pci(&mut self, devices: Vec<NamedDevice>) -> Result<(), BuildMachineError> {
         let mut functions = Vec::new();
         for (slot, (name, device)) in (1..).filter_map(DeviceSlot::new).zip(devices) {
             self.counters

@@ -5,8 +5,10 @@
 #![forbid(unsafe_code)]
 
 pub mod acpi;
+mod balloon;
 pub mod boot;
 pub mod console;
+pub mod console_input;
 pub mod device_set;
 pub mod disk_failures;
 pub mod disk_file;
@@ -19,6 +21,7 @@ pub mod preflight;
 pub mod queue_executor;
 pub mod refusal;
 pub mod spec;
+pub mod tap_queue;
 mod timer;
 pub mod vcpu;
 pub mod vsock_sockets;

@@ -18,6 +18,7 @@ use kvm_ioctls::Kvm;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::acpi::{self, AcpiInput};
+use crate::balloon::BalloonControl;
 use crate::boot::{self, BootInput, EntryState};
 use crate::console::DroppedBytes;
 use crate::device_set::{self, DeviceInput, DeviceSet};
@@ -54,6 +55,7 @@ pub struct Machine {
     disk_failures: Arc<DiskFailures>,
     warnings: Arc<Warnings>,
     counters: Vec<(String, Arc<Counters>)>,
+    balloon: Option<BalloonControl>,
 }
 
 /// A machine whose vCPUs run.
@@ -67,6 +69,7 @@ pub struct RunningMachine {
     disk_failures: Arc<DiskFailures>,
     warnings: Arc<Warnings>,
     counters: Vec<(String, Arc<Counters>)>,
+    balloon: Option<BalloonControl>,
 }
 
 /// What [`RunningMachine::wait`] waits for.
@@ -118,9 +121,12 @@ impl Machine {
             disk_failures: Arc::clone(&disk_failures),
             warnings: Arc::clone(&warnings),
             panic_device: spec.panic_device,
+            balloon: spec.balloon,
             console: spec.console,
+            networks: spec.networks,
             entropy: spec.entropy,
             vsock: spec.vsock,
+            virtio_console: spec.virtio_console,
         };
         let devices = device_set::build(&vm, &mut io, &ending, input)?;
         let vcpus = vcpu::create(&kvm, &vm, spec.vcpus, entry)?;
@@ -131,6 +137,7 @@ impl Machine {
             guest_errors,
             console_dropped,
             counters,
+            balloon,
         } = devices;
         let shared = VcpuShared {
             ports,
@@ -149,6 +156,7 @@ impl Machine {
             disk_failures,
             warnings,
             counters,
+            balloon: balloon.map(|size| BalloonControl::new(size, spec.memory_bytes)),
         })
     }
 
@@ -179,6 +187,7 @@ impl Machine {
             disk_failures: self.disk_failures,
             warnings: self.warnings,
             counters: self.counters,
+            balloon: self.balloon,
         })
     }
 }
@@ -246,6 +255,20 @@ impl RunningMachine {
         self.power_button.press();
     }
 
+    /// The balloon's largest target in MiB, if there is a balloon.
+    #[must_use]
+    pub fn most_balloon_mib(&self) -> Option<u64> {
+        self.balloon.as_ref().map(BalloonControl::most_mib)
+    }
+
+    /// Asks the guest to let its balloon hold that much, at most the largest target. Without a
+    /// balloon nothing happens.
+    pub fn set_balloon(&self, target_mib: u64) {
+        if let Some(balloon) = &self.balloon {
+            balloon.set_target(target_mib);
+        }
+    }
+
     /// Ends the machine without asking the guest; [`RunningMachine::wait`] reports it.
     pub fn stop(&self) {
         self.shared.ending.set(Ended::Stopped);
@@ -265,7 +288,8 @@ impl RunningMachine {
 
 impl RunningMachine {
     fn device_statistics(&self) -> Vec<DeviceStatistics> {
-        self.counters
+        let mut devices: Vec<_> = self
+            .counters
             .iter()
             .map(|(device, counters)| DeviceStatistics {
                 device: device.clone(),
@@ -274,7 +298,11 @@ impl RunningMachine {
                     .map(|(name, value)| (name.to_owned(), value))
                     .collect(),
             })
-            .collect()
+            .collect();
+        if let Some(balloon) = &self.balloon {
+            balloon.add_to(&mut devices);
+        }
+        devices
     }
 }
 

@@ -4,14 +4,17 @@
 //! in no other way than by [`TryFrom`], so whoever holds one need not check again. It reads no
 //! file's content: a kernel that is none is found by the boot loader.
 
+mod network;
+
 use std::fs::File;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, OwnedFd};
 
-use berth_api::vmm::{self, Console, FdIndex, RateLimit, Start};
+use berth_api::vmm::{self, Balloon, Console, FdIndex, HostPages, RateLimit, Start};
 use rustix::fs::{FileType, OFlags, Stat, fcntl_getfl, fstat, major, minor};
 use rustix::net::{AddressFamily, SocketType, sockopt};
 
+pub use self::network::NetworkSpec;
 use crate::disk_file::Alignment;
 use crate::refusal::Refusal;
 
@@ -56,10 +59,16 @@ pub struct MachineSpec {
     pub console: Option<ConsoleSpec>,
     /// Whether there is an entropy device.
     pub entropy: bool,
+    /// The network interfaces in PCI order.
+    pub networks: Vec<NetworkSpec>,
     /// The socket device.
     pub vsock: Option<VsockSpec>,
+    /// The virtio console.
+    pub virtio_console: Option<VirtioConsoleSpec>,
     /// Whether there is a pvpanic device.
     pub panic_device: bool,
+    /// The balloon.
+    pub balloon: Option<Balloon>,
 }
 
 /// One disk.
@@ -81,6 +90,15 @@ pub struct DiskSpec {
     pub(crate) alignment: Alignment,
 }
 
+/// A virtio console.
+#[derive(Debug)]
+pub struct VirtioConsoleSpec {
+    /// Where output goes.
+    pub output: ConsoleSpec,
+    /// A pipe, a terminal or a stream socket, open for reading.
+    pub input: Option<OwnedFd>,
+}
+
 /// A socket device.
 #[derive(Debug)]
 pub struct VsockSpec {
@@ -92,7 +110,7 @@ pub struct VsockSpec {
     pub connector: Option<OwnedFd>,
 }
 
-/// Where serial output goes.
+/// Where a console's output goes.
 #[derive(Debug)]
 pub enum ConsoleSpec {
     /// Bytes as they come.
@@ -125,6 +143,8 @@ impl TryFrom<(Start, Vec<OwnedFd>)> for MachineSpec {
                 format!("give at most {}", vmm::MAX_DISKS),
             ));
         }
+        check_balloon(&start)?;
+        network::check_values(&start.networks)?;
         refuse_unbuilt(&start)?;
         let mut intake = Intake::new(descriptors)?;
         let kvm = intake.take("kvm", start.kvm)?;
@@ -140,13 +160,21 @@ impl TryFrom<(Start, Vec<OwnedFd>)> for MachineSpec {
             .enumerate()
             .map(|(position, disk)| check_disk(&mut intake, position, disk, vcpus))
             .collect::<Result<_, _>>()?;
+        let networks = start.networks.iter().enumerate();
+        let networks = networks
+            .map(|(position, network)| network::take(&mut intake, position, network))
+            .collect::<Result<_, _>>()?;
         let console = start
             .console
-            .map(|console| check_console(&mut intake, &console))
+            .map(|console| check_console(&mut intake, "console", &console))
             .transpose()?;
         let vsock = start
             .vsock
             .map(|vsock| check_vsock(&mut intake, &vsock))
+            .transpose()?;
+        let virtio_console = start
+            .virtio_console
+            .map(|console| check_virtio_console(&mut intake, &console))
             .transpose()?;
         intake.finish()?;
         Ok(Self {
@@ -160,8 +188,11 @@ impl TryFrom<(Start, Vec<OwnedFd>)> for MachineSpec {
             disks,
             console,
             entropy: start.entropy,
+            networks,
             vsock,
+            virtio_console,
             panic_device: start.panic_device,
+            balloon: start.balloon,
         })
     }
 }
@@ -252,9 +283,6 @@ fn check_version(version: u32) -> Result<(), Refusal> {
 /// Refuses what this release's contract names and its VMM does not have.
 fn refuse_unbuilt(start: &Start) -> Result<(), Refusal> {
     let fields = [
-        ("networks", !start.networks.is_empty()),
-        ("virtio_console", start.virtio_console.is_some()),
-        ("balloon", start.balloon.is_some()),
         ("vfio", start.vfio.is_some()),
         (
             "memory_backing",
@@ -270,6 +298,29 @@ fn refuse_unbuilt(start: &Start) -> Result<(), Refusal> {
             "leave it out, or install a release that has it",
         )),
     }
+}
+
+/// A device reaches all guest memory at any time, so that none of it may go, and huge pages were
+/// reserved for this guest: one that goes may be another's when the guest wants it back.
+fn check_balloon(start: &Start) -> Result<(), Refusal> {
+    let has_huge_pages = match start.memory_backing.pages {
+        HostPages::Transparent | HostPages::Small => false,
+        HostPages::Huge2M | HostPages::Huge1G => true,
+    };
+    let problem = if start.balloon.is_none() {
+        return Ok(());
+    } else if start.vfio.is_some() {
+        "the devices of vfio hold all guest memory"
+    } else if has_huge_pages {
+        "huge pages are reserved and cannot be given back piece by piece"
+    } else {
+        return Ok(());
+    };
+    Err(Refusal::new(
+        "balloon",
+        problem,
+        "leave the balloon out, or use pages of the ordinary size and no vfio",
+    ))
 }
 
 fn check_vcpus(vcpus: u32) -> Result<u8, Refusal> {
@@ -426,11 +477,16 @@ fn check_queues(field: &str, queues: u16, vcpus: u8) -> Result<u16, Refusal> {
     }
 }
 
-fn check_console(intake: &mut Intake, console: &Console) -> Result<ConsoleSpec, Refusal> {
+fn check_console(
+    intake: &mut Intake,
+    field: &str,
+    console: &Console,
+) -> Result<ConsoleSpec, Refusal> {
+    let name = |part: &str| format!("{field}.{part}");
     match *console {
         Console::Stream { fd } => {
-            let descriptor = intake.take("console.fd", fd)?;
-            check_access("console.fd", &descriptor, Access::Writable)?;
+            let descriptor = intake.take(&name("fd"), fd)?;
+            check_access(&name("fd"), &descriptor, Access::Writable)?;
             Ok(ConsoleSpec::Stream(descriptor))
         }
         Console::Segments {
@@ -439,13 +495,13 @@ fn check_console(intake: &mut Intake, console: &Console) -> Result<ConsoleSpec, 
         } => {
             if !(MIN_SEGMENT_BYTES..=MAX_SEGMENT_BYTES).contains(&segment_bytes) {
                 return Err(Refusal::new(
-                    "console.segment_bytes",
+                    name("segment_bytes"),
                     format!("{segment_bytes} bytes are no useful segment"),
                     format!("use {MIN_SEGMENT_BYTES} to {MAX_SEGMENT_BYTES}"),
                 ));
             }
-            let first = take_segment(intake, "console.fds[0]", first)?;
-            let second = take_segment(intake, "console.fds[1]", second)?;
+            let first = take_segment(intake, &name("fds[0]"), first)?;
+            let second = take_segment(intake, &name("fds[1]"), second)?;
             let files = [first, second];
             Ok(ConsoleSpec::Segments {
                 files,
@@ -453,6 +509,43 @@ fn check_console(intake: &mut Intake, console: &Console) -> Result<ConsoleSpec, 
             })
         }
     }
+}
+
+fn check_virtio_console(
+    intake: &mut Intake,
+    console: &vmm::VirtioConsole,
+) -> Result<VirtioConsoleSpec, Refusal> {
+    let output = check_console(intake, "virtio_console.output", &console.output)?;
+    let input = console
+        .input
+        .map(|index| take_input(intake, "virtio_console.input", index))
+        .transpose()?;
+    Ok(VirtioConsoleSpec { output, input })
+}
+
+/// Something that can be waited for and read.
+fn take_input(intake: &mut Intake, field: &str, index: FdIndex) -> Result<OwnedFd, Refusal> {
+    let descriptor = intake.take(field, index)?;
+    let kind = FileType::from_raw_mode(status(field, &descriptor)?.st_mode);
+    let is_stream = match kind {
+        FileType::Fifo => true,
+        FileType::CharacterDevice => rustix::termios::isatty(&descriptor),
+        FileType::Socket => sockopt::socket_type(&descriptor) == Ok(SocketType::STREAM),
+        FileType::RegularFile
+        | FileType::Directory
+        | FileType::Symlink
+        | FileType::BlockDevice
+        | FileType::Unknown => false,
+    };
+    if !is_stream {
+        return Err(not_a(
+            field,
+            "a pipe, a terminal or a stream socket",
+            "send one of these, or leave the field out",
+        ));
+    }
+    check_access(field, &descriptor, Access::Readable)?;
+    Ok(descriptor)
 }
 
 fn check_vsock(intake: &mut Intake, vsock: &vmm::Vsock) -> Result<VsockSpec, Refusal> {
@@ -533,6 +626,7 @@ enum Access {
     ReadOnly,
     ReadWrite,
     Writable,
+    Readable,
 }
 
 fn check_access(field: &str, descriptor: impl AsFd, wanted: Access) -> Result<(), Refusal> {
@@ -541,6 +635,7 @@ fn check_access(field: &str, descriptor: impl AsFd, wanted: Access) -> Result<()
         Access::ReadOnly => (mode == OFlags::RDONLY, "for reading only"),
         Access::ReadWrite => (mode == OFlags::RDWR, "for reading and writing"),
         Access::Writable => (mode != OFlags::RDONLY, "for writing"),
+        Access::Readable => (mode != OFlags::WRONLY, "for reading"),
     };
     if fits {
         return Ok(());

@@ -137,7 +137,7 @@ impl Guest<'_> {
         if self.machine.has_ended() {
             self.state = State::Ending;
         }
-        let decided = decide(self.state, request, None);
+        let decided = decide(self.state, request, self.machine.most_balloon_mib());
         let done = decided.and_then(|(after, action)| self.act(action).map(|()| after));
         match done {
             Ok(after) => self.state = after,
@@ -161,7 +161,10 @@ impl Guest<'_> {
                 self.log.event("resumed", &[]);
                 self.socket.send(&Event::Resumed);
             }
-            Action::SetBalloon { target_mib: _ } => {}
+            Action::SetBalloon { target_mib } => {
+                self.log.event("balloon", &[("target_mib", &target_mib)]);
+                self.machine.set_balloon(target_mib);
+            }
             Action::TellStatistics => self.socket.send(&self.machine.statistics()),
         }
         Ok(())

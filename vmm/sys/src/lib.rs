@@ -2,9 +2,10 @@
 //!
 //! It owns the facts that the compiler cannot see: that guest memory stays mapped as long as KVM
 //! may reach it ([`vm`], [`vcpu`]), that a signal handler touches nothing but a live `kvm_run`
-//! page ([`vcpu_kick`]), that file transfers stay within live guest memory ([`vectored_io`],
-//! [`io_ring`]), that devices reach guest memory and each other only ([`vfio`]), and what a raw
-//! descriptor is ([`kvm_device`]). It decides nothing: policy,
+//! page ([`vcpu_kick`]), that file transfers and discards stay within live guest memory
+//! ([`vectored_io`], [`io_ring`], [`page_discard`]), that devices reach guest memory and each other only
+//! ([`vfio`]), what a tap's ioctls read and write ([`tap`]), and what a raw descriptor is
+//! ([`kvm_device`]). It decides nothing: policy,
 //! configuration and the meaning of guest data are its callers' business.
 #![allow(
     unsafe_code,
@@ -16,18 +17,24 @@ pub mod exit_now;
 pub mod guest_mapping;
 pub mod io_ring;
 pub mod kvm_device;
+pub mod page_discard;
 pub mod stop_signal;
+pub mod tap;
 pub mod vcpu;
 pub mod vcpu_kick;
 pub mod vectored_io;
 pub mod vfio;
+pub mod vhost_net;
 pub mod vm;
 
 pub use event::Event;
 pub use exit_now::exit_now;
 pub use guest_mapping::map_guest_ram;
 pub use kvm_device::kvm_from_descriptor;
+pub use page_discard::discard_pages;
 pub use stop_signal::watch_stop_signal;
+pub use tap::{Tap, TapInterface};
 pub use vcpu::{GuestExit, Vcpu};
 pub use vcpu_kick::{VcpuThread, install_kick_handler};
+pub use vhost_net::{VhostNet, VhostRing};
 pub use vm::{CreateVmError, MsiRoute, Vm};

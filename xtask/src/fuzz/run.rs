@@ -20,10 +20,22 @@ const INPUT_TIMEOUT_S: u32 = 25;
 /// Most memory of one process, in MiB.
 const MAX_MEMORY_MIB: u32 = 2048;
 
+/// When a run ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Limit {
+    /// After this time.
+    Time(Duration),
+    /// After this many inputs, chosen alike in every run.
+    Inputs(u32),
+}
+
+/// The seed of runs that choose alike.
+const SEED: u32 = 1;
+
 /// How much to do.
 #[derive(Debug)]
 pub(crate) struct Budget {
-    pub(crate) time: Duration,
+    pub(crate) limit: Limit,
     /// Processes side by side.
     pub(crate) jobs: u32,
     /// Whether inputs that reach something new are kept for the next run.
@@ -70,8 +82,15 @@ pub(crate) fn run_target(target: &Target, budget: &Budget) -> Result<Outcome> {
     }
     fs::create_dir_all(&learned).with_context(|| format!("{}", learned.display()))?;
     let mut command = program(target)?;
+    match budget.limit {
+        Limit::Time(time) => {
+            command.arg(format!("-max_total_time={}", time.as_secs().max(1)));
+        }
+        Limit::Inputs(count) => {
+            command.args([format!("-runs={count}"), format!("-seed={SEED}")]);
+        }
+    }
     command
-        .arg(format!("-max_total_time={}", budget.time.as_secs().max(1)))
         .arg(format!("-max_len={MAX_INPUT_BYTES}"))
         .arg("-print_final_stats=1");
     if budget.jobs > 1 {

@@ -1,7 +1,6 @@
 //! The tiers: what each shows, and what it runs. Cheapest first, so that a mistake is told early.
 
 use std::fs::OpenOptions;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use berth_tests::lab::scenario::{self, NodeKind};
@@ -13,8 +12,8 @@ use crate::package::{self, Format};
 use crate::setup::Need;
 use crate::{check, fuzz, lab};
 
-/// How long each fuzz target runs.
-const FUZZ_TIME: Duration = Duration::from_secs(5);
+/// How many inputs each fuzz target gets.
+const FUZZ_INPUTS: u32 = 20_000;
 
 /// One tier.
 #[derive(Debug)]
@@ -43,7 +42,7 @@ pub(super) const TIERS: &[Tier] = &[
     },
     Tier {
         name: "fuzz",
-        shows: "every fuzz target for some seconds on its committed corpus",
+        shows: "every fuzz target on its committed corpus and some thousand inputs beyond",
         needs: &[Need::Compile, Need::Fuzz],
         run: fuzz_targets,
     },
@@ -105,7 +104,7 @@ fn fuzz_targets(tally: &mut Tally) -> Result<()> {
     progress.phase("build the fuzz targets");
     fuzz::build()?;
     let budget = fuzz::Budget {
-        time: FUZZ_TIME,
+        limit: fuzz::Limit::Inputs(FUZZ_INPUTS),
         jobs: 1,
         keeps_what_it_learns: false,
     };

@@ -118,6 +118,40 @@ impl Msix {
         u64::from(self.vector_count().div_ceil(PENDING_BITS_PER_WORD)) * 8
     }
 
+    /// Whether MSI-X is on.
+    #[must_use]
+    pub fn is_enabled(&self) -> bool {
+        self.is_enabled
+    }
+
+    /// The message that a signal of `vector` would send now, if it would send one.
+    #[must_use]
+    pub fn deliverable(&self, vector: u16) -> Option<MsiMessage> {
+        let may_send = self.is_enabled && !self.is_function_masked;
+        self.vectors
+            .get(usize::from(vector))
+            .filter(|vector| may_send && !vector.is_masked())
+            .map(Vector::message)
+    }
+
+    /// Number of vectors up to the last one that the driver has given an address: what it is going
+    /// to use, whether masked or not.
+    #[must_use]
+    pub fn programmed_count(&self) -> u16 {
+        let is_programmed = |vector: &Vector| vector.message().address != 0;
+        let last = self.vectors.iter().rposition(is_programmed);
+        last.map_or(0, |last| {
+            u16::try_from(last + 1).expect("there are at most 2048 vectors")
+        })
+    }
+
+    /// Back to the state after power-on: off, every vector masked and empty.
+    pub fn reset(&mut self) {
+        self.is_enabled = false;
+        self.is_function_masked = false;
+        self.vectors.fill(Vector::AFTER_RESET);
+    }
+
     /// Takes the message control word after a configuration write, and sends what that unmasks.
     pub fn set_control(&mut self, control: u16) {
         self.is_enabled = control & MSIX_CONTROL_ENABLE != 0;

@@ -14,9 +14,11 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
+use berth_api::vmm::RateLimit;
 use berth_vmm_devices::memory::Memory;
-use berth_vmm_devices::virtio::block::REQUESTS_PER_QUEUE;
+use berth_vmm_devices::rate_limit::{Limits, Throttle};
 use berth_vmm_devices::virtio::block::backend::{BlockBackend, DiskFacts, Space};
+use berth_vmm_devices::virtio::block::{Block, BlockOptions, REQUESTS_PER_QUEUE};
 use rustix::fs::{FallocateFlags, FileType, fallocate, fstat};
 
 pub(crate) use self::alignment::Alignment;
@@ -24,6 +26,7 @@ use self::positioned::PositionedDisk;
 use self::ring::RingDisk;
 use crate::disk_failures::DiskFailures;
 use crate::spec::DiskSpec;
+use crate::timer::TimerFd;
 
 /// What hosts free at once: a block of a file system or of a drive.
 const BLOCK_BYTES: u64 = 4096;
@@ -39,22 +42,36 @@ struct DiskFile {
     failures: Arc<DiskFailures>,
 }
 
-/// Opens the disk that `spec` describes, which is number `position`, for transfers to `memory`.
+/// The disk that `spec` describes, which is number `position`, for transfers to `memory`.
 ///
 /// # Errors
-/// If the host cannot say what kind of file it is.
-pub fn open(
+/// If the host cannot say what kind of file it is, or has no descriptor left.
+pub fn device(
     spec: DiskSpec,
     position: usize,
-    failures: Arc<DiskFailures>,
+    failures: &Arc<DiskFailures>,
     memory: &Memory,
-) -> io::Result<Box<dyn BlockBackend>> {
+) -> io::Result<Block> {
+    let options = BlockOptions {
+        read_only: spec.read_only,
+        serial: spec.serial.clone(),
+        queues: spec.queues,
+    };
+    let RateLimit {
+        bytes_per_second,
+        requests_per_second,
+    } = spec.rate_limit;
     let requests = spec.queues.saturating_mul(REQUESTS_PER_QUEUE);
-    let disk = DiskFile::new(spec, position, failures)?;
+    let disk = DiskFile::new(spec, position, Arc::clone(failures))?;
     // Without io_uring a guest has a slower disk, and a disk all the same.
-    Ok(match RingDisk::new(disk, memory.clone(), requests) {
+    let backend: Box<dyn BlockBackend> = match RingDisk::new(disk, memory.clone(), requests) {
         Ok(disk) => Box::new(disk),
         Err(disk) => Box::new(PositionedDisk::new(disk)),
+    };
+    let block = Block::new(backend, options);
+    Ok(match Limits::new(bytes_per_second, requests_per_second) {
+        Some(limits) => block.throttled(Throttle::new(limits, Box::new(TimerFd::new()?))),
+        None => block,
     })
 }
 

@@ -150,6 +150,41 @@ fn a_descriptor_is_used_once_and_none_is_left() {
 }
 
 #[test]
+fn a_balloon_is_refused_where_no_page_can_be_given_back() {
+    let refused = |change: fn(&mut Start)| {
+        let mut start = Start::new("a", FdIndex(0), FdIndex(1));
+        start.balloon = Some(Balloon {
+            deflate_on_oom: true,
+            free_page_reporting: true,
+        });
+        change(&mut start);
+        check_balloon(&start).err().map(|refusal| refusal.field)
+    };
+    let balloon = Some("balloon".to_owned());
+    assert_eq!(refused(|_| {}), None);
+    assert_eq!(
+        refused(|start| start.memory_backing.pages = HostPages::Small),
+        None
+    );
+    assert_eq!(
+        refused(|start| start.memory_backing.pages = HostPages::Huge2M),
+        balloon
+    );
+    assert_eq!(
+        refused(|start| start.memory_backing.pages = HostPages::Huge1G),
+        balloon
+    );
+    let with_devices: fn(&mut Start) = |start| {
+        start.vfio = Some(vmm::Vfio {
+            iommu: vmm::Iommu::Iommufd { iommu: FdIndex(2) },
+            devices: Vec::new(),
+            peer_to_peer: false,
+        });
+    };
+    assert_eq!(refused(with_devices), balloon);
+}
+
+#[test]
 fn sockets_of_a_vsock_must_be_what_the_contract_says() {
     use rustix::net::{SocketFlags, listen, socket_with, socketpair};
 
@@ -200,5 +235,31 @@ fn sockets_of_a_vsock_must_be_what_the_contract_says() {
     ] {
         let refused = check(3, listening(), wrong).unwrap_err();
         assert_eq!(refused, "vsock.connector");
+    }
+}
+
+#[test]
+fn a_virtio_consoles_descriptors_must_fit_their_use() {
+    let check = |output: OwnedFd, input: OwnedFd| {
+        let mut intake = Intake::new(vec![output, input]).unwrap();
+        let console = vmm::VirtioConsole {
+            output: Console::Stream { fd: FdIndex(0) },
+            input: Some(FdIndex(1)),
+        };
+        check_virtio_console(&mut intake, &console).map_err(|refusal| refusal.field)
+    };
+    let reader = || OwnedFd::from(std::io::pipe().unwrap().0);
+    let writer = || OwnedFd::from(std::io::pipe().unwrap().1);
+    let socket = || OwnedFd::from(std::os::unix::net::UnixStream::pair().unwrap().0);
+    check(writer(), reader()).unwrap();
+    check(socket(), socket()).unwrap();
+    assert_eq!(
+        check(reader(), reader()).unwrap_err(),
+        "virtio_console.output.fd"
+    );
+    let null = || OwnedFd::from(File::open("/dev/null").unwrap());
+    let datagrams = || OwnedFd::from(std::os::unix::net::UnixDatagram::pair().unwrap().0);
+    for input in [writer(), null(), datagrams(), disk_file(1, false)] {
+        assert_eq!(check(writer(), input).unwrap_err(), "virtio_console.input");
     }
 }
