@@ -13,6 +13,7 @@ pub mod device_set;
 pub mod disk_failures;
 pub mod disk_file;
 pub mod ending;
+pub mod host_facts;
 pub mod irq_routes;
 pub mod layout;
 pub mod machine;
