@@ -24,6 +24,7 @@ pub mod queue_executor;
 pub mod refusal;
 pub mod spec;
 pub mod tap_queue;
+mod timer;
 pub mod vcpu;
 pub mod vfio;
 pub mod vsock_sockets;
