@@ -5,13 +5,16 @@
 
 use std::fmt::Display;
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
 
 use berth_api::vmm::{Denial, Event, Exit, Request, ResetCause};
 use berth_vmm_machine::ending::Ended;
 use berth_vmm_machine::{
-    BuildMachineError, Machine, MachineEvent, MachineSpec, Refusal, RunningMachine,
+    BuildMachineError, Machine, MachineEvent, MachineSpec, Prefaulted, Refusal, RunningMachine,
 };
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::control_socket::{ControlSocket, ReceiveStartError, Received};
 use crate::exit_code::ExitCode;
@@ -20,7 +23,7 @@ use crate::log::Log;
 
 const TOKEN_CONTROL: u32 = 1;
 const TOKEN_SIGNAL: u32 = 2;
-/// Requests that are answered after the end: as many as an agent may reasonably have under way.
+/// Requests that are answered at once before the start and after the end: as many as an agent may reasonably have under way.
 const MAX_LATE_REQUESTS: usize = 16;
 
 /// Runs the machine that the control socket asks for.
@@ -41,12 +44,71 @@ pub(crate) fn run() -> ExitCode {
     let log = Log::new(&start.vm_id);
     let machine = MachineSpec::try_from((start, descriptors))
         .map_err(BuildMachineError::from)
-        .and_then(Machine::build)
+        .and_then(|spec| {
+            let mut waiting = Waiting {
+                socket: &mut socket,
+                signals: &signals,
+                log: &log,
+            };
+            Machine::build(spec, &mut |prefaulted| waiting.report(prefaulted))
+        })
         .and_then(Machine::start);
     match machine {
+        Err(BuildMachineError::Stopped) => report(&Ended::Stopped, &socket, &log),
         Ok(machine) => supervise(machine, &mut socket, &signals, &log),
         Err(error) => refuse(&socket, &log, &error),
     }
+}
+
+/// Those who ask and are told while the guest's memory is made present.
+struct Waiting<'a> {
+    socket: &'a mut ControlSocket,
+    signals: &'a OwnedFd,
+    log: &'a Log,
+}
+
+impl Waiting<'_> {
+    /// Tells how far it is and looks whether anybody wants it to end.
+    fn report(&mut self, prefaulted: Prefaulted) -> ControlFlow<()> {
+        let (done_mib, total_mib) = (prefaulted.done >> 20, prefaulted.total >> 20);
+        let fields: [(&str, &dyn Display); 2] =
+            [("done_mib", &done_mib), ("total_mib", &total_mib)];
+        self.log.event("preparing", &fields);
+        self.socket.send(&Event::Preparing {
+            done_mib,
+            total_mib,
+        });
+        if is_readable(self.signals) {
+            self.log.event("signal", &[]);
+            return ControlFlow::Break(());
+        }
+        for _ in 0..MAX_LATE_REQUESTS {
+            let Received::Request(request) = self.socket.receive() else {
+                break;
+            };
+            match decide(State::Preparing, &request, None) {
+                Err(denied) => deny(self.socket, request.name(), denied),
+                Ok(_) => {
+                    self.log.event(request.name(), &[]);
+                    return ControlFlow::Break(());
+                }
+            }
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+fn is_readable(descriptor: &OwnedFd) -> bool {
+    let mut waiting = [PollFd::new(descriptor, PollFlags::IN)];
+    poll(&mut waiting, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+}
+
+fn deny(socket: &ControlSocket, request: &str, denied: Denied) {
+    socket.send(&Event::Denied {
+        request: request.to_owned(),
+        reason: denied.reason,
+        remedy: denied.remedy,
+    });
 }
 
 /// Serves the machine until it ends.
@@ -122,7 +184,7 @@ impl Guest<'_> {
             Received::Malformed(error) => {
                 self.log.event("bad_request", &[("error", &error)]);
                 let remedy = "send one request of this release's contract in each message";
-                self.deny("", Denied::new(Denial::Malformed, remedy));
+                deny(self.socket, "", Denied::new(Denial::Malformed, remedy));
             }
             Received::Nothing => {}
             Received::Closed => {
@@ -141,7 +203,7 @@ impl Guest<'_> {
         let done = decided.and_then(|(after, action)| self.act(action).map(|()| after));
         match done {
             Ok(after) => self.state = after,
-            Err(denied) => self.deny(request.name(), denied),
+            Err(denied) => deny(self.socket, request.name(), denied),
         }
     }
 
@@ -179,14 +241,6 @@ impl Guest<'_> {
         self.log.event("paused", &[]);
         self.socket.send(&Event::Paused);
         Ok(())
-    }
-
-    fn deny(&self, request: &str, denied: Denied) {
-        self.socket.send(&Event::Denied {
-            request: request.to_owned(),
-            reason: denied.reason,
-            remedy: denied.remedy,
-        });
     }
 
     /// Answers what came too late.
