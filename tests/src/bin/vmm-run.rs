@@ -15,7 +15,7 @@ use std::process::{ExitCode, ExitStatus};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use berth_api::vmm::{Console, Disk, Exit, FdIndex, Request, Start};
+use berth_api::vmm::{Console, Disk, Exit, FdIndex, Request, Start, VirtioConsole};
 use berth_tests::launch::{Descriptors, Heard, LaunchedVmm};
 use berth_tests::tap_host::TapOptions;
 use berth_tests::unit_launch::UnitVmm;
@@ -23,8 +23,9 @@ use berth_tests::vsock_host::VsockPaths;
 
 const USAGE: &str = "usage: vmm-run --vmm PATH --kernel FILE [--initrd FILE] [--disk FILE[:ro]]... \
                      [--cmdline TEXT] [--vcpus N] [--memory-mib M] [--entropy] \
-                     [--console FILE|-|none] \
-                     [--tap NAME[,queues=N][,vhost][,mac=ADDRESS]]... [--vsock CID[,listen=PATH][,connect=PATH]] \
+                     [--console FILE|-|none] [--hvc FILE[,input=PATH]] \
+                     [--tap NAME[,queues=N][,vhost][,mac=ADDRESS]]... \
+                     [--vsock CID[,listen=PATH][,connect=PATH]] \
                      [--unit] [--follow-resets] [--timeout SECONDS]";
 /// How long a VMM that was told to stop may take before it is killed.
 const STOP_GRACE: Duration = Duration::from_secs(5);
@@ -50,6 +51,7 @@ struct Arguments {
     console: Option<PathBuf>,
     taps: Vec<TapOptions>,
     vsock: Option<VsockPaths>,
+    hvc: Option<Hvc>,
     /// Whether the VMM runs in a unit as the agent makes them, and not as our child.
     unit: bool,
     follow_resets: bool,
@@ -71,6 +73,7 @@ impl Arguments {
             console: Some(PathBuf::from("-")),
             taps: Vec::new(),
             vsock: None,
+            hvc: None,
             unit: false,
             follow_resets: false,
             deadline: None,
@@ -95,6 +98,7 @@ impl Arguments {
                     found.console =
                         Some(PathBuf::from(value()?)).filter(|path| *path != Path::new("none"));
                 }
+                "--hvc" => found.hvc = Some(Hvc::parse(text(value()?)?)),
                 "--tap" => found.taps.push(tap(&text(value()?)?)?),
                 "--vsock" => found.vsock = Some(vsock(&text(value()?)?)?),
                 "--unit" => found.unit = true,
@@ -138,6 +142,10 @@ impl Arguments {
             Some(paths) => Some(paths.open(&mut descriptors).context("making sockets")?),
             None => None,
         };
+        let virtio_console = match &self.hvc {
+            Some(hvc) => Some(hvc.open(&mut descriptors)?),
+            None => None,
+        };
         let start = Start {
             vcpus: self.vcpus,
             memory_mib: self.memory_mib,
@@ -148,6 +156,7 @@ impl Arguments {
             entropy: self.entropy,
             networks,
             vsock,
+            virtio_console,
             ..Start::new("vmm-run", kvm, kernel)
         };
         Ok((start, descriptors))
@@ -240,6 +249,44 @@ fn add_console(descriptors: &mut Descriptors, path: &Path) -> Result<FdIndex> {
         append(path)
     };
     Ok(descriptors.add(opened.with_context(|| format!("opening {}", path.display()))?))
+}
+
+/// A virtio console's output, and where its input comes from: a pipe or a terminal.
+struct Hvc {
+    output: PathBuf,
+    input: Option<PathBuf>,
+}
+
+impl Hvc {
+    fn parse(value: String) -> Self {
+        match value.split_once(",input=") {
+            Some((output, input)) => Self {
+                output: output.into(),
+                input: Some(input.into()),
+            },
+            None => Self {
+                output: value.into(),
+                input: None,
+            },
+        }
+    }
+
+    fn open(&self, descriptors: &mut Descriptors) -> Result<VirtioConsole> {
+        let fd = add_console(descriptors, &self.output)?;
+        let input = match &self.input {
+            Some(path) => {
+                // Writing, too: a pipe then opens without a writer and has no end.
+                let opened = OpenOptions::new().read(true).write(true).open(path);
+                let opened = opened.with_context(|| format!("opening {}", path.display()))?;
+                Some(descriptors.add(opened))
+            }
+            None => None,
+        };
+        Ok(VirtioConsole {
+            output: Console::Stream { fd },
+            input,
+        })
+    }
 }
 
 /// Runs the VMM once, until its process has ended.

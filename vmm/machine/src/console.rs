@@ -1,4 +1,4 @@
-//! Where the serial port's bytes go: a stream that is never waited for, or two bounded files.
+//! Where a console's bytes go: a stream that is never waited for, or two bounded files.
 //!
 //! Owns the console segment format of [`berth_api::vmm::console_segment`]. Writing never blocks a
 //! vCPU and never fails the guest: bytes that cannot be kept are counted.
@@ -31,7 +31,7 @@ impl DroppedBytes {
     }
 }
 
-/// Opens the console for the serial port.
+/// Opens the output of the serial port or of the virtio console.
 ///
 /// # Errors
 /// If a segment file cannot be read or prepared.

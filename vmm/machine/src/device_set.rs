@@ -19,6 +19,8 @@ use berth_vmm_devices::power_button::{PowerButton, STATUS_BYTES};
 use berth_vmm_devices::serial::{SERIAL_BYTES, Serial};
 use berth_vmm_devices::virtio::balloon::{Balloon, BalloonSize};
 use berth_vmm_devices::virtio::block::{Block, BlockOptions};
+use berth_vmm_devices::virtio::console::VirtioConsole;
+use berth_vmm_devices::virtio::console::backend::ConsoleInput;
 use berth_vmm_devices::virtio::device::VirtioDevice;
 use berth_vmm_devices::virtio::entropy::Entropy;
 use berth_vmm_devices::virtio::net::{Net, NetOptions};
@@ -28,13 +30,14 @@ use berth_vmm_sys::Vm;
 
 use crate::balloon;
 use crate::console::{self, DroppedBytes};
+use crate::console_input::StreamInput;
 use crate::disk_failures::DiskFailures;
 use crate::disk_file::DiskFile;
 use crate::ending::{Ended, Ending, Reset};
 use crate::layout;
 use crate::queue_executor::IoLoop;
 use crate::refusal::{BuildMachineError, host};
-use crate::spec::{ConsoleSpec, DiskSpec, NetworkSpec, VsockSpec};
+use crate::spec::{ConsoleSpec, DiskSpec, NetworkSpec, VirtioConsoleSpec, VsockSpec};
 use crate::tap_queue::TapQueue;
 use crate::vsock_sockets::VsockSockets;
 use crate::warnings::Warnings;
@@ -60,6 +63,8 @@ pub struct DeviceInput {
     pub entropy: bool,
     /// The socket device.
     pub vsock: Option<VsockSpec>,
+    /// The virtio console.
+    pub virtio_console: Option<VirtioConsoleSpec>,
 }
 
 /// The devices, reachable through the buses.
@@ -100,8 +105,11 @@ impl MsiSender for KvmMsi {
 /// A device and its name in statistics.
 type NamedDevice = (String, Box<dyn VirtioDevice>);
 
-/// The disks, the network interfaces, the entropy device, then the socket device.
-fn virtio_devices(input: DeviceInput) -> Result<Vec<NamedDevice>, BuildMachineError> {
+/// The disks, the network interfaces, the entropy device, the socket device, then the console.
+fn virtio_devices(
+    input: DeviceInput,
+    console_dropped: &DroppedBytes,
+) -> Result<Vec<NamedDevice>, BuildMachineError> {
     let mut devices: Vec<NamedDevice> = Vec::new();
     for (position, disk) in input.disks.into_iter().enumerate() {
         let options = BlockOptions {
@@ -132,7 +140,23 @@ fn virtio_devices(input: DeviceInput) -> Result<Vec<NamedDevice>, BuildMachineEr
         let device = Vsock::new(cid, Box::new(sockets));
         devices.push(("vsock".to_owned(), Box::new(device)));
     }
+    if let Some(console) = input.virtio_console {
+        let device = virtio_console(console, console_dropped.clone());
+        let device = device.map_err(host("open the virtio console"))?;
+        devices.push(("virtio_console".to_owned(), Box::new(device)));
+    }
     Ok(devices)
+}
+
+fn virtio_console(spec: VirtioConsoleSpec, dropped: DroppedBytes) -> io::Result<VirtioConsole> {
+    let input = match spec.input {
+        Some(descriptor) => Some(Box::new(StreamInput::new(descriptor)?) as Box<dyn ConsoleInput>),
+        None => None,
+    };
+    Ok(VirtioConsole::new(
+        console::open(spec.output, dropped)?,
+        input,
+    ))
 }
 
 /// Everything that builds devices, so that each function names only what is its own.
@@ -189,7 +213,7 @@ pub fn build(
     }
     let balloon = input.balloon.map(balloon::device);
     let balloon_size = balloon.as_ref().map(Balloon::size);
-    let mut devices = virtio_devices(input)?;
+    let mut devices = virtio_devices(input, &console_dropped)?;
     if let Some(balloon) = balloon {
         devices.push((balloon::NAME.to_owned(), Box::new(balloon)));
     }

@@ -8,6 +8,7 @@ pub mod acpi;
 mod balloon;
 pub mod boot;
 pub mod console;
+pub mod console_input;
 pub mod device_set;
 pub mod disk_failures;
 pub mod disk_file;

@@ -61,6 +61,8 @@ pub struct MachineSpec {
     pub networks: Vec<NetworkSpec>,
     /// The socket device.
     pub vsock: Option<VsockSpec>,
+    /// The virtio console.
+    pub virtio_console: Option<VirtioConsoleSpec>,
     /// Whether there is a pvpanic device.
     pub panic_device: bool,
     /// The balloon.
@@ -82,6 +84,15 @@ pub struct DiskSpec {
     pub bytes: u64,
 }
 
+/// A virtio console.
+#[derive(Debug)]
+pub struct VirtioConsoleSpec {
+    /// Where output goes.
+    pub output: ConsoleSpec,
+    /// A pipe, a terminal or a stream socket, open for reading.
+    pub input: Option<OwnedFd>,
+}
+
 /// A socket device.
 #[derive(Debug)]
 pub struct VsockSpec {
@@ -93,7 +104,7 @@ pub struct VsockSpec {
     pub connector: Option<OwnedFd>,
 }
 
-/// Where serial output goes.
+/// Where a console's output goes.
 #[derive(Debug)]
 pub enum ConsoleSpec {
     /// Bytes as they come.
@@ -150,11 +161,15 @@ impl TryFrom<(Start, Vec<OwnedFd>)> for MachineSpec {
             .collect::<Result<_, _>>()?;
         let console = start
             .console
-            .map(|console| check_console(&mut intake, &console))
+            .map(|console| check_console(&mut intake, "console", &console))
             .transpose()?;
         let vsock = start
             .vsock
             .map(|vsock| check_vsock(&mut intake, &vsock))
+            .transpose()?;
+        let virtio_console = start
+            .virtio_console
+            .map(|console| check_virtio_console(&mut intake, &console))
             .transpose()?;
         intake.finish()?;
         Ok(Self {
@@ -170,6 +185,7 @@ impl TryFrom<(Start, Vec<OwnedFd>)> for MachineSpec {
             entropy: start.entropy,
             networks,
             vsock,
+            virtio_console,
             panic_device: start.panic_device,
             balloon: start.balloon,
             memory_backing,
@@ -263,7 +279,6 @@ fn check_version(version: u32) -> Result<(), Refusal> {
 /// Refuses what this release's contract names and its VMM does not have.
 fn refuse_unbuilt(start: &Start) -> Result<(), Refusal> {
     let fields = [
-        ("virtio_console", start.virtio_console.is_some()),
         ("vfio", start.vfio.is_some()),
         ("host_facts", start.host_facts.is_some()),
     ];
@@ -437,11 +452,16 @@ fn check_disk(intake: &mut Intake, position: usize, disk: vmm::Disk) -> Result<D
     })
 }
 
-fn check_console(intake: &mut Intake, console: &Console) -> Result<ConsoleSpec, Refusal> {
+fn check_console(
+    intake: &mut Intake,
+    field: &str,
+    console: &Console,
+) -> Result<ConsoleSpec, Refusal> {
+    let name = |part: &str| format!("{field}.{part}");
     match *console {
         Console::Stream { fd } => {
-            let descriptor = intake.take("console.fd", fd)?;
-            check_access("console.fd", &descriptor, Access::Writable)?;
+            let descriptor = intake.take(&name("fd"), fd)?;
+            check_access(&name("fd"), &descriptor, Access::Writable)?;
             Ok(ConsoleSpec::Stream(descriptor))
         }
         Console::Segments {
@@ -450,13 +470,13 @@ fn check_console(intake: &mut Intake, console: &Console) -> Result<ConsoleSpec, 
         } => {
             if !(MIN_SEGMENT_BYTES..=MAX_SEGMENT_BYTES).contains(&segment_bytes) {
                 return Err(Refusal::new(
-                    "console.segment_bytes",
+                    name("segment_bytes"),
                     format!("{segment_bytes} bytes are no useful segment"),
                     format!("use {MIN_SEGMENT_BYTES} to {MAX_SEGMENT_BYTES}"),
                 ));
             }
-            let first = take_segment(intake, "console.fds[0]", first)?;
-            let second = take_segment(intake, "console.fds[1]", second)?;
+            let first = take_segment(intake, &name("fds[0]"), first)?;
+            let second = take_segment(intake, &name("fds[1]"), second)?;
             let files = [first, second];
             Ok(ConsoleSpec::Segments {
                 files,
@@ -464,6 +484,43 @@ fn check_console(intake: &mut Intake, console: &Console) -> Result<ConsoleSpec, 
             })
         }
     }
+}
+
+fn check_virtio_console(
+    intake: &mut Intake,
+    console: &vmm::VirtioConsole,
+) -> Result<VirtioConsoleSpec, Refusal> {
+    let output = check_console(intake, "virtio_console.output", &console.output)?;
+    let input = console
+        .input
+        .map(|index| take_input(intake, "virtio_console.input", index))
+        .transpose()?;
+    Ok(VirtioConsoleSpec { output, input })
+}
+
+/// Something that can be waited for and read.
+fn take_input(intake: &mut Intake, field: &str, index: FdIndex) -> Result<OwnedFd, Refusal> {
+    let descriptor = intake.take(field, index)?;
+    let kind = FileType::from_raw_mode(status(field, &descriptor)?.st_mode);
+    let is_stream = match kind {
+        FileType::Fifo => true,
+        FileType::CharacterDevice => rustix::termios::isatty(&descriptor),
+        FileType::Socket => sockopt::socket_type(&descriptor) == Ok(SocketType::STREAM),
+        FileType::RegularFile
+        | FileType::Directory
+        | FileType::Symlink
+        | FileType::BlockDevice
+        | FileType::Unknown => false,
+    };
+    if !is_stream {
+        return Err(not_a(
+            field,
+            "a pipe, a terminal or a stream socket",
+            "send one of these, or leave the field out",
+        ));
+    }
+    check_access(field, &descriptor, Access::Readable)?;
+    Ok(descriptor)
 }
 
 fn check_vsock(intake: &mut Intake, vsock: &vmm::Vsock) -> Result<VsockSpec, Refusal> {
@@ -544,6 +601,7 @@ enum Access {
     ReadOnly,
     ReadWrite,
     Writable,
+    Readable,
 }
 
 fn check_access(field: &str, descriptor: impl AsFd, wanted: Access) -> Result<(), Refusal> {
@@ -552,6 +610,7 @@ fn check_access(field: &str, descriptor: impl AsFd, wanted: Access) -> Result<()
         Access::ReadOnly => (mode == OFlags::RDONLY, "for reading only"),
         Access::ReadWrite => (mode == OFlags::RDWR, "for reading and writing"),
         Access::Writable => (mode != OFlags::RDONLY, "for writing"),
+        Access::Readable => (mode != OFlags::WRONLY, "for reading"),
     };
     if fits {
         return Ok(());

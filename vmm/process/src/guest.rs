@@ -5,29 +5,38 @@
 
 use std::fmt::Display;
 use std::io;
-use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
 
 use berth_api::vmm::{Denial, Event, Exit, Request, ResetCause};
+use berth_vmm::jail::{self, Gap};
 use berth_vmm_machine::ending::Ended;
 use berth_vmm_machine::{
-    BuildMachineError, Machine, MachineEvent, MachineSpec, Prefaulted, Refusal, RunningMachine,
+    BuildMachineError, Machine, MachineEvent, MachineSpec, Refusal, RunningMachine,
 };
-
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::control_socket::{ControlSocket, ReceiveStartError, Received};
 use crate::exit_code::ExitCode;
 use crate::lifecycle::{Action, Denied, State, decide};
 use crate::log::Log;
+use crate::preparation::Preparation;
 
 const TOKEN_CONTROL: u32 = 1;
 const TOKEN_SIGNAL: u32 = 2;
-/// Requests that are answered at once before the start and after the end: as many as an agent may reasonably have under way.
+/// Requests that are answered after the end: as many as an agent may reasonably have under way.
 const MAX_LATE_REQUESTS: usize = 16;
 
+/// What to do where the jail has gaps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Unjailed {
+    /// Run no guest.
+    Refused,
+    /// Say so and go on, for trials by hand and for tests.
+    Allowed,
+}
+
 /// Runs the machine that the control socket asks for.
-pub(crate) fn run() -> ExitCode {
+pub(crate) fn run(unjailed: Unjailed) -> ExitCode {
+    let gaps = jail::confine();
     let mut socket = match io::stdin().as_fd().try_clone_to_owned() {
         Ok(descriptor) => ControlSocket::new(descriptor),
         Err(error) => return unasked(&error),
@@ -42,17 +51,16 @@ pub(crate) fn run() -> ExitCode {
         Err(error) => return refuse_message(&socket, &error),
     };
     let log = Log::new(&start.vm_id);
+    if let Err(error) = judge_jail(&gaps, unjailed, &log) {
+        return refuse(&socket, &log, &error);
+    }
     let machine = MachineSpec::try_from((start, descriptors))
         .map_err(BuildMachineError::from)
         .and_then(|spec| {
-            let mut waiting = Waiting {
-                socket: &mut socket,
-                signals: &signals,
-                log: &log,
-            };
-            Machine::build(spec, &mut |prefaulted| waiting.report(prefaulted))
+            let mut preparation = Preparation::new(&mut socket, &signals, &log);
+            Machine::build(spec, &mut |prefaulted| preparation.report(prefaulted))
         })
-        .and_then(Machine::start);
+        .and_then(|machine| machine.start(jail::narrow_vcpu));
     match machine {
         Err(BuildMachineError::Stopped) => report(&Ended::Stopped, &socket, &log),
         Ok(machine) => supervise(machine, &mut socket, &signals, &log),
@@ -60,55 +68,23 @@ pub(crate) fn run() -> ExitCode {
     }
 }
 
-/// Those who ask and are told while the guest's memory is made present.
-struct Waiting<'a> {
-    socket: &'a mut ControlSocket,
-    signals: &'a OwnedFd,
-    log: &'a Log,
-}
-
-impl Waiting<'_> {
-    /// Tells how far it is and looks whether anybody wants it to end.
-    fn report(&mut self, prefaulted: Prefaulted) -> ControlFlow<()> {
-        let (done_mib, total_mib) = (prefaulted.done >> 20, prefaulted.total >> 20);
-        let fields: [(&str, &dyn Display); 2] =
-            [("done_mib", &done_mib), ("total_mib", &total_mib)];
-        self.log.event("preparing", &fields);
-        self.socket.send(&Event::Preparing {
-            done_mib,
-            total_mib,
-        });
-        if is_readable(self.signals) {
-            self.log.event("signal", &[]);
-            return ControlFlow::Break(());
-        }
-        for _ in 0..MAX_LATE_REQUESTS {
-            let Received::Request(request) = self.socket.receive() else {
-                break;
-            };
-            match decide(State::Preparing, &request, None) {
-                Err(denied) => deny(self.socket, request.name(), denied),
-                Ok(_) => {
-                    self.log.event(request.name(), &[]);
-                    return ControlFlow::Break(());
-                }
-            }
-        }
-        ControlFlow::Continue(())
+/// Refuses a jail with gaps unless that is allowed.
+fn judge_jail(gaps: &[Gap], unjailed: Unjailed, log: &Log) -> Result<(), BuildMachineError> {
+    if gaps.is_empty() {
+        return Ok(());
     }
-}
-
-fn is_readable(descriptor: &OwnedFd) -> bool {
-    let mut waiting = [PollFd::new(descriptor, PollFlags::IN)];
-    poll(&mut waiting, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
-}
-
-fn deny(socket: &ControlSocket, request: &str, denied: Denied) {
-    socket.send(&Event::Denied {
-        request: request.to_owned(),
-        reason: denied.reason,
-        remedy: denied.remedy,
-    });
+    let gaps: Vec<String> = gaps.iter().map(Gap::to_string).collect();
+    let missing = gaps.join("; ");
+    if unjailed == Unjailed::Allowed {
+        log.event("unjailed", &[("missing", &missing)]);
+        return Ok(());
+    }
+    Err(Refusal {
+        field: "jail".to_owned(),
+        problem: missing,
+        remedy: "let berth-agent start this process: its units have all that is missing".to_owned(),
+    }
+    .into())
 }
 
 /// Serves the machine until it ends.
@@ -145,6 +121,7 @@ impl Guest<'_> {
     fn run(&mut self, signals: &OwnedFd) -> io::Result<ExitCode> {
         self.machine.watch(self.socket.as_fd(), TOKEN_CONTROL)?;
         self.machine.watch(signals.as_fd(), TOKEN_SIGNAL)?;
+        jail::shut()?;
         self.machine.resume();
         let pid = std::process::id();
         self.log.event("running", &[("pid", &pid)]);
@@ -184,7 +161,7 @@ impl Guest<'_> {
             Received::Malformed(error) => {
                 self.log.event("bad_request", &[("error", &error)]);
                 let remedy = "send one request of this release's contract in each message";
-                deny(self.socket, "", Denied::new(Denial::Malformed, remedy));
+                self.socket.deny("", Denied::new(Denial::Malformed, remedy));
             }
             Received::Nothing => {}
             Received::Closed => {
@@ -203,7 +180,7 @@ impl Guest<'_> {
         let done = decided.and_then(|(after, action)| self.act(action).map(|()| after));
         match done {
             Ok(after) => self.state = after,
-            Err(denied) => deny(self.socket, request.name(), denied),
+            Err(denied) => self.socket.deny(request.name(), denied),
         }
     }
 

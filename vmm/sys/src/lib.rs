@@ -15,9 +15,12 @@
 pub mod event;
 pub mod exit_now;
 pub mod guest_mapping;
+pub mod identity;
 pub mod kvm_device;
+pub mod landlock;
 pub mod page_discard;
 pub mod page_placement;
+pub mod seccomp;
 pub mod stop_signal;
 pub mod tap;
 pub mod vcpu;

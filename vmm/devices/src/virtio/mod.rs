@@ -3,6 +3,7 @@
 pub mod balloon;
 pub mod block;
 pub mod config;
+pub mod console;
 pub mod device;
 pub mod entropy;
 pub mod executor;

@@ -242,3 +242,29 @@ fn huge_pages_of_chosen_nodes_are_made_present_first() {
     start.memory_backing.pages = HostPages::Huge2M;
     assert!(check_backing(&start).unwrap().prefault);
 }
+
+#[test]
+fn a_virtio_consoles_descriptors_must_fit_their_use() {
+    let check = |output: OwnedFd, input: OwnedFd| {
+        let mut intake = Intake::new(vec![output, input]).unwrap();
+        let console = vmm::VirtioConsole {
+            output: Console::Stream { fd: FdIndex(0) },
+            input: Some(FdIndex(1)),
+        };
+        check_virtio_console(&mut intake, &console).map_err(|refusal| refusal.field)
+    };
+    let reader = || OwnedFd::from(std::io::pipe().unwrap().0);
+    let writer = || OwnedFd::from(std::io::pipe().unwrap().1);
+    let socket = || OwnedFd::from(std::os::unix::net::UnixStream::pair().unwrap().0);
+    check(writer(), reader()).unwrap();
+    check(socket(), socket()).unwrap();
+    assert_eq!(
+        check(reader(), reader()).unwrap_err(),
+        "virtio_console.output.fd"
+    );
+    let null = || OwnedFd::from(File::open("/dev/null").unwrap());
+    let datagrams = || OwnedFd::from(std::os::unix::net::UnixDatagram::pair().unwrap().0);
+    for input in [writer(), null(), datagrams(), disk_file(1, false)] {
+        assert_eq!(check(writer(), input).unwrap_err(), "virtio_console.input");
+    }
+}
