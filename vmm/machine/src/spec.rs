@@ -11,7 +11,9 @@ use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, OwnedFd};
 
 use berth_api::vmm::{self, Balloon, Console, FdIndex, MemoryBacking, Start};
-use rustix::fs::{FileType, OFlags, Stat, fcntl_getfl, fstat, major, minor};
+use rustix::fs::{
+    FileType, OFlags, SealFlags, Stat, fcntl_get_seals, fcntl_getfl, fstat, major, minor,
+};
 use rustix::net::{AddressFamily, SocketType, sockopt};
 
 pub use self::network::NetworkSpec;
@@ -57,6 +59,8 @@ pub struct MachineSpec {
     pub console: Option<ConsoleSpec>,
     /// Whether there is an entropy device.
     pub entropy: bool,
+    /// What the agent found out about this host: sealed, and not yet looked at.
+    pub host_facts: Option<File>,
     /// The network interfaces in PCI order.
     pub networks: Vec<NetworkSpec>,
     /// The socket device.
@@ -159,6 +163,10 @@ impl TryFrom<(Start, Vec<OwnedFd>)> for MachineSpec {
         let networks = networks
             .map(|(position, network)| network::take(&mut intake, position, network))
             .collect::<Result<_, _>>()?;
+        let host_facts = start
+            .host_facts
+            .map(|index| take_facts(&mut intake, index))
+            .transpose()?;
         let console = start
             .console
             .map(|console| check_console(&mut intake, "console", &console))
@@ -183,6 +191,7 @@ impl TryFrom<(Start, Vec<OwnedFd>)> for MachineSpec {
             disks,
             console,
             entropy: start.entropy,
+            host_facts,
             networks,
             vsock,
             virtio_console,
@@ -262,6 +271,22 @@ impl Intake {
     }
 }
 
+/// A memory file that nobody can change any more.
+fn take_facts(intake: &mut Intake, index: FdIndex) -> Result<File, Refusal> {
+    const FIELD: &str = "host_facts";
+    let descriptor = intake.take(FIELD, index)?;
+    let wanted = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK;
+    let is_sealed = fcntl_get_seals(&descriptor).is_ok_and(|seals| seals.contains(wanted));
+    if !is_sealed {
+        return Err(not_a(
+            FIELD,
+            "a sealed memory file",
+            "make it with memfd_create and seal it against writing, growing and shrinking",
+        ));
+    }
+    Ok(File::from(descriptor))
+}
+
 fn check_version(version: u32) -> Result<(), Refusal> {
     if version == vmm::CONTRACT_VERSION {
         return Ok(());
@@ -278,10 +303,7 @@ fn check_version(version: u32) -> Result<(), Refusal> {
 
 /// Refuses what this release's contract names and its VMM does not have.
 fn refuse_unbuilt(start: &Start) -> Result<(), Refusal> {
-    let fields = [
-        ("vfio", start.vfio.is_some()),
-        ("host_facts", start.host_facts.is_some()),
-    ];
+    let fields = [("vfio", start.vfio.is_some())];
     match fields.iter().find(|(_, is_asked)| *is_asked) {
         None => Ok(()),
         Some((field, _)) => Err(Refusal::new(

@@ -82,6 +82,8 @@ pub(super) const VCPU_THREAD: &[Rule] = &[
     ioctl(VFIO_DEVICE_SET_IRQS, "a guest switching a device's interrupts"),
     ioctl(KVM_GET_REGS, "saying where a guest crashed"),
     ioctl(KVM_GET_SREGS, "saying where a guest crashed"),
+    ioctl(VHOST_NET_SET_BACKEND, "a guest resetting a network device"),
+    ioctl(VHOST_GET_VRING_BASE, "a guest resetting a network device"),
     rule(libc::SYS_pread64, ANY, "registers of passed-through devices"),
     rule(libc::SYS_pwrite64, ANY, "registers of passed-through devices"),
 ];
@@ -117,14 +119,12 @@ pub(super) const IO_THREAD: &[Rule] = &[
     rule(libc::SYS_shutdown, ANY, "vsock streams that end one way"),
     ioctl(VFIO_DEVICE_SET_IRQS, "interrupts of passed-through devices"),
     ioctl(TUNSETOFFLOAD, "a network driver's features"),
+    ioctl(TUNSETQUEUE, "a network driver's number of queues"),
     ioctl(VHOST_SET_FEATURES, "a network driver's features"),
     ioctl(VHOST_SET_VRING_NUM, "a network driver's queues"),
     ioctl(VHOST_SET_VRING_ADDR, "a network driver's queues"),
     ioctl(VHOST_SET_VRING_BASE, "a network driver's queues"),
     ioctl(VHOST_GET_VRING_BASE, "stopping a network queue"),
-    ioctl(VHOST_SET_VRING_KICK, "a network driver's queues"),
-    ioctl(VHOST_SET_VRING_CALL, "a network driver's queues"),
-    ioctl(VHOST_SET_VRING_ERR, "a network driver's queues"),
     ioctl(VHOST_NET_SET_BACKEND, "starting and stopping a network queue"),
 ];
 
@@ -161,14 +161,12 @@ const KVM_GET_REGS: u32 = ior(KVM, 0x81, 144);
 const KVM_GET_SREGS: u32 = ior(KVM, 0x83, 312);
 const VFIO_DEVICE_SET_IRQS: u32 = io(VFIO, 110);
 const TUNSETOFFLOAD: u32 = iow(TUN, 208, 4);
+const TUNSETQUEUE: u32 = iow(TUN, 217, 4);
 const VHOST_SET_FEATURES: u32 = iow(VHOST, 0x00, 8);
 const VHOST_SET_VRING_NUM: u32 = iow(VHOST, 0x10, 8);
 const VHOST_SET_VRING_ADDR: u32 = iow(VHOST, 0x11, 40);
 const VHOST_SET_VRING_BASE: u32 = iow(VHOST, 0x12, 8);
 const VHOST_GET_VRING_BASE: u32 = ior(VHOST, 0x12, 8) | iow(VHOST, 0x12, 8);
-const VHOST_SET_VRING_KICK: u32 = iow(VHOST, 0x20, 8);
-const VHOST_SET_VRING_CALL: u32 = iow(VHOST, 0x21, 8);
-const VHOST_SET_VRING_ERR: u32 = iow(VHOST, 0x22, 8);
 const VHOST_NET_SET_BACKEND: u32 = iow(VHOST, 0x30, 8);
 
 const KVM: u32 = 0xae;
