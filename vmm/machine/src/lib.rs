@@ -24,7 +24,9 @@ pub mod queue_executor;
 pub mod refusal;
 pub mod spec;
 pub mod tap_queue;
+mod timer;
 pub mod vcpu;
+pub mod vfio;
 pub mod vsock_sockets;
 pub mod warnings;
 

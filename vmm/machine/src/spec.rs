@@ -10,15 +10,27 @@ use std::fs::File;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, OwnedFd};
 
+<<<<<<< HEAD
 use berth_api::vmm::{self, Balloon, Console, FdIndex, MemoryBacking, Start};
+=======
+use berth_api::vmm::{self, Balloon, Console, FdIndex, HostPages, RateLimit, Start};
+>>>>>>> main
 use rustix::fs::{
     FileType, OFlags, SealFlags, Stat, fcntl_get_seals, fcntl_getfl, fstat, major, minor,
 };
 use rustix::net::{AddressFamily, SocketType, sockopt};
 
 pub use self::network::NetworkSpec;
+<<<<<<< HEAD
 use crate::memory::HugePages;
+=======
+use crate::disk_file::Alignment;
+>>>>>>> main
 use crate::refusal::Refusal;
+
+pub mod vfio;
+
+use vfio::{VfioSpec, check_vfio};
 
 /// Device number of `/dev/kvm`: fixed by the kernel.
 const KVM_DEVICE: (u32, u32) = (10, 232);
@@ -26,6 +38,8 @@ const KVM_DEVICE: (u32, u32) = (10, 232);
 const SECTOR_BYTES: u64 = 512;
 /// Longest serial number of a disk.
 const MAX_SERIAL_BYTES: usize = 20;
+/// Most queues of a disk that the start message leaves to us.
+const CHOSEN_DISK_QUEUES: u16 = 4;
 /// Longest name in logs.
 const MAX_VM_ID_BYTES: usize = 64;
 /// Least size of a console segment.
@@ -69,6 +83,8 @@ pub struct MachineSpec {
     pub virtio_console: Option<VirtioConsoleSpec>,
     /// Whether there is a pvpanic device.
     pub panic_device: bool,
+    /// Host devices for the guest.
+    pub vfio: Option<VfioSpec>,
     /// The balloon.
     pub balloon: Option<Balloon>,
     /// What memory is made of; `prefault` is set wherever it has to be.
@@ -84,8 +100,14 @@ pub struct DiskSpec {
     pub read_only: bool,
     /// The serial number that the guest reads.
     pub serial: String,
-    /// The size that the guest sees: whole sectors, all of them in the image.
+    /// The size that the guest sees: whole blocks, all of them in the image.
     pub bytes: u64,
+    /// Number of queues, at least 1.
+    pub queues: u16,
+    /// Bounds on what the guest may do.
+    pub rate_limit: RateLimit,
+    /// Block sizes, and how memory has to lie.
+    pub(crate) alignment: Alignment,
 }
 
 /// A virtio console.
@@ -157,7 +179,7 @@ impl TryFrom<(Start, Vec<OwnedFd>)> for MachineSpec {
             .disks
             .into_iter()
             .enumerate()
-            .map(|(position, disk)| check_disk(&mut intake, position, disk))
+            .map(|(position, disk)| check_disk(&mut intake, position, disk, vcpus))
             .collect::<Result<_, _>>()?;
         let networks = start.networks.iter().enumerate();
         let networks = networks
@@ -170,6 +192,10 @@ impl TryFrom<(Start, Vec<OwnedFd>)> for MachineSpec {
         let console = start
             .console
             .map(|console| check_console(&mut intake, "console", &console))
+            .transpose()?;
+        let vfio = start
+            .vfio
+            .map(|vfio| check_vfio(&mut intake, &vfio))
             .transpose()?;
         let vsock = start
             .vsock
@@ -196,6 +222,7 @@ impl TryFrom<(Start, Vec<OwnedFd>)> for MachineSpec {
             vsock,
             virtio_console,
             panic_device: start.panic_device,
+            vfio,
             balloon: start.balloon,
             memory_backing,
         })
@@ -303,7 +330,14 @@ fn check_version(version: u32) -> Result<(), Refusal> {
 
 /// Refuses what this release's contract names and its VMM does not have.
 fn refuse_unbuilt(start: &Start) -> Result<(), Refusal> {
+<<<<<<< HEAD
     let fields = [("vfio", start.vfio.is_some())];
+=======
+    let fields = [(
+        "memory_backing",
+        start.memory_backing != vmm::MemoryBacking::default(),
+    )];
+>>>>>>> main
     match fields.iter().find(|(_, is_asked)| *is_asked) {
         None => Ok(()),
         Some((field, _)) => Err(Refusal::new(
@@ -421,7 +455,12 @@ fn check_kvm(field: &str, descriptor: &OwnedFd) -> Result<(), Refusal> {
     ))
 }
 
-fn check_disk(intake: &mut Intake, position: usize, disk: vmm::Disk) -> Result<DiskSpec, Refusal> {
+fn check_disk(
+    intake: &mut Intake,
+    position: usize,
+    disk: vmm::Disk,
+    vcpus: u8,
+) -> Result<DiskSpec, Refusal> {
     let field = |name: &str| format!("disks[{position}].{name}");
     check_printable(&field("serial"), &disk.serial, 0, MAX_SERIAL_BYTES)?;
     if disk.expected_bytes == 0 || !disk.expected_bytes.is_multiple_of(SECTOR_BYTES) {
@@ -466,12 +505,48 @@ fn check_disk(intake: &mut Intake, position: usize, disk: vmm::Disk) -> Result<D
             "restore the image, or correct expected_bytes",
         ));
     }
+    let alignment = Alignment::of(descriptor.as_fd())
+        .map_err(|error| Refusal::new(&fd, cannot_examine(&error), ORDINARY_FILE))?;
+    check_blocks(&field("expected_bytes"), disk.expected_bytes, alignment)?;
     Ok(DiskSpec {
         file: File::from(descriptor),
         read_only: disk.read_only,
         serial: disk.serial,
         bytes: disk.expected_bytes,
+        queues: check_queues(&field("queues"), disk.queues, vcpus)?,
+        rate_limit: disk.rate_limit,
+        alignment,
     })
+}
+
+/// A disk whose transfers go around the page cache has no part of a block at its end.
+fn check_blocks(field: &str, bytes: u64, alignment: Alignment) -> Result<(), Refusal> {
+    let block = alignment.logical_block();
+    if bytes.is_multiple_of(u64::from(block)) {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        field,
+        format!("{bytes} bytes are not a whole number of blocks of the descriptor's O_DIRECT"),
+        format!("use a multiple of {block}, or open the disk without O_DIRECT"),
+    ))
+}
+
+/// As many queues as asked for; else one for each vCPU, up to a number beyond which one I/O thread
+/// gains nothing by more.
+fn check_queues(field: &str, queues: u16, vcpus: u8) -> Result<u16, Refusal> {
+    match queues {
+        0 => Ok(u16::from(vcpus).min(CHOSEN_DISK_QUEUES)),
+        1..=vmm::MAX_DISK_QUEUES => Ok(queues),
+        _ => Err(Refusal::new(
+            field,
+            format!("{queues} queues are more than a disk can have"),
+            format!(
+                "use at most {}, or 0 for the VMM's choice",
+                vmm::MAX_DISK_QUEUES
+            ),
+        )),
+    }
 }
 
 fn check_console(
@@ -652,12 +727,14 @@ fn size_of(stat: &Stat) -> u64 {
     u64::try_from(stat.st_size).unwrap_or(0)
 }
 
+const ORDINARY_FILE: &str = "send a descriptor of an ordinary open file";
+
+fn cannot_examine(error: &dyn std::error::Error) -> String {
+    format!("the descriptor cannot be examined: {error}")
+}
+
 fn unreadable(field: &str, error: rustix::io::Errno) -> Refusal {
-    Refusal::new(
-        field,
-        format!("the descriptor cannot be examined: {error}"),
-        "send a descriptor of an ordinary open file",
-    )
+    Refusal::new(field, cannot_examine(&error), ORDINARY_FILE)
 }
 
 fn not_a(field: &str, what: &str, remedy: &str) -> Refusal {
