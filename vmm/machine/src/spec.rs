@@ -10,11 +10,7 @@ use std::fs::File;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, OwnedFd};
 
-<<<<<<< HEAD
-use berth_api::vmm::{self, Balloon, Console, FdIndex, MemoryBacking, Start};
-=======
-use berth_api::vmm::{self, Balloon, Console, FdIndex, HostPages, RateLimit, Start};
->>>>>>> main
+use berth_api::vmm::{self, Balloon, Console, FdIndex, MemoryBacking, RateLimit, Start};
 use rustix::fs::{
     FileType, OFlags, SealFlags, Stat, fcntl_get_seals, fcntl_getfl, fstat, major, minor,
 };
