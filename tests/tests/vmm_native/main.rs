@@ -19,6 +19,8 @@ mod machine;
 #[cfg(test)]
 mod memory_and_vcpus;
 #[cfg(test)]
+mod network;
+#[cfg(test)]
 mod panic_device;
 #[cfg(test)]
 mod refusals;
