@@ -11,3 +11,4 @@ pub mod layout;
 pub mod messages;
 pub mod queue;
 pub mod seed_values;
+pub mod vsock;
