@@ -20,6 +20,10 @@ use rustix::net::{
 };
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+/// What makes `berth-vmm` run a guest although nobody has emptied its root or taken its privileges;
+/// everything else of its jail is there. For tests and trials: no unit uses it.
+pub const ALLOW_UNJAILED: &str = "--allow-unjailed";
+
 /// The descriptors that go with a [`Start`], in the order that its [`FdIndex`]es count.
 #[derive(Debug, Default)]
 pub struct Descriptors(Vec<OwnedFd>);
@@ -145,13 +149,14 @@ pub struct LaunchedVmm {
 }
 
 impl LaunchedVmm {
-    /// Starts the program at `vmm` and sends it `start` with its descriptors. Its standard output and
-    /// standard error are this process's.
+    /// Starts the program at `vmm` outside of any unit and sends it `start` with its descriptors. Its
+    /// standard output and standard error are this process's.
     ///
     /// # Errors
     /// If the program cannot be started, or does not take the message.
     pub fn launch(vmm: &Path, start: &Start, descriptors: &Descriptors) -> io::Result<Self> {
         let mut command = Command::new(vmm);
+        command.arg(ALLOW_UNJAILED);
         Self::launch_with(&mut command, &serde_json::to_vec(start)?, descriptors)
     }
 

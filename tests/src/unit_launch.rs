@@ -18,6 +18,8 @@ use tokio::sync::broadcast;
 
 use crate::launch::{Descriptors, Heard, Talk};
 
+/// What becomes the unit's root.
+const EMPTY_ROOT: &str = "/run/berth-vmm-root";
 /// What a shell says of a program that cannot be run.
 const NOT_RUN: i32 = 126;
 /// How often a unit is looked at beside the changes that systemd tells.
@@ -63,7 +65,7 @@ impl UnitVmm {
             vcpus: start.vcpus,
         };
         let (units, changes) = runtime.block_on(async {
-            let units = SystemdUnits::connect().await?;
+            let units = SystemdUnits::connect(EMPTY_ROOT.into()).await?;
             let changes = units.changes();
             units.start(&unit, theirs).await?;
             anyhow::Ok((units, changes))

@@ -66,7 +66,8 @@ async fn serve(
     let manager = Arc::new(
         ServiceManager::from_environment().context("could not reach the service manager")?,
     );
-    let units = SystemdUnits::connect().await?;
+    let empty = std::path::absolute(config.state_dir.join("vmm-root"))?;
+    let units = SystemdUnits::connect(empty).await?;
     let disconnected = units.disconnected();
     let host = Host {
         units,

@@ -88,6 +88,15 @@ pub enum UnitError {
     /// No connection to the system bus.
     #[error("could not connect to systemd on the system bus")]
     Connect(#[source] zbus::Error),
+    /// The folder that is the root of VMMs could not be made.
+    #[error("could not make {}, the root of VMMs", path.display())]
+    Root {
+        /// The folder.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        cause: std::io::Error,
+    },
     /// A unit of that name is there already.
     #[error("the unit {unit} exists already")]
     Exists {

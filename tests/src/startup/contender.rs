@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use berth_api::vmm::{Console, Start};
 
 use super::quiet;
-use crate::launch::{Descriptors, LaunchedVmm};
+use crate::launch::{ALLOW_UNJAILED, Descriptors, LaunchedVmm};
 use crate::tiny_guest::{Code, Width};
 
 /// The guest's first byte, which no program's log has in it: it is no ASCII and no valid UTF-8.
@@ -261,7 +261,10 @@ impl Contender {
             ..Start::new("startup", kvm, kernel)
         };
         let mut command = Command::new(&self.program);
-        command.stdout(Stdio::null()).stderr(Stdio::null());
+        command
+            .arg(ALLOW_UNJAILED)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         let message = serde_json::to_vec(&start)?;
         LaunchedVmm::launch_with(&mut command, &message, &descriptors).context("starting it")
     }

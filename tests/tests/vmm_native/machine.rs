@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use berth_api::vmm::{Console, Disk, Event, Exit, FdIndex, MIN_MEMORY_MIB, ResetCause, Start};
-use berth_tests::launch::{Descriptors, Heard, LaunchedVmm};
+use berth_tests::launch::{ALLOW_UNJAILED, Descriptors, Heard, LaunchedVmm};
 use berth_tests::tiny_guest::Code;
 
 /// The longest that any single step may take on a slow machine.
@@ -101,7 +101,7 @@ impl Setup {
         let (log, log_writer) = std::io::pipe().unwrap();
         let message = serde_json::to_vec(&self.start).unwrap();
         let mut command = Command::new(vmm_program());
-        command.stderr(log_writer);
+        command.arg(ALLOW_UNJAILED).stderr(log_writer);
         let vmm = LaunchedVmm::launch_with(&mut command, &message, &self.descriptors).unwrap();
         let mut machine = Machine::of(vmm);
         machine.output = Some(Output::new(reader));

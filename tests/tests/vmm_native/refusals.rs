@@ -8,7 +8,7 @@ use berth_api::vmm::{
     Console, Disk, Event, FdIndex, MAX_CMDLINE_BYTES, MAX_DISKS, MAX_MEMORY_MIB, MAX_MESSAGE_BYTES,
     MAX_VCPUS, MIN_MEMORY_MIB,
 };
-use berth_tests::launch::{Descriptors, Heard, LaunchedVmm};
+use berth_tests::launch::{ALLOW_UNJAILED, Descriptors, Heard, LaunchedVmm};
 use berth_tests::tiny_guest::{Code, read_only_file};
 
 use crate::machine::{Machine, PATIENCE, Setup, require_kvm, vmm_program};
@@ -51,6 +51,7 @@ fn check(field: &str, spoil: impl FnOnce(&mut Setup)) {
 #[track_caller]
 fn check_message(message: &[u8], field: Option<&str>) {
     let mut command = Command::new(vmm_program());
+    command.arg(ALLOW_UNJAILED);
     let vmm = LaunchedVmm::launch_with(&mut command, message, &Descriptors::new()).unwrap();
     expect_refusal(&mut Machine::of(vmm), field);
 }

@@ -2,6 +2,7 @@
 //!
 //! Owns which device sits where: PCI slots, ports, pins and the two buses. It emulates nothing.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
@@ -23,10 +24,9 @@ use berth_vmm_devices::virtio::console::VirtioConsole;
 use berth_vmm_devices::virtio::console::backend::ConsoleInput;
 use berth_vmm_devices::virtio::device::VirtioDevice;
 use berth_vmm_devices::virtio::entropy::Entropy;
-use berth_vmm_devices::virtio::net::{Net, NetOptions};
 use berth_vmm_devices::virtio::transport::{VirtioPci, VirtioPciParts};
 use berth_vmm_devices::virtio::vsock::Vsock;
-use berth_vmm_sys::Vm;
+use berth_vmm_sys::{Event, Vm};
 
 use crate::balloon;
 use crate::console::{self, DroppedBytes};
@@ -35,10 +35,10 @@ use crate::disk_failures::DiskFailures;
 use crate::disk_file::DiskFile;
 use crate::ending::{Ended, Ending, Reset};
 use crate::layout;
+use crate::network;
 use crate::queue_executor::IoLoop;
 use crate::refusal::{BuildMachineError, host};
 use crate::spec::{ConsoleSpec, DiskSpec, NetworkSpec, VirtioConsoleSpec, VsockSpec};
-use crate::tap_queue::TapQueue;
 use crate::vsock_sockets::VsockSockets;
 use crate::warnings::Warnings;
 
@@ -105,10 +105,16 @@ impl MsiSender for KvmMsi {
 /// A device and its name in statistics.
 type NamedDevice = (String, Box<dyn VirtioDevice>);
 
+/// By the devices' names: for each queue the event that the guest's notifications signal, where that
+/// is not the I/O loop's business.
+type Kicks = BTreeMap<String, Vec<Arc<Event>>>;
+
 /// The disks, the network interfaces, the entropy device, the socket device, then the console.
 fn virtio_devices(
     input: DeviceInput,
     console_dropped: &DroppedBytes,
+    memory: &Memory,
+    kicks: &mut Kicks,
 ) -> Result<Vec<NamedDevice>, BuildMachineError> {
     let mut devices: Vec<NamedDevice> = Vec::new();
     for (position, disk) in input.disks.into_iter().enumerate() {
@@ -122,14 +128,10 @@ fn virtio_devices(
         devices.push((format!("disk{position}"), Box::new(device)));
     }
     for (position, network) in input.networks.into_iter().enumerate() {
-        let options = NetOptions {
-            mac: network.mac,
-            mtu: network.mtu,
-        };
-        let queues = TapQueue::all(network.taps).map_err(host("set up a tap"))?;
-        let queues = queues.into_iter().map(|queue| Box::new(queue) as _);
-        let device = Net::new(queues.collect(), options);
-        devices.push((format!("network{position}"), Box::new(device)));
+        let name = format!("network{position}");
+        let parts = network::build(position, network, memory)?;
+        kicks.insert(name.clone(), parts.kicks);
+        devices.push((name, Box::new(parts.device)));
     }
     if input.entropy {
         devices.push(("entropy".to_owned(), Box::new(Entropy::new())));
@@ -169,6 +171,7 @@ struct Builder<'a> {
     ports: Vec<BusRange>,
     mmio: Vec<BusRange>,
     counters: Vec<(String, Arc<Counters>)>,
+    kicks: Kicks,
 }
 
 /// Builds all devices.
@@ -194,6 +197,7 @@ pub fn build(
         ports: Vec::new(),
         mmio: Vec::new(),
         counters: Vec::new(),
+        kicks: Kicks::new(),
     };
     let ioapic = builder.ioapic();
     let power_button = builder.power(&ioapic, ending);
@@ -213,7 +217,8 @@ pub fn build(
     }
     let balloon = input.balloon.map(balloon::device);
     let balloon_size = balloon.as_ref().map(Balloon::size);
-    let mut devices = virtio_devices(input, &console_dropped)?;
+    let memory = Arc::clone(&builder.memory);
+    let mut devices = virtio_devices(input, &console_dropped, &memory, &mut builder.kicks)?;
     if let Some(balloon) = balloon {
         devices.push((balloon::NAME.to_owned(), Box::new(balloon)));
     }
@@ -292,7 +297,9 @@ impl Builder<'_> {
     /// The PCI bus: the devices in order from slot 1 on.
     fn pci(&mut self, devices: Vec<NamedDevice>) -> Result<(), BuildMachineError> {
         let mut functions = Vec::new();
+        let mut kicks_by_slot = BTreeMap::new();
         for (slot, (name, device)) in (1..).filter_map(DeviceSlot::new).zip(devices) {
+            kicks_by_slot.insert(slot, self.kicks.remove(&name).unwrap_or_default());
             self.counters
                 .extend(device.counters().map(|counters| (name, counters)));
             self.sources(slot, device.as_ref())
@@ -319,7 +326,8 @@ impl Builder<'_> {
             device: Arc::new(root),
         });
         for (slot, function) in &functions {
-            self.notifications(*slot, function)
+            let kicks = kicks_by_slot.remove(slot).unwrap_or_default();
+            self.notifications(*slot, function, &kicks)
                 .map_err(host("register a notification"))?;
         }
         Ok(())
@@ -344,11 +352,22 @@ impl Builder<'_> {
         Ok(())
     }
 
-    /// Lets KVM wake the I/O loop without an exit to the vCPU's thread.
-    fn notifications(&mut self, slot: DeviceSlot, function: &VirtioPci) -> io::Result<()> {
+    /// Lets KVM wake the I/O loop, or signal `kicks` of the first queues, without an exit to the
+    /// vCPU's thread.
+    fn notifications(
+        &mut self,
+        slot: DeviceSlot,
+        function: &VirtioPci,
+        kicks: &[Arc<Event>],
+    ) -> io::Result<()> {
+        let mut kicks = kicks.iter();
         for queue in 0..function.queue_count() {
+            let kick = kicks.next();
             if let Some(address) = function.notify_address(queue) {
-                let event = self.io.queue_event(slot, queue)?;
+                let event = match kick {
+                    Some(kick) => kick,
+                    None => self.io.queue_event(slot, queue)?,
+                };
                 self.vm.signal_on_mmio_write(address, event)?;
             }
         }

@@ -17,6 +17,7 @@ pub mod irq_routes;
 pub mod layout;
 pub mod machine;
 pub mod memory;
+pub mod network;
 pub mod preflight;
 pub mod queue_executor;
 pub mod refusal;

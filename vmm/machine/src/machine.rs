@@ -29,7 +29,7 @@ use crate::memory;
 use crate::queue_executor::IoLoop;
 use crate::refusal::{BuildMachineError, Refusal, host};
 use crate::spec::MachineSpec;
-use crate::vcpu::{self, VcpuShared};
+use crate::vcpu::{self, BeforeGuest, VcpuShared};
 use crate::warnings::Warnings;
 
 /// Stack of a vCPU thread: exits are served without recursion and without large buffers.
@@ -161,11 +161,12 @@ impl Machine {
     }
 
     /// Starts the vCPUs' threads. They wait: no guest instruction runs before
-    /// [`RunningMachine::resume`].
+    /// [`RunningMachine::resume`]. Each calls `before_guest` once it may go on and before it enters
+    /// the guest; if that fails, it never does.
     ///
     /// # Errors
     /// If a thread cannot be started.
-    pub fn start(self) -> Result<RunningMachine, BuildMachineError> {
+    pub fn start(self, before_guest: BeforeGuest) -> Result<RunningMachine, BuildMachineError> {
         install_kick_handler().map_err(host("set a signal handler"))?;
         let shared = Arc::new(self.shared);
         // The first vCPU starts the others: begin with it.
@@ -174,7 +175,7 @@ impl Machine {
             std::thread::Builder::new()
                 .name(format!("vcpu{index}"))
                 .stack_size(VCPU_STACK_BYTES)
-                .spawn(move || vcpu::run(vcpu, index, &shared))
+                .spawn(move || vcpu::run(vcpu, index, &shared, before_guest))
                 .map_err(host("start a vCPU's thread"))?;
         }
         shared.gate.wait_for_all();

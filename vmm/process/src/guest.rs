@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use berth_api::vmm::{Denial, Event, Exit, Request, ResetCause};
+use berth_vmm::jail::{self, Gap};
 use berth_vmm_machine::ending::Ended;
 use berth_vmm_machine::{
     BuildMachineError, Machine, MachineEvent, MachineSpec, Refusal, RunningMachine,
@@ -23,8 +24,18 @@ const TOKEN_SIGNAL: u32 = 2;
 /// Requests that are answered after the end: as many as an agent may reasonably have under way.
 const MAX_LATE_REQUESTS: usize = 16;
 
+/// What to do where the jail has gaps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Unjailed {
+    /// Run no guest.
+    Refused,
+    /// Say so and go on, for trials by hand and for tests.
+    Allowed,
+}
+
 /// Runs the machine that the control socket asks for.
-pub(crate) fn run() -> ExitCode {
+pub(crate) fn run(unjailed: Unjailed) -> ExitCode {
+    let gaps = jail::confine();
     let mut socket = match io::stdin().as_fd().try_clone_to_owned() {
         Ok(descriptor) => ControlSocket::new(descriptor),
         Err(error) => return unasked(&error),
@@ -39,14 +50,36 @@ pub(crate) fn run() -> ExitCode {
         Err(error) => return refuse_message(&socket, &error),
     };
     let log = Log::new(&start.vm_id);
+    if let Err(error) = judge_jail(&gaps, unjailed, &log) {
+        return refuse(&socket, &log, &error);
+    }
     let machine = MachineSpec::try_from((start, descriptors))
         .map_err(BuildMachineError::from)
         .and_then(Machine::build)
-        .and_then(Machine::start);
+        .and_then(|machine| machine.start(jail::narrow_vcpu));
     match machine {
         Ok(machine) => supervise(machine, &mut socket, &signals, &log),
         Err(error) => refuse(&socket, &log, &error),
     }
+}
+
+/// Refuses a jail with gaps unless that is allowed.
+fn judge_jail(gaps: &[Gap], unjailed: Unjailed, log: &Log) -> Result<(), BuildMachineError> {
+    if gaps.is_empty() {
+        return Ok(());
+    }
+    let gaps: Vec<String> = gaps.iter().map(Gap::to_string).collect();
+    let missing = gaps.join("; ");
+    if unjailed == Unjailed::Allowed {
+        log.event("unjailed", &[("missing", &missing)]);
+        return Ok(());
+    }
+    Err(Refusal {
+        field: "jail".to_owned(),
+        problem: missing,
+        remedy: "let berth-agent start this process: its units have all that is missing".to_owned(),
+    }
+    .into())
 }
 
 /// Serves the machine until it ends.
@@ -83,6 +116,7 @@ impl Guest<'_> {
     fn run(&mut self, signals: &OwnedFd) -> io::Result<ExitCode> {
         self.machine.watch(self.socket.as_fd(), TOKEN_CONTROL)?;
         self.machine.watch(signals.as_fd(), TOKEN_SIGNAL)?;
+        jail::shut()?;
         self.machine.resume();
         let pid = std::process::id();
         self.log.event("running", &[("pid", &pid)]);

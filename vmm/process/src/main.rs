@@ -16,9 +16,10 @@ use std::ffi::OsString;
 use std::io::Write;
 
 use exit_code::ExitCode;
+use guest::Unjailed;
 
-const USAGE: &str =
-    "usage: berth-vmm                (a machine; standard input is its control socket)
+const USAGE: &str = "usage: berth-vmm [--allow-unjailed]
+                                (a machine; standard input is its control socket)
        berth-vmm check-kernel   (standard input: a kernel; standard output: the image to start)
        berth-vmm probe          (what this host's /dev/kvm can run, as JSON)
        berth-vmm --version
@@ -31,7 +32,8 @@ fn main() {
         .map(|argument| argument.to_str().unwrap_or("?"))
         .collect();
     let code = match words[..] {
-        [] => guest::run(),
+        [] => guest::run(Unjailed::Refused),
+        ["--allow-unjailed"] => guest::run(Unjailed::Allowed),
         ["check-kernel"] => check_kernel::run(),
         ["probe"] => probe::run(),
         ["--version"] => print(

@@ -338,9 +338,9 @@ mod tests {
     #[test]
     fn a_file_that_is_no_vhost_is_refused_and_one_that_fails_is_closed() {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
-        assert!(VhostNet::new(null(), memory).is_err());
+        VhostNet::new(null(), memory).unwrap_err();
         let mut vhost = unconnected();
-        assert!(vhost.stop().is_err());
+        vhost.stop().unwrap_err();
         assert_eq!(
             vhost.stop().unwrap_err().kind(),
             io::ErrorKind::NotConnected

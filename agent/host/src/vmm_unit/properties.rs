@@ -1,11 +1,14 @@
 //! The sandbox of one VMM unit, as the properties of `StartTransientUnit`.
 //!
-//! Data only. Every option here is one that systemd 252 takes for a transient unit. What is absent
-//! is absent for a reason: `SystemCallFilter=` because the VMM's own filter, set before the guest
-//! runs, is narrower than any group of systemd's; `PrivateUsers=` because `DynamicUser=` already
-//! leaves the process without a privilege to map.
+//! Data only. Every option here is one that systemd 252 takes for a transient unit. The VMM refuses to
+//! run where these leave it more than it needs, so a change here is a change for
+//! `vmm/process/src/jail`. What is absent is absent for a reason: `SystemCallFilter=` because the
+//! VMM's own filter, set before the guest runs, is narrower than any group of systemd's;
+//! `PrivateUsers=` because `DynamicUser=` already leaves the process without a privilege to map; and
+//! whatever shapes `/dev`, `/proc` or `/sys` because there is none: naming one of them puts it there.
 
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use zbus::Variant;
 
@@ -14,19 +17,21 @@ use super::{STOP_SECONDS, UnitSpec, VMM_OVERHEAD_MIB, VMM_OVERHEAD_TASKS, slice_
 /// One property: name and value.
 pub(super) type Property = (&'static str, Variant<'static>);
 
+/// Where the program lies in its unit's root.
+const PROGRAM: &str = "/berth-vmm";
 const MIB: u64 = 1024 * 1024;
 
-/// All properties of a VMM's unit.
-pub(super) fn properties(unit: &UnitSpec, stdin: OwnedFd) -> Vec<Property> {
+/// All properties of a VMM's unit, whose root is the folder `empty`.
+pub(super) fn properties(unit: &UnitSpec, empty: &Path, stdin: OwnedFd) -> Vec<Property> {
     let mut all = service(unit, stdin);
     all.extend(limits(unit));
     all.extend(sandbox());
+    all.extend(root(unit, empty));
     all
 }
 
 fn service(unit: &UnitSpec, stdin: OwnedFd) -> Vec<Property> {
-    let executable = unit.executable.to_string_lossy().into_owned();
-    let exec_start = vec![(executable.clone(), vec![executable], false)];
+    let exec_start = vec![(PROGRAM.to_owned(), vec![PROGRAM.to_owned()], false)];
     let identity = [
         format!("BERTH_VM_ID={}", unit.vm_id),
         format!("BERTH_TENANT_ID={}", unit.tenant_id),
@@ -86,20 +91,31 @@ fn limits(unit: &UnitSpec) -> Vec<Property> {
     ]
 }
 
+/// A root with nothing in it but the program and folders that systemd mounts on: `empty` is theirs.
+/// `TemporaryFileSystem=/` has no effect in systemd 252 together with `DynamicUser=`.
+fn root(unit: &UnitSpec, empty: &Path) -> Vec<Property> {
+    let executable = unit.executable.to_string_lossy().into_owned();
+    let program = vec![(executable, PROGRAM.to_owned(), false, 0_u64)];
+    vec![
+        (
+            "RootDirectory",
+            Variant::from(empty.to_string_lossy().into_owned()),
+        ),
+        ("MountAPIVFS", Variant::from(false)),
+        ("BindReadOnlyPaths", Variant::from(program)),
+    ]
+}
+
 fn sandbox() -> Vec<Property> {
     let mut all: Vec<Property> = [
         "DynamicUser",
         "NoNewPrivileges",
-        "PrivateDevices",
         "PrivateNetwork",
         "PrivateTmp",
         "PrivateIPC",
-        "ProtectKernelTunables",
         "ProtectKernelModules",
         "ProtectKernelLogs",
-        "ProtectControlGroups",
         "ProtectClock",
-        "ProtectHostname",
         "LockPersonality",
         "MemoryDenyWriteExecute",
         "RestrictRealtime",
@@ -113,8 +129,6 @@ fn sandbox() -> Vec<Property> {
         ("AmbientCapabilities", Variant::from(0_u64)),
         ("ProtectSystem", Variant::from("strict")),
         ("ProtectHome", Variant::from("yes")),
-        ("ProtectProc", Variant::from("invisible")),
-        ("ProcSubset", Variant::from("pid")),
         ("DevicePolicy", Variant::from("closed")),
         ("KeyringMode", Variant::from("private")),
         ("UMask", Variant::from(0o077_u32)),

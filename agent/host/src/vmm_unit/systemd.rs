@@ -3,7 +3,11 @@
 //! One connection to the system bus, two match rules for signals, no polling. Methods are called by
 //! their documented names (org.freedesktop.systemd1(5)); nothing is generated.
 
+use std::fs::Permissions;
+use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use berth_agent_core::process_end::ProcessEnd;
@@ -41,6 +45,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub struct SystemdUnits {
     connection: Connection,
+    /// The root of all VMM units: a folder with nothing in it.
+    empty: PathBuf,
     changes: broadcast::Sender<VmId>,
     /// Signalled when a task that reads signals ends, which means that the connection has ended.
     listening: watch::Sender<()>,
@@ -48,8 +54,13 @@ pub struct SystemdUnits {
 
 impl SystemdUnits {
     /// Connect to the system bus and subscribe to unit changes. A task of the current tokio runtime
-    /// reads the signals until the connection ends.
-    pub async fn connect() -> Result<Self, UnitError> {
+    /// reads the signals until the connection ends. The folder `empty`, absolute, is made where it is
+    /// missing; it becomes the root of every VMM.
+    pub async fn connect(empty: PathBuf) -> Result<Self, UnitError> {
+        ensure_open_to_all(&empty).map_err(|cause| UnitError::Root {
+            path: empty.clone(),
+            cause,
+        })?;
         let connection = Connection::system().await.map_err(UnitError::Connect)?;
         let (changes, _) = broadcast::channel(CHANGES_KEPT);
         let listening = watch::Sender::new(());
@@ -66,6 +77,7 @@ impl SystemdUnits {
         }
         let units = Self {
             connection,
+            empty,
             changes,
             listening,
         };
@@ -204,14 +216,24 @@ impl SystemdUnits {
             unit: name.clone(),
             cause: cause.into(),
         })?;
+        let properties = properties(unit, &self.empty, stdin);
         let auxiliary: Vec<(String, Vec<Property>)> = Vec::new();
-        let body = (name.as_str(), "fail", properties(unit, stdin), auxiliary);
+        let body = (name.as_str(), "fail", properties, auxiliary);
         match self.manager("StartTransientUnit", &name, &body).await {
             Ok(_) => Ok(()),
             Err(error) if names(&error, &[UNIT_EXISTS]) => Err(UnitError::Exists { unit: name }),
             Err(error) => Err(error),
         }
     }
+}
+
+/// A folder that every user may enter and only root may change, whatever this process's mask is.
+fn ensure_open_to_all(path: &Path) -> io::Result<()> {
+    match std::fs::create_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    std::fs::set_permissions(path, Permissions::from_mode(0o755))
 }
 
 impl VmmUnits for SystemdUnits {

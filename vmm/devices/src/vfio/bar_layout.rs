@@ -369,8 +369,14 @@ mod tests {
     #[test]
     fn sizes_that_overflow_every_sum_are_refused_and_do_not_panic() {
         let huge = bar(0, 0, 1 << 63, BarKind::Memory64);
-        for ranges in [vec![], vec![0..u64::MAX], vec![u64::MAX - 5..u64::MAX]] {
-            let error = place_bars(&[huge; 3], &allowed(&ranges)).unwrap_err();
+        let (everything, end) = (0..u64::MAX, u64::MAX - 5..u64::MAX);
+        let lists = [
+            &[],
+            std::slice::from_ref(&everything),
+            std::slice::from_ref(&end),
+        ];
+        for ranges in lists {
+            let error = place_bars(&[huge; 3], &allowed(ranges)).unwrap_err();
             assert!(matches!(
                 error,
                 PlaceBarsError::HighFull {
@@ -382,7 +388,7 @@ mod tests {
         let odd = bar(3, 1, 0x3000, BarKind::Memory64);
         let error = place_bars(&[odd], &allowed(&[])).unwrap_err();
         assert!(matches!(error, PlaceBarsError::BadSize { function: 3, .. }));
-        assert_eq!(ranges_above(0, 64, None), [0..u64::MAX]);
+        assert_eq!(ranges_above(0, 64, None).first(), Some(&everything));
         assert_eq!(ranges_above(u64::MAX, 39, None), []);
     }
 

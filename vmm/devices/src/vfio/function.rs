@@ -22,11 +22,12 @@ use super::config_policy::{
     BARS, BARS_END, COMMAND, COMMAND_BUS_MASTER, COMMAND_ERRORS, COMMAND_MEMORY, COMMAND_NO_INTX,
     ConfigPolicy, Rule,
 };
+use super::effects::{EffectRegisters, POWER_STATE};
 use super::host::{Host, VfioCounter};
 use super::msi::PassedMsi;
 use super::msix::PassedMsix;
 use super::ops::{Region, VfioOps};
-use super::probe::{EffectRegisters, Probed, RefuseDevice, probe};
+use super::probe::{Probed, RefuseDevice, probe};
 use super::vectors::HostVectors;
 use crate::counters::Counters;
 use crate::guest_error::{GuestError, GuestErrors};
@@ -34,11 +35,6 @@ use crate::interrupt::MsiSender;
 use crate::pci::PciFunction;
 use crate::pci::bar::BarRequest;
 use crate::sync::lock;
-
-const POWER_STATE: u8 = 0b11;
-const EXPRESS_RESET: u8 = 1 << 7;
-const FEATURES_RESET: u8 = 1 << 0;
-const PRODUCT_DATA_WRITE: u8 = 1 << 7;
 
 /// A passed-through function. Its BARs are placed by [`super::window::place`], not by the bus.
 pub struct VfioPci {
@@ -58,6 +54,9 @@ struct State {
     effects: EffectRegisters,
     is_awake: bool,
     is_dma_allowed: bool,
+    /// Whether the device took a command with memory decoding on. A mapping without it would not
+    /// read all ones but end the guest.
+    is_device_decoding: bool,
 }
 
 impl fmt::Debug for VfioPci {
@@ -108,6 +107,7 @@ impl VfioPci {
             effects,
             is_awake: true,
             is_dma_allowed: false,
+            is_device_decoding: false,
         };
         state.read_power_state(&host, 0);
         Ok(Self {
@@ -307,23 +307,17 @@ impl State {
 
     /// Writes `data` (1, 2 or 4 bytes) to registers that the policy passes, with their effects.
     fn write_device(&mut self, host: &Host, offset: u16, data: &[u8]) {
-        let effects = self.effects;
-        let mut part = Part::new(offset, data);
-        if part.clear(effects.product_data, PRODUCT_DATA_WRITE) {
+        let write = self.effects.of_write(offset, data);
+        if write.is_refused {
             return host.count(VfioCounter::ConfigWriteDropped);
         }
-        // Two statements: both bits are cleared whatever the first one was.
-        let is_features_reset = part.clear(effects.features_reset, FEATURES_RESET);
-        let is_express_reset = part.clear(effects.express_reset, EXPRESS_RESET);
-        part.clear(effects.express_no_reset, EXPRESS_RESET);
-        let power_state = part.byte(effects.power).map(|byte| *byte & POWER_STATE);
-        if power_state.is_some_and(|state| state != 0) {
+        if write.power_state.is_some_and(|state| state != 0) {
             self.bars.unmap(host);
         }
-        host.write_config(offset, part.as_slice());
-        if is_features_reset || is_express_reset {
+        host.write_config(offset, write.part.as_slice());
+        if write.is_reset {
             self.reset(host);
-        } else if let Some(written) = power_state {
+        } else if let Some(written) = write.power_state {
             self.power_written(host, written);
         }
     }
@@ -382,17 +376,18 @@ impl State {
     }
 
     /// Gives the device what of the guest's command it may have.
-    fn write_command(&self, host: &Host) {
+    fn write_command(&mut self, host: &Host) {
         let mut allowed = COMMAND_MEMORY | COMMAND_ERRORS;
         if self.is_dma_allowed {
             allowed |= COMMAND_BUS_MASTER;
         }
         let command = self.policy.word(COMMAND) & allowed | COMMAND_NO_INTX;
-        host.write_config(COMMAND, &command.to_le_bytes());
+        let is_taken = host.write_config(COMMAND, &command.to_le_bytes());
+        self.is_device_decoding = is_taken && command & COMMAND_MEMORY != 0;
     }
 
     fn decodes_memory(&self) -> bool {
-        self.is_awake && self.policy.word(COMMAND) & COMMAND_MEMORY != 0
+        self.is_awake && self.is_device_decoding
     }
 
     fn map_if_decoded(&mut self, host: &Host) {
@@ -433,47 +428,6 @@ impl State {
             msix.write(host, &mut self.vectors, touched, data);
         }
         touched.is_some()
-    }
-}
-
-/// Up to four bytes on their way to the device.
-struct Part {
-    offset: u16,
-    bytes: [u8; 4],
-    width: usize,
-}
-
-impl Part {
-    fn new(offset: u16, data: &[u8]) -> Self {
-        let mut bytes = [0; 4];
-        for (byte, &written) in bytes.iter_mut().zip(data) {
-            *byte = written;
-        }
-        let width = data.len().min(bytes.len());
-        Self {
-            offset,
-            bytes,
-            width,
-        }
-    }
-
-    fn as_slice(&self) -> &[u8] {
-        self.bytes.get(..self.width).unwrap_or(&self.bytes)
-    }
-
-    /// The byte for the register `at`, if it is there and written.
-    fn byte(&mut self, at: Option<u16>) -> Option<&mut u8> {
-        let position = usize::from(at?.checked_sub(self.offset)?);
-        self.bytes.get_mut(..self.width)?.get_mut(position)
-    }
-
-    /// Clears `bit` of the byte for the register `at` and says whether it was set.
-    fn clear(&mut self, at: Option<u16>, bit: u8) -> bool {
-        self.byte(at).is_some_and(|byte| {
-            let was_set = *byte & bit != 0;
-            *byte &= !bit;
-            was_set
-        })
     }
 }
 

@@ -103,13 +103,13 @@ impl Host {
         self.read(Region::Config, u64::from(offset), data);
     }
 
-    pub(super) fn write(&self, region: Region, offset: u64, data: &[u8]) {
+    pub(super) fn write(&self, region: Region, offset: u64, data: &[u8]) -> bool {
         let result = self.ops.write(region, offset, data);
-        self.count_failure(result.is_ok(), VfioCounter::WriteFailed);
+        self.count_failure(result.is_ok(), VfioCounter::WriteFailed)
     }
 
-    pub(super) fn write_config(&self, offset: u16, data: &[u8]) {
-        self.write(Region::Config, u64::from(offset), data);
+    pub(super) fn write_config(&self, offset: u16, data: &[u8]) -> bool {
+        self.write(Region::Config, u64::from(offset), data)
     }
 
     pub(super) fn reset(&self) {

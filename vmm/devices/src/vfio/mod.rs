@@ -12,6 +12,7 @@ pub mod bar_layout;
 pub mod bars;
 pub mod capabilities;
 mod config_policy;
+mod effects;
 pub mod function;
 mod host;
 mod msi;

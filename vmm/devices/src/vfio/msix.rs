@@ -12,7 +12,7 @@ use super::capabilities::Capability;
 use super::config_policy::ConfigPolicy;
 use super::host::Host;
 use super::ops::{Area, InterruptCounts, VectorKind};
-use super::vectors::HostVectors;
+use super::vectors::{HostVectors, is_interrupt};
 use crate::guest_error::{GuestError, GuestErrors};
 use crate::interrupt::MsiSender;
 use crate::pci::msix::{
@@ -271,14 +271,16 @@ impl PassedMsix {
         policy.set(self.start + CONTROL, &size.to_le_bytes());
     }
 
-    /// Takes what fired while it went nowhere into the pending bits.
+    /// Takes what fired while it went nowhere into the pending bits. A vector that is unmasked and
+    /// yet goes nowhere is one that the host did not route, which is sent, or one without an
+    /// address, which is lost.
     fn collect(&mut self, host: &Host, vectors: &HostVectors, range: std::ops::Range<u16>) {
         if vectors.kind() != Some(VectorKind::MsiX) {
             return;
         }
         for vector in range.start..range.end.min(vectors.count()) {
-            let is_held_back = self.msix.deliverable(vector).is_none();
-            if vectors.take_fired(host, vector) && is_held_back {
+            let message = self.msix.deliverable(vector);
+            if vectors.take_fired(host, vector) && message.is_none_or(|to| is_interrupt(&to)) {
                 self.msix.signal(vector);
             }
         }

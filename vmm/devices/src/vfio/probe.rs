@@ -11,6 +11,7 @@ use super::capabilities::{
     CONFIG_BYTES, CONFIG_BYTES_EXTENDED, Capabilities, Capability, ReadCapabilitiesError, id,
 };
 use super::config_policy::{self, ConfigPolicy};
+use super::effects::EffectRegisters;
 use super::msi::PassedMsi;
 use super::msix::{PassedMsix, ReadMsixError};
 use super::ops::{BAR_COUNT, Description, Region, VfioOps};
@@ -86,21 +87,6 @@ impl RefuseDevice {
             }
         }
     }
-}
-
-/// Registers whose writes have an effect beyond the device's register.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct EffectRegisters {
-    /// Power management control and status, two bytes.
-    pub(super) power: Option<u16>,
-    /// The high byte of the PCI Express device control, of a device that can be reset by it.
-    pub(super) express_reset: Option<u16>,
-    /// The same of a device that cannot.
-    pub(super) express_no_reset: Option<u16>,
-    /// The advanced features control, of a device that can be reset by it.
-    pub(super) features_reset: Option<u16>,
-    /// The high byte of the vital product data's address.
-    pub(super) product_data: Option<u16>,
 }
 
 /// A device that can be given to the guest.

@@ -16,7 +16,7 @@ pub(super) struct HostVectors {
 
 /// A message that reaches a local APIC. The guest can write any other, which on a real machine
 /// would be a write to memory: it interrupts nobody.
-fn is_interrupt(message: &MsiMessage) -> bool {
+pub(super) fn is_interrupt(message: &MsiMessage) -> bool {
     message.address & !0xf_ffff == 0xfee0_0000
 }
 

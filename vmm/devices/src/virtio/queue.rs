@@ -383,6 +383,23 @@ impl VirtQueue {
             .map_err(|_| QueueBroken)
     }
 
+    /// Where the rings are: checked when the queue was made.
+    #[must_use]
+    pub fn addresses(&self) -> QueueAddresses {
+        QueueAddresses {
+            size: self.ring.size(),
+            descriptors: self.ring.desc_table(),
+            available: self.ring.avail_ring(),
+            used: self.ring.used_ring(),
+        }
+    }
+
+    /// The available index of the chain that is taken next.
+    #[must_use]
+    pub fn next_available(&self) -> u16 {
+        self.ring.next_avail()
+    }
+
     /// Number of descriptors.
     #[must_use]
     pub fn size(&self) -> u16 {

@@ -11,6 +11,8 @@ use crate::refusal::Refusal;
 
 /// Device number of `/dev/net/tun`: fixed by the kernel.
 const TUN_DEVICE: (u32, u32) = (10, 200);
+/// Device number of `/dev/vhost-net`: fixed by the kernel.
+const VHOST_NET_DEVICE: (u32, u32) = (10, 238);
 /// Least MTU of a link with IPv4.
 const MIN_MTU: u16 = 68;
 /// Bits of a MAC address' first byte.
@@ -22,6 +24,8 @@ const MAC_LOCAL: u8 = 2;
 pub struct NetworkSpec {
     /// The queues of one tap interface, one for each queue pair.
     pub taps: Vec<Tap>,
+    /// No descriptors, or as many `/dev/vhost-net`.
+    pub vhost: Vec<OwnedFd>,
     /// The guest's address on the link.
     pub mac: [u8; 6],
     /// The link's MTU, if the guest is told.
@@ -57,11 +61,15 @@ pub(super) fn check_values(networks: &[vmm::Network]) -> Result<(), Refusal> {
                 ),
             ));
         }
-        if !network.vhost.is_empty() {
+        if !network.vhost.is_empty() && network.vhost.len() != network.taps.len() {
             return Err(Refusal::new(
                 field("vhost"),
-                "this VMM does not have it",
-                "leave it out, or install a release that has it",
+                format!(
+                    "it has {} descriptors for {} queue pairs",
+                    network.vhost.len(),
+                    network.taps.len()
+                ),
+                "give none, or one for each queue pair",
             ));
         }
     }
@@ -100,8 +108,13 @@ pub(super) fn take(
         }
         taps.push(tap);
     }
+    let vhost = network.vhost.iter().enumerate();
+    let vhost = vhost
+        .map(|(pair, &index)| take_vhost(intake, &field(&format!("vhost[{pair}]")), index))
+        .collect::<Result<_, _>>()?;
     Ok(NetworkSpec {
         taps,
+        vhost,
         mac: check_mac(&field("mac"), &network.mac)?,
         mtu: network.mtu,
     })
@@ -133,6 +146,18 @@ fn take_tap(
         return Err(not_a(field, "a tap with virtio headers", remedy));
     }
     Ok((tap, interface))
+}
+
+fn take_vhost(intake: &mut Intake, field: &str, index: FdIndex) -> Result<OwnedFd, Refusal> {
+    let descriptor = intake.take(field, index)?;
+    check_device(
+        field,
+        &descriptor,
+        VHOST_NET_DEVICE,
+        "/dev/vhost-net",
+        "open /dev/vhost-net for reading and writing, once for each queue pair",
+    )?;
+    Ok(descriptor)
 }
 
 fn check_device(
@@ -226,6 +251,7 @@ mod tests {
         check(|network| network.mtu = Some(67), "mtu");
         check(|network| network.taps.clear(), "taps");
         check(|network| network.taps = vec![FdIndex(0); 9], "taps");
+        check(|network| network.vhost = vec![FdIndex(1); 2], "vhost");
         let nine = vec![network(); 9];
         assert_eq!(check_values(&nine).unwrap_err().field, "networks");
     }

@@ -6,7 +6,7 @@ mod registers;
 mod run_loop;
 
 pub use gate::Gate;
-pub use run_loop::{ExitCounters, ExitKind, VcpuShared, run};
+pub use run_loop::{BeforeGuest, ExitCounters, ExitKind, VcpuShared, run};
 
 use std::io;
 use std::sync::Arc;

@@ -102,6 +102,9 @@ pub struct VcpuShared {
     pub gate: Gate,
 }
 
+/// What each vCPU's thread does last before it enters the guest for the first time.
+pub type BeforeGuest = fn() -> io::Result<()>;
+
 /// Where the thread is.
 enum State {
     Running,
@@ -110,9 +113,16 @@ enum State {
 }
 
 /// Runs `vcpu` on the calling thread; returns only when the process is about to end.
-pub fn run(mut vcpu: Vcpu, index: u8, shared: &VcpuShared) {
-    let mut state = State::Running;
+pub fn run(mut vcpu: Vcpu, index: u8, shared: &VcpuShared, before_guest: BeforeGuest) {
     shared.gate.join();
+    shared.gate.pass();
+    let mut state = match before_guest() {
+        Ok(()) => State::Running,
+        Err(error) => State::Ending(Ended::Crash {
+            place: place(&vcpu, index),
+            reason: format!("not ready to run: {error}"),
+        }),
+    };
     loop {
         state = match state {
             State::Running => {

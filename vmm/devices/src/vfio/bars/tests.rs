@@ -54,7 +54,7 @@ fn a_bar_moves_when_decoding_goes_on_and_only_inside_its_window() {
     for bad in [0, WINDOW.end, WINDOW.start - 0x1000, 0xfee0_0000, u64::MAX] {
         set(&mut bars, &host, bad, false);
         bars.take_moves(&host);
-        assert_eq!(shown(&bars), WINDOW.start + 0x3000 | 4, "{bad:#x}");
+        assert_eq!(shown(&bars), (WINDOW.start + 0x3000) | 4, "{bad:#x}");
         assert_eq!(bars.locate(WINDOW.start + 0x3004, 4), Some(there));
     }
 }
@@ -256,10 +256,10 @@ fn exhaustive_moves_never_leave_a_bar_outside_its_window() {
             rest /= steps;
             match words.get(step / 2) {
                 Some(&word) => {
-                    let register = if step % 2 == 0 { 2 } else { 3 };
+                    let register = if step.is_multiple_of(2) { 2 } else { 3 };
                     bars.write_register(&host, register, word, decodes);
                 }
-                None if step % 2 == 0 => decodes = false,
+                None if step.is_multiple_of(2) => decodes = false,
                 None => {
                     if !decodes {
                         bars.take_moves(&host);

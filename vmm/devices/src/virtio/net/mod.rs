@@ -2,7 +2,7 @@
 //!
 //! Owns the device's facts, which queue is whose, and the control queue. Receiving is in
 //! [`receive`], sending in [`transmit`], what may be left undone in [`features`]; packets come from
-//! and go to [`backend`]. Queues are `receive 0, transmit 0, receive 1, …` and the control queue
+//! and go to [`backend`], or the host's kernel moves them by itself ([`vhost`]). Queues are `receive 0, transmit 0, receive 1, …` and the control queue
 //! behind those that the driver knows of.
 
 pub mod backend;
@@ -13,6 +13,7 @@ mod slices;
 #[cfg(test)]
 mod tests;
 mod transmit;
+pub mod vhost;
 pub mod wire;
 
 use std::fmt;
@@ -30,6 +31,7 @@ use self::control::Command;
 use self::features::has;
 pub use self::features::{HEADER_BYTES, MAX_PACKET_BYTES, Offloads};
 use self::receive::{Receiver, Stopped};
+use self::vhost::{KernelPair, Source, VhostBackend};
 use super::config::DeviceConfig;
 use super::device::{Served, VirtioDevice};
 use super::executor::SERVE_BUDGET;
@@ -103,10 +105,28 @@ pub struct NetOptions {
     pub mtu: Option<u16>,
 }
 
+/// The host's side of one queue pair.
+pub struct PairBackend {
+    /// One queue of the host's interface.
+    pub queue: Box<dyn NetBackend>,
+    /// The kernel's end, if it moves the packets. Of one interface's pairs all have one or none.
+    pub vhost: Option<Box<dyn VhostBackend>>,
+}
+
+impl fmt::Debug for PairBackend {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("PairBackend")
+            .field("vhost", &self.vhost.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
 /// One queue pair.
 struct Pair {
     backend: Box<dyn NetBackend>,
     receiver: Receiver,
+    kernel: Option<KernelPair>,
     is_attached: bool,
 }
 
@@ -116,6 +136,9 @@ pub struct Net {
     queue_sizes: Vec<u16>,
     offered: u64,
     accepted: u64,
+    /// Whether the host knows what the driver accepted. It is told on the I/O thread, which alone
+    /// may ask it.
+    is_prepared: bool,
     config: Arc<DeviceConfig>,
     counters: NetCounters,
 }
@@ -131,16 +154,16 @@ enum Role {
 }
 
 impl Net {
-    /// An interface over the queues `backends` of one host interface: the first [`MAX_PAIRS`] at
-    /// most.
+    /// An interface over `backends`, all of one host interface: the first [`MAX_PAIRS`] at most.
     #[must_use]
-    pub fn new(backends: Vec<Box<dyn NetBackend>>, options: NetOptions) -> Self {
+    pub fn new(backends: Vec<PairBackend>, options: NetOptions) -> Self {
         let pairs: Vec<_> = backends
             .into_iter()
             .take(usize::from(MAX_PAIRS))
-            .map(|backend| Pair {
-                backend,
+            .map(|PairBackend { queue, vhost }| Pair {
+                backend: queue,
                 receiver: Receiver::default(),
+                kernel: vhost.map(KernelPair::new),
                 is_attached: true,
             })
             .collect();
@@ -153,6 +176,7 @@ impl Net {
             queue_sizes,
             offered: features::offered(offloads.unwrap_or_default(), count, options.mtu.is_some()),
             accepted: 0,
+            is_prepared: false,
             config: DeviceConfig::constant(&configuration(options, count)),
             counters: NetCounters(Arc::new(Counters::new(COUNTERS))),
         }
@@ -171,6 +195,19 @@ impl Net {
         }
     }
 
+    /// Whether the host's kernel moves the packets.
+    fn is_kernels(&self) -> bool {
+        self.pairs.iter().any(|pair| pair.kernel.is_some())
+    }
+
+    /// The kernel's side of the pair that queue `index` belongs to.
+    fn kernel_of(&mut self, index: u16) -> Option<&mut KernelPair> {
+        let (Role::Receive(pair) | Role::Transmit(pair)) = self.role(index) else {
+            return None;
+        };
+        self.pairs.get_mut(pair)?.kernel.as_mut()
+    }
+
     /// Receives on one pair, and says in the queue whether the driver has to tell of new buffers.
     fn receive(
         &mut self,
@@ -183,7 +220,7 @@ impl Net {
             return Ok(Served::Idle);
         };
         queue.keep_quiet(true);
-        if !pair.is_attached {
+        if !pair.is_attached || pair.kernel.is_some() {
             return Ok(Served::Idle);
         }
         loop {
@@ -210,6 +247,78 @@ impl Net {
         }
     }
 
+    /// Sends on one pair.
+    fn transmit(
+        &mut self,
+        pair: usize,
+        queues: &mut Queues,
+        memory: &Memory,
+    ) -> Result<(), QueueBroken> {
+        let index = u16::try_from(2 * pair + 1).unwrap_or(u16::MAX);
+        let (Some(pair), Some(queue)) = (self.pairs.get_mut(pair), queues.get(index)) else {
+            return Ok(());
+        };
+        if pair.kernel.is_some() {
+            queue.keep_quiet(true);
+            return Ok(());
+        }
+        let backend = pair.backend.as_mut();
+        transmit::transmit(backend, self.accepted, queue, memory, &self.counters)
+    }
+
+    /// Tells the host of a new driver.
+    fn prepare(&mut self) {
+        if std::mem::replace(&mut self.is_prepared, true) {
+            return;
+        }
+        // Where the host does not do what it offered, packets stay whole and the counter tells.
+        self.set_offloads(Offloads::accepted(self.accepted));
+        self.use_pairs(1);
+        let is_mergeable = has(self.accepted, VIRTIO_NET_F_MRG_RXBUF);
+        for pair in &mut self.pairs {
+            pair.receiver.activate(is_mergeable);
+            // What came before may need offloads that this driver does not know.
+            pair.receiver.discard(pair.backend.as_mut(), &self.counters);
+            if pair.kernel.is_some() {
+                pair.receiver.reset();
+            }
+        }
+    }
+
+    /// Lets the kernel serve the pairs in use, where that is its work.
+    fn start_kernel(&mut self, queues: &mut Queues) -> Result<(), QueueBroken> {
+        for (first, pair) in (0..).step_by(2).zip(&mut self.pairs) {
+            if let Some(kernel) = pair.kernel.as_mut().filter(|_| pair.is_attached) {
+                kernel.start(first, self.accepted, queues, &self.counters)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The host's kernel signalled `source`.
+    fn kernel_signalled(
+        &mut self,
+        source: Source,
+        queues: &mut Queues,
+    ) -> Result<Served, QueueBroken> {
+        match source {
+            Source::Call(pair, ring) => {
+                let index = u16::try_from(2 * pair + ring).unwrap_or(u16::MAX);
+                queues.used_elsewhere(index);
+            }
+            Source::Error(pair) => {
+                let kernel = self.pairs.get_mut(pair);
+                if kernel
+                    .and_then(|pair| pair.kernel.as_mut())
+                    .is_some_and(KernelPair::take_error)
+                {
+                    return Err(QueueBroken);
+                }
+            }
+        }
+        Ok(Served::Idle)
+    }
+
     /// Carries the driver's commands out.
     fn control(
         &mut self,
@@ -228,6 +337,10 @@ impl Net {
                 Some(Command::SetPairs(count)) => self.driver_sets_pairs(count),
                 Some(Command::SetOffloads(offloads)) => self.driver_sets_offloads(offloads),
                 None => false,
+            };
+            self.start_kernel(queues)?;
+            let Some(queue) = queues.get(index) else {
+                return Ok(());
             };
             let status = if done { VIRTIO_NET_OK } else { VIRTIO_NET_ERR };
             let [status, ..] = status.to_le_bytes();
@@ -267,6 +380,9 @@ impl Net {
             let wanted = position < count;
             if pair.is_attached == wanted {
                 continue;
+            }
+            if let Some(kernel) = pair.kernel.as_mut().filter(|_| !wanted) {
+                kernel.pause(&self.counters);
             }
             if pair.backend.set_attached(wanted).is_err() {
                 self.counters.add(Count::HostErrors, 1);
@@ -331,8 +447,14 @@ impl VirtioDevice for Net {
     }
 
     fn sources(&self) -> Vec<BorrowedFd<'_>> {
-        let pairs = self.pairs.iter();
-        pairs.filter_map(|pair| pair.backend.descriptor()).collect()
+        let mut sources = Vec::new();
+        for pair in &self.pairs {
+            match &pair.kernel {
+                Some(kernel) => sources.extend(kernel.sources()),
+                None => sources.extend(pair.backend.descriptor()),
+            }
+        }
+        sources
     }
 
     fn chain_budget(&self, index: u16) -> u16 {
@@ -344,15 +466,7 @@ impl VirtioDevice for Net {
 
     fn activate(&mut self, features: u64) {
         self.accepted = features;
-        // Where the host does not do what it offered, packets stay whole and the counter tells.
-        self.set_offloads(Offloads::accepted(features));
-        self.use_pairs(1);
-        let is_mergeable = has(features, VIRTIO_NET_F_MRG_RXBUF);
-        for pair in &mut self.pairs {
-            pair.receiver.activate(is_mergeable);
-            // What came before may need offloads that this driver does not know.
-            pair.receiver.discard(pair.backend.as_mut(), &self.counters);
-        }
+        self.is_prepared = false;
     }
 
     fn serve(
@@ -361,6 +475,11 @@ impl VirtioDevice for Net {
         queues: &mut Queues,
         memory: &Memory,
     ) -> Result<(), QueueBroken> {
+        self.prepare();
+        self.start_kernel(queues)?;
+        if let Some(kernel) = self.kernel_of(index) {
+            kernel.kick(usize::from(index % 2));
+        }
         match self.role(index) {
             Role::Receive(pair) => {
                 if self.receive(pair, queues, memory)? == Served::More
@@ -370,14 +489,7 @@ impl VirtioDevice for Net {
                 }
                 Ok(())
             }
-            Role::Transmit(pair) => {
-                let (Some(pair), Some(queue)) = (self.pairs.get_mut(pair), queues.get(index))
-                else {
-                    return Ok(());
-                };
-                let backend = pair.backend.as_mut();
-                transmit::transmit(backend, self.accepted, queue, memory, &self.counters)
-            }
+            Role::Transmit(pair) => self.transmit(pair, queues, memory),
             Role::Control => self.control(index, queues, memory),
             Role::Unused => {
                 if let Some(queue) = queues.get(index) {
@@ -394,13 +506,22 @@ impl VirtioDevice for Net {
         queues: &mut Queues,
         memory: &Memory,
     ) -> Result<Served, QueueBroken> {
-        self.receive(usize::from(source), queues, memory)
+        self.prepare();
+        self.start_kernel(queues)?;
+        if self.is_kernels() {
+            self.kernel_signalled(Source::at(source), queues)
+        } else {
+            self.receive(usize::from(source), queues, memory)
+        }
     }
 
     fn reset(&mut self) {
         self.accepted = 0;
         for pair in &mut self.pairs {
             pair.receiver.reset();
+            if let Some(kernel) = &mut pair.kernel {
+                kernel.reset(&self.counters);
+            }
         }
     }
 }

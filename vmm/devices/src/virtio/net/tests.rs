@@ -1,5 +1,7 @@
 //! The interface as its driver meets it, over wires in memory.
 
+mod kernel;
+
 use std::sync::Arc;
 
 use proptest::prelude::*;
@@ -38,12 +40,26 @@ impl Interface {
     }
 
     fn with_pairs(features: u64, pairs: usize, buffers: &[(u64, u32)]) -> Self {
-        let wires: Vec<_> = (0..pairs).map(|_| Wire::new()).collect();
+        let kernels = (0..pairs).map(|_| None).collect();
+        Self::over(features, kernels, buffers)
+    }
+
+    /// With a kernel, or none, behind each of the pairs.
+    fn over(
+        features: u64,
+        kernels: Vec<Option<Box<dyn VhostBackend>>>,
+        buffers: &[(u64, u32)],
+    ) -> Self {
+        let wires: Vec<_> = kernels.iter().map(|_| Wire::new()).collect();
         let options = NetOptions {
             mac: MAC,
             mtu: Some(1400),
         };
-        let net = Net::new(wires.iter().map(Wire::port).collect(), options);
+        let backends = wires.iter().zip(kernels).map(|(wire, vhost)| PairBackend {
+            queue: wire.port(),
+            vhost,
+        });
+        let net = Net::new(backends.collect(), options);
         let counters = net.counters().unwrap();
         let executor = Arc::new(InlineExecutor::default());
         let guest = TestGuest::with_executor(Box::new(net), executor.clone());
