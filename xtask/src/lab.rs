@@ -8,7 +8,7 @@ use berth_tests::command::tail;
 use berth_tests::lab::image;
 use berth_tests::lab::kept::Kept;
 use berth_tests::lab::node::{Node, NodeSpec, run_folder};
-use berth_tests::lab::scenario::{self, Context, NodeKind};
+use berth_tests::lab::scenario::{self, Context, NodeKind, Repeats};
 use berth_tests::progress::{Progress, say, short};
 
 use crate::package;
@@ -46,7 +46,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
             let mut progress = Progress::new(&format!("lab {name}"));
             let context = prepare(&mut progress, found.node)?;
             progress.phase(found.name);
-            run_one(found, &context)?;
+            let result = run_one(found, &context);
+            for repeat in context.repeats.take() {
+                say(&format!("repeated {repeat}"));
+            }
+            result?;
             say(&format!("{name}: passed in {}", short(progress.finish())));
             Ok(ExitCode::SUCCESS)
         }
@@ -92,6 +96,7 @@ pub(crate) fn prepare(progress: &mut Progress, node: NodeKind) -> Result<Context
         programs,
         vmm,
         say,
+        repeats: Repeats::default(),
     })
 }
 

@@ -33,6 +33,8 @@ pub(crate) struct Tally {
     failed: Vec<String>,
     /// What did not run, each with its reason.
     skipped: Vec<String>,
+    /// What a passed test did a second time because its emulated host failed.
+    repeated: Vec<String>,
 }
 
 impl Tally {
@@ -48,6 +50,7 @@ impl Tally {
         self.passed += other.passed;
         self.failed.extend(other.failed);
         self.skipped.extend(other.skipped);
+        self.repeated.extend(other.repeated);
     }
 
     /// The counts in words; what `cargo xtask test` ends with.
@@ -55,6 +58,9 @@ impl Tally {
         let mut line = format!("{} passed, {} failed", self.passed, self.failed.len());
         if !self.skipped.is_empty() {
             line.push_str(&format!(", {} skipped", self.skipped.len()));
+        }
+        if !self.repeated.is_empty() {
+            line.push_str(&format!(", {} repeated", self.repeated.len()));
         }
         line
     }
@@ -84,7 +90,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         if let Err(error) = (tier.run)(&mut tally) {
             tally.failed.push(format!("tier {}: {error:#}", tier.name));
         }
-        for (word, reasons) in [("FAILED", &tally.failed), ("skipped", &tally.skipped)] {
+        for (word, reasons) in [
+            ("FAILED", &tally.failed),
+            ("skipped", &tally.skipped),
+            ("repeated", &tally.repeated),
+        ] {
             for reason in reasons {
                 say(&format!("{word} {reason}"));
             }
@@ -145,9 +155,10 @@ mod unit_tests {
         tally.count("bad", Err(anyhow::anyhow!("reason")));
         tally.add(Tally {
             skipped: vec!["x".to_owned()],
+            repeated: vec!["y".to_owned()],
             ..Tally::default()
         });
-        assert_eq!(tally.closing(), "3 passed, 1 failed, 1 skipped");
+        assert_eq!(tally.closing(), "3 passed, 1 failed, 1 skipped, 1 repeated");
         assert_eq!(tally.failed, ["bad: reason"]);
     }
 

@@ -1,5 +1,6 @@
 //! The host as the daemon holds it: one value per surface, real or fake.
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -23,6 +24,8 @@ pub struct Host<U, F, S> {
     pub vmm: PathBuf,
     /// The KVM device.
     pub kvm: PathBuf,
+    /// What VMMs need to know of the KVM device, if it could be found out.
+    pub host_facts: Option<File>,
     /// `/proc/sys/kernel/random/boot_id`.
     pub boot_id: String,
 }

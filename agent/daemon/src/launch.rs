@@ -185,6 +185,7 @@ fn prepare<U, F, S>(
             segment_bytes: SEGMENT_BYTES,
         }),
         entropy: true,
+        host_facts: host.host_facts.as_ref().map(|file| add(file.as_fd())),
         ..start
     };
     Ok(prepare_launch(&start, &descriptors)?)

@@ -1,7 +1,7 @@
 //! `berth-agent run`: the daemon's wiring, from the descriptors it inherits to its last word.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
@@ -13,6 +13,7 @@ use berth_agent::node::{Node, load_key};
 use berth_agent::sync_loop::SyncLoop;
 use berth_agent_core::task_check::Trust;
 use berth_agent_host::capacity::{self, KVM_DEVICE};
+use berth_agent_host::host_facts;
 use berth_agent_host::image_watch::ImageWatch;
 use berth_agent_host::images::Images;
 use berth_agent_host::service_manager::{DescriptorStore, ServiceManager, inherited_descriptors};
@@ -77,6 +78,7 @@ async fn serve(
             .context("could not open the images")?,
         vmm: config.vmm.clone(),
         kvm: PathBuf::from(KVM_DEVICE),
+        host_facts: find_facts(&config.vmm),
         boot_id: capacity::identity()?.boot_id,
     };
     let image_watch = ImageWatch::open(host.images.root()).context("could not watch the images")?;
@@ -98,6 +100,13 @@ async fn serve(
     manager.stopping()?;
     tracing::info!("stopping; VMs go on");
     Ok(())
+}
+
+/// Find out what every start needs to know of this host's KVM. Guests start without it, too.
+fn find_facts(vmm: &Path) -> Option<File> {
+    host_facts::collect(vmm)
+        .inspect_err(|error| tracing::warn!(%error, "guests start without host facts"))
+        .ok()
 }
 
 /// Make every change of the images news for the controller.

@@ -10,6 +10,7 @@ pub mod capacity;
 pub mod fakes;
 mod file_copy;
 mod folder;
+pub mod host_facts;
 pub mod image_watch;
 pub mod images;
 pub mod kernel_check;

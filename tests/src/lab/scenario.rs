@@ -1,6 +1,7 @@
 //! The list of scenarios: what each shows, what it needs, and how it is run.
 
 use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::Result;
 
@@ -20,6 +21,29 @@ pub struct Context {
     pub vmm: PathBuf,
     /// Where the scenario says what it does.
     pub say: fn(&str),
+    /// What was done a second time.
+    pub repeats: Repeats,
+}
+
+/// What a scenario did a second time because the emulated host, and nothing of ours, failed. The
+/// run's summary counts it, so that a failure which becomes frequent is seen.
+#[derive(Debug, Default)]
+pub struct Repeats(Mutex<Vec<String>>);
+
+impl Repeats {
+    /// Notes what was done again, and why.
+    pub fn note(&self, what: String) {
+        self.lock().push(what);
+    }
+
+    /// Takes all that was noted.
+    pub fn take(&self) -> Vec<String> {
+        std::mem::take(&mut self.lock())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// What is on a scenario's node.

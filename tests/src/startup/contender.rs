@@ -125,8 +125,13 @@ pub(super) struct Contender {
 
 #[derive(Debug)]
 enum Kind {
-    Berth,
-    Firecracker { configuration: PathBuf },
+    Berth {
+        /// What the agent finds out once and hands to every start.
+        host_facts: File,
+    },
+    Firecracker {
+        configuration: PathBuf,
+    },
     CloudHypervisor,
 }
 
@@ -170,7 +175,9 @@ impl Drop for Started {
 
 impl Contender {
     pub(super) fn berth(program: &Path, folder: &Path) -> Result<Self> {
-        Self::new(program, folder, Kind::Berth)
+        let host_facts = berth_agent_host::host_facts::collect(program)
+            .with_context(|| format!("asking {} for host facts", program.display()))?;
+        Self::new(program, folder, Kind::Berth { host_facts })
     }
 
     pub(super) fn peer(peer: &Peer, folder: &Path) -> Result<Self> {
@@ -204,7 +211,7 @@ impl Contender {
 
     pub(super) fn name(&self) -> &'static str {
         match self.kind {
-            Kind::Berth => "berth",
+            Kind::Berth { .. } => "berth",
             Kind::Firecracker { .. } => PeerKind::Firecracker.name(),
             Kind::CloudHypervisor => PeerKind::CloudHypervisor.name(),
         }
@@ -221,7 +228,10 @@ impl Contender {
     /// Starts it with its serial output going to `output`.
     pub(super) fn start(&self, output: OwnedFd) -> Result<Started> {
         match &self.kind {
-            Kind::Berth => self.start_berth(output).map(Started::Berth),
+            Kind::Berth { host_facts } => {
+                let vmm = self.start_berth(output, host_facts)?;
+                Ok(Started::Berth(vmm))
+            }
             Kind::Firecracker { configuration } => {
                 let mut command = quiet(&self.program, output);
                 command
@@ -247,14 +257,16 @@ impl Contender {
 
     /// Does all that a parent of `berth-vmm` does, from opening `/dev/kvm` on, so that work which
     /// others do for themselves is in our time, too.
-    fn start_berth(&self, output: OwnedFd) -> Result<LaunchedVmm> {
+    fn start_berth(&self, output: OwnedFd, host_facts: &File) -> Result<LaunchedVmm> {
         let mut descriptors = Descriptors::new();
         let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm");
         let kvm = descriptors.add(kvm.context("opening /dev/kvm")?);
         let kernel = File::open(&self.kernel).context("opening the guest")?;
         let kernel = descriptors.add(kernel);
+        let host_facts = host_facts.try_clone().context("copying a descriptor")?;
         let start = Start {
             memory_mib: MEMORY_MIB,
+            host_facts: Some(descriptors.add(host_facts)),
             console: Some(Console::Stream {
                 fd: descriptors.add(output),
             }),

@@ -15,7 +15,8 @@ serial byte at the launcher. CPU: user and system time of all threads of the VMM
 byte has arrived, plus the launcher's own for the start. Memory: the peak of the VMM's resident set
 at that time (VmHWM), guest pages touched and shared program pages included. All alike for every
 contender: the same PVH guest of a few instructions, 1 vCPU, 128 MiB, one serial port, one warm-up,
-then in turn. Peers run as the given programs do by themselves: with the system call filter that they
+then in turn. berth gets the CPUID list of this host's KVM from its launcher, as from its agent, which
+asks for it once. Peers run as the given programs do by themselves: with the system call filter that they
 were built with, which a Firecracker that was built for glibc lacks.";
 /// The promise: at most this share of the better peer's wall time and CPU.
 const PROMISED_SHARE: f64 = 0.5;

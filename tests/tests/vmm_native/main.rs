@@ -13,6 +13,8 @@ mod control;
 #[cfg(test)]
 mod ending;
 #[cfg(test)]
+mod host_facts;
+#[cfg(test)]
 mod hostile;
 #[cfg(test)]
 mod machine;

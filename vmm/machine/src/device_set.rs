@@ -19,7 +19,6 @@ use berth_vmm_devices::power::{OnPowerRequest, PowerPort, PowerRegister, PowerRe
 use berth_vmm_devices::power_button::{PowerButton, STATUS_BYTES};
 use berth_vmm_devices::serial::{SERIAL_BYTES, Serial};
 use berth_vmm_devices::virtio::balloon::{Balloon, BalloonSize};
-use berth_vmm_devices::virtio::block::{Block, BlockOptions};
 use berth_vmm_devices::virtio::console::VirtioConsole;
 use berth_vmm_devices::virtio::console::backend::ConsoleInput;
 use berth_vmm_devices::virtio::device::VirtioDevice;
@@ -32,7 +31,7 @@ use crate::balloon;
 use crate::console::{self, DroppedBytes};
 use crate::console_input::StreamInput;
 use crate::disk_failures::DiskFailures;
-use crate::disk_file::DiskFile;
+use crate::disk_file;
 use crate::ending::{Ended, Ending, Reset};
 use crate::layout;
 use crate::network;
@@ -118,14 +117,9 @@ fn virtio_devices(
 ) -> Result<Vec<NamedDevice>, BuildMachineError> {
     let mut devices: Vec<NamedDevice> = Vec::new();
     for (position, disk) in input.disks.into_iter().enumerate() {
-        let options = BlockOptions {
-            read_only: disk.read_only,
-            serial: disk.serial.clone(),
-        };
-        let backend = DiskFile::new(disk, position, Arc::clone(&input.disk_failures))
-            .map_err(host("examine a disk"))?;
-        let device = Block::new(Box::new(backend), options);
-        devices.push((format!("disk{position}"), Box::new(device)));
+        let disk = disk_file::device(disk, position, &input.disk_failures, memory)
+            .map_err(host("prepare a disk"))?;
+        devices.push((format!("disk{position}"), Box::new(disk)));
     }
     for (position, network) in input.networks.into_iter().enumerate() {
         let name = format!("network{position}");

@@ -24,6 +24,7 @@ use crate::console::DroppedBytes;
 use crate::device_set::{self, DeviceInput, DeviceSet};
 use crate::disk_failures::{DiskFailure, DiskFailures};
 use crate::ending::{Ended, Ending};
+use crate::host_facts::HostFacts;
 use crate::layout::{self, RamLayout};
 use crate::memory;
 use crate::queue_executor::IoLoop;
@@ -129,7 +130,8 @@ impl Machine {
             virtio_console: spec.virtio_console,
         };
         let devices = device_set::build(&vm, &mut io, &ending, input)?;
-        let vcpus = vcpu::create(&kvm, &vm, spec.vcpus, entry)?;
+        let facts = spec.host_facts.as_ref().and_then(HostFacts::from_file);
+        let vcpus = vcpu::create(&kvm, &vm, spec.vcpus, entry, facts)?;
         let DeviceSet {
             ports,
             mmio,

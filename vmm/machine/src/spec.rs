@@ -10,11 +10,14 @@ use std::fs::File;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, OwnedFd};
 
-use berth_api::vmm::{self, Balloon, Console, FdIndex, HostPages, Start};
-use rustix::fs::{FileType, OFlags, Stat, fcntl_getfl, fstat, major, minor};
+use berth_api::vmm::{self, Balloon, Console, FdIndex, HostPages, RateLimit, Start};
+use rustix::fs::{
+    FileType, OFlags, SealFlags, Stat, fcntl_get_seals, fcntl_getfl, fstat, major, minor,
+};
 use rustix::net::{AddressFamily, SocketType, sockopt};
 
 pub use self::network::NetworkSpec;
+use crate::disk_file::Alignment;
 use crate::refusal::Refusal;
 
 /// Device number of `/dev/kvm`: fixed by the kernel.
@@ -23,6 +26,8 @@ const KVM_DEVICE: (u32, u32) = (10, 232);
 const SECTOR_BYTES: u64 = 512;
 /// Longest serial number of a disk.
 const MAX_SERIAL_BYTES: usize = 20;
+/// Most queues of a disk that the start message leaves to us.
+const CHOSEN_DISK_QUEUES: u16 = 4;
 /// Longest name in logs.
 const MAX_VM_ID_BYTES: usize = 64;
 /// Least size of a console segment.
@@ -56,6 +61,8 @@ pub struct MachineSpec {
     pub console: Option<ConsoleSpec>,
     /// Whether there is an entropy device.
     pub entropy: bool,
+    /// What the agent found out about this host: sealed, and not yet looked at.
+    pub host_facts: Option<File>,
     /// The network interfaces in PCI order.
     pub networks: Vec<NetworkSpec>,
     /// The socket device.
@@ -77,8 +84,14 @@ pub struct DiskSpec {
     pub read_only: bool,
     /// The serial number that the guest reads.
     pub serial: String,
-    /// The size that the guest sees: whole sectors, all of them in the image.
+    /// The size that the guest sees: whole blocks, all of them in the image.
     pub bytes: u64,
+    /// Number of queues, at least 1.
+    pub queues: u16,
+    /// Bounds on what the guest may do.
+    pub rate_limit: RateLimit,
+    /// Block sizes, and how memory has to lie.
+    pub(crate) alignment: Alignment,
 }
 
 /// A virtio console.
@@ -149,12 +162,16 @@ impl TryFrom<(Start, Vec<OwnedFd>)> for MachineSpec {
             .disks
             .into_iter()
             .enumerate()
-            .map(|(position, disk)| check_disk(&mut intake, position, disk))
+            .map(|(position, disk)| check_disk(&mut intake, position, disk, vcpus))
             .collect::<Result<_, _>>()?;
         let networks = start.networks.iter().enumerate();
         let networks = networks
             .map(|(position, network)| network::take(&mut intake, position, network))
             .collect::<Result<_, _>>()?;
+        let host_facts = start
+            .host_facts
+            .map(|index| take_facts(&mut intake, index))
+            .transpose()?;
         let console = start
             .console
             .map(|console| check_console(&mut intake, "console", &console))
@@ -179,6 +196,7 @@ impl TryFrom<(Start, Vec<OwnedFd>)> for MachineSpec {
             disks,
             console,
             entropy: start.entropy,
+            host_facts,
             networks,
             vsock,
             virtio_console,
@@ -257,6 +275,22 @@ impl Intake {
     }
 }
 
+/// A memory file that nobody can change any more.
+fn take_facts(intake: &mut Intake, index: FdIndex) -> Result<File, Refusal> {
+    const FIELD: &str = "host_facts";
+    let descriptor = intake.take(FIELD, index)?;
+    let wanted = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK;
+    let is_sealed = fcntl_get_seals(&descriptor).is_ok_and(|seals| seals.contains(wanted));
+    if !is_sealed {
+        return Err(not_a(
+            FIELD,
+            "a sealed memory file",
+            "make it with memfd_create and seal it against writing, growing and shrinking",
+        ));
+    }
+    Ok(File::from(descriptor))
+}
+
 fn check_version(version: u32) -> Result<(), Refusal> {
     if version == vmm::CONTRACT_VERSION {
         return Ok(());
@@ -279,7 +313,6 @@ fn refuse_unbuilt(start: &Start) -> Result<(), Refusal> {
             "memory_backing",
             start.memory_backing != vmm::MemoryBacking::default(),
         ),
-        ("host_facts", start.host_facts.is_some()),
     ];
     match fields.iter().find(|(_, is_asked)| *is_asked) {
         None => Ok(()),
@@ -374,7 +407,12 @@ fn check_kvm(field: &str, descriptor: &OwnedFd) -> Result<(), Refusal> {
     ))
 }
 
-fn check_disk(intake: &mut Intake, position: usize, disk: vmm::Disk) -> Result<DiskSpec, Refusal> {
+fn check_disk(
+    intake: &mut Intake,
+    position: usize,
+    disk: vmm::Disk,
+    vcpus: u8,
+) -> Result<DiskSpec, Refusal> {
     let field = |name: &str| format!("disks[{position}].{name}");
     check_printable(&field("serial"), &disk.serial, 0, MAX_SERIAL_BYTES)?;
     if disk.expected_bytes == 0 || !disk.expected_bytes.is_multiple_of(SECTOR_BYTES) {
@@ -419,12 +457,48 @@ fn check_disk(intake: &mut Intake, position: usize, disk: vmm::Disk) -> Result<D
             "restore the image, or correct expected_bytes",
         ));
     }
+    let alignment = Alignment::of(descriptor.as_fd())
+        .map_err(|error| Refusal::new(&fd, cannot_examine(&error), ORDINARY_FILE))?;
+    check_blocks(&field("expected_bytes"), disk.expected_bytes, alignment)?;
     Ok(DiskSpec {
         file: File::from(descriptor),
         read_only: disk.read_only,
         serial: disk.serial,
         bytes: disk.expected_bytes,
+        queues: check_queues(&field("queues"), disk.queues, vcpus)?,
+        rate_limit: disk.rate_limit,
+        alignment,
     })
+}
+
+/// A disk whose transfers go around the page cache has no part of a block at its end.
+fn check_blocks(field: &str, bytes: u64, alignment: Alignment) -> Result<(), Refusal> {
+    let block = alignment.logical_block();
+    if bytes.is_multiple_of(u64::from(block)) {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        field,
+        format!("{bytes} bytes are not a whole number of blocks of the descriptor's O_DIRECT"),
+        format!("use a multiple of {block}, or open the disk without O_DIRECT"),
+    ))
+}
+
+/// As many queues as asked for; else one for each vCPU, up to a number beyond which one I/O thread
+/// gains nothing by more.
+fn check_queues(field: &str, queues: u16, vcpus: u8) -> Result<u16, Refusal> {
+    match queues {
+        0 => Ok(u16::from(vcpus).min(CHOSEN_DISK_QUEUES)),
+        1..=vmm::MAX_DISK_QUEUES => Ok(queues),
+        _ => Err(Refusal::new(
+            field,
+            format!("{queues} queues are more than a disk can have"),
+            format!(
+                "use at most {}, or 0 for the VMM's choice",
+                vmm::MAX_DISK_QUEUES
+            ),
+        )),
+    }
 }
 
 fn check_console(
@@ -605,12 +679,14 @@ fn size_of(stat: &Stat) -> u64 {
     u64::try_from(stat.st_size).unwrap_or(0)
 }
 
+const ORDINARY_FILE: &str = "send a descriptor of an ordinary open file";
+
+fn cannot_examine(error: &dyn std::error::Error) -> String {
+    format!("the descriptor cannot be examined: {error}")
+}
+
 fn unreadable(field: &str, error: rustix::io::Errno) -> Refusal {
-    Refusal::new(
-        field,
-        format!("the descriptor cannot be examined: {error}"),
-        "send a descriptor of an ordinary open file",
-    )
+    Refusal::new(field, cannot_examine(&error), ORDINARY_FILE)
 }
 
 fn not_a(field: &str, what: &str, remedy: &str) -> Refusal {

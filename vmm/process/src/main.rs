@@ -1,13 +1,14 @@
 //! `berth-vmm`: one process, one guest.
 //!
 //! Without arguments it takes its machine from the socket at its standard input; the other modes
-//! are `check-kernel` and `probe`. Owns the choice of the mode and the exit status, nothing else.
+//! are `check-kernel`, `host-facts` and `probe`. Owns the choice of the mode and the exit status, nothing else.
 #![forbid(unsafe_code)]
 
 mod check_kernel;
 mod control_socket;
 mod exit_code;
 mod guest;
+mod host_facts;
 mod lifecycle;
 mod log;
 mod probe;
@@ -21,6 +22,7 @@ use guest::Unjailed;
 const USAGE: &str = "usage: berth-vmm [--allow-unjailed]
                                 (a machine; standard input is its control socket)
        berth-vmm check-kernel   (standard input: a kernel; standard output: the image to start)
+       berth-vmm host-facts     (standard output: what starts need to know of this host's KVM)
        berth-vmm probe          (what this host's /dev/kvm can run, as JSON)
        berth-vmm --version
 ";
@@ -35,6 +37,7 @@ fn main() {
         [] => guest::run(Unjailed::Refused),
         ["--allow-unjailed"] => guest::run(Unjailed::Allowed),
         ["check-kernel"] => check_kernel::run(),
+        ["host-facts"] => host_facts::run(),
         ["probe"] => probe::run(),
         ["--version"] => print(
             &mut std::io::stdout(),

@@ -3,9 +3,9 @@
 //! It owns the facts that the compiler cannot see: that guest memory stays mapped as long as KVM
 //! may reach it ([`vm`], [`vcpu`]), that a signal handler touches nothing but a live `kvm_run`
 //! page ([`vcpu_kick`]), that file transfers and discards stay within live guest memory
-//! ([`vectored_io`], [`page_discard`]), that devices and the host's own drivers reach guest memory
-//! and each other only ([`vfio`], [`vhost_net`]), what a tap's ioctls read and write ([`tap`]), and
-//! what a raw descriptor is ([`kvm_device`]). It decides nothing: policy,
+//! ([`vectored_io`], [`io_ring`], [`page_discard`]), that devices and the host's own drivers reach
+//! guest memory and each other only ([`vfio`], [`vhost_net`]), what a tap's ioctls read and write
+//! ([`tap`]), and what a raw descriptor is ([`kvm_device`]). It decides nothing: policy,
 //! configuration and the meaning of guest data are its callers' business.
 #![allow(
     unsafe_code,
@@ -16,6 +16,7 @@ pub mod event;
 pub mod exit_now;
 pub mod guest_mapping;
 pub mod identity;
+pub mod io_ring;
 pub mod kvm_device;
 pub mod landlock;
 pub mod page_discard;

@@ -200,6 +200,7 @@ fn scenarios(tally: &mut Tally) -> Result<()> {
             NodeKind::Installed => &installed,
         };
         let result = lab::run_one(scenario, context);
+        tally.repeated.extend(context.repeats.take());
         if result.is_ok() {
             say(&format!("  {} passed", scenario.name));
         }

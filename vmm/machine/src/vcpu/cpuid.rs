@@ -4,7 +4,7 @@
 //! features that we do not serve, and the paravirtual timing leaf. The common list is made once; each
 //! vCPU's list differs in its APIC id only.
 
-use kvm_bindings::{CpuId, kvm_cpuid_entry2};
+use kvm_bindings::kvm_cpuid_entry2;
 
 const INDEX_MATTERS: u32 = kvm_bindings::KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
 
@@ -54,9 +54,8 @@ impl Topology {
 
 /// The list for all vCPUs, from what KVM supports on this host.
 #[must_use]
-pub fn common(supported: &CpuId, topology: Topology) -> Vec<kvm_cpuid_entry2> {
+pub fn common(supported: &[kvm_cpuid_entry2], topology: Topology) -> Vec<kvm_cpuid_entry2> {
     let mut entries: Vec<_> = supported
-        .as_slice()
         .iter()
         .copied()
         .filter(|entry| ![LEAF_TOPOLOGY, LEAF_TOPOLOGY_V2, LEAF_TIMING].contains(&entry.function))
@@ -186,7 +185,6 @@ mod tests {
             .chain([0x8000_0008, 0x8000_001d, 0x8000_001e])
             .map(|function| entry(function, 0))
             .collect();
-        let supported = CpuId::from_entries(&supported).unwrap();
         let mut entries = common(
             &supported,
             Topology {

@@ -16,6 +16,7 @@ use kvm_bindings::CpuId;
 use kvm_ioctls::Kvm;
 
 use crate::boot::EntryState;
+use crate::host_facts::HostFacts;
 use crate::refusal::{BuildMachineError, host};
 use cpuid::Topology;
 
@@ -28,11 +29,16 @@ pub fn create(
     vm: &Arc<Vm>,
     vcpus: u8,
     entry: EntryState,
+    facts: Option<HostFacts>,
 ) -> Result<Vec<Vcpu>, BuildMachineError> {
-    let supported = kvm
-        .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
-        .map_err(io::Error::from)
-        .map_err(host("read the supported CPUID"))?;
+    let supported = match facts {
+        Some(facts) => facts.cpuid,
+        None => {
+            HostFacts::ask(kvm)
+                .map_err(host("read the supported CPUID"))?
+                .cpuid
+        }
+    };
     let tsc_khz = vm.tsc_khz();
     let mut entries = cpuid::common(&supported, Topology { vcpus, tsc_khz });
     (0..vcpus)

@@ -82,6 +82,7 @@ pub(super) const VCPU_THREAD: &[Rule] = &[
     ioctl(VFIO_DEVICE_SET_IRQS, "a guest switching a device's interrupts"),
     ioctl(KVM_GET_REGS, "saying where a guest crashed"),
     ioctl(KVM_GET_SREGS, "saying where a guest crashed"),
+    rule(libc::SYS_io_uring_enter, ANY, "a guest resetting a disk: waiting for its requests"),
     ioctl(VHOST_NET_SET_BACKEND, "a guest resetting a network device"),
     ioctl(VHOST_GET_VRING_BASE, "a guest resetting a network device"),
     rule(libc::SYS_pread64, ANY, "registers of passed-through devices"),

@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
-use libc::c_ulong;
+use libc::Ioctl;
 use vfio_bindings::bindings::vfio::{
     VFIO_DEVICE_FLAGS_PCI, VFIO_DEVICE_FLAGS_RESET, VFIO_IRQ_INFO_EVENTFD, VFIO_IRQ_INFO_NORESIZE,
     VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_IRQ_SET_DATA_EVENTFD, VFIO_IRQ_SET_DATA_NONE,
@@ -21,11 +21,11 @@ use super::DeviceMapping;
 use super::kernel_call::{Reply, length_of, vfio, with_bytes, with_struct, with_value};
 use crate::event::Event;
 
-const DEVICE_GET_INFO: c_ulong = vfio(7);
-const DEVICE_GET_REGION_INFO: c_ulong = vfio(8);
-const DEVICE_GET_IRQ_INFO: c_ulong = vfio(9);
-const DEVICE_SET_IRQS: c_ulong = vfio(10);
-const DEVICE_RESET: c_ulong = vfio(11);
+const DEVICE_GET_INFO: Ioctl = vfio(7);
+const DEVICE_GET_REGION_INFO: Ioctl = vfio(8);
+const DEVICE_GET_IRQ_INFO: Ioctl = vfio(9);
+const DEVICE_SET_IRQS: Ioctl = vfio(10);
+const DEVICE_RESET: Ioctl = vfio(11);
 
 /// `struct vfio_region_info`: argsz, flags, index, cap_offset, size, offset.
 const REGION_BYTES: usize = 32;

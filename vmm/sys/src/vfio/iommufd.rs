@@ -6,7 +6,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use libc::c_ulong;
+use libc::Ioctl;
 use vfio_bindings::bindings::vfio::{vfio_device_attach_iommufd_pt, vfio_device_bind_iommufd};
 use vm_memory::{GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress};
 
@@ -14,12 +14,12 @@ use super::kernel_call::{ioctl_number, length_of, vfio, with_struct};
 use super::{DeviceMapping, IovaRange, VfioDevice};
 
 const IOMMUFD_TYPE: u8 = b';';
-const IOAS_ALLOC: c_ulong = ioctl_number(IOMMUFD_TYPE, 0x81);
-const IOAS_IOVA_RANGES: c_ulong = ioctl_number(IOMMUFD_TYPE, 0x84);
-const IOAS_MAP: c_ulong = ioctl_number(IOMMUFD_TYPE, 0x85);
-const IOAS_UNMAP: c_ulong = ioctl_number(IOMMUFD_TYPE, 0x86);
-const DEVICE_BIND_IOMMUFD: c_ulong = vfio(18);
-const DEVICE_ATTACH_IOMMUFD_PT: c_ulong = vfio(19);
+const IOAS_ALLOC: Ioctl = ioctl_number(IOMMUFD_TYPE, 0x81);
+const IOAS_IOVA_RANGES: Ioctl = ioctl_number(IOMMUFD_TYPE, 0x84);
+const IOAS_MAP: Ioctl = ioctl_number(IOMMUFD_TYPE, 0x85);
+const IOAS_UNMAP: Ioctl = ioctl_number(IOMMUFD_TYPE, 0x86);
+const DEVICE_BIND_IOMMUFD: Ioctl = vfio(18);
+const DEVICE_ATTACH_IOMMUFD_PT: Ioctl = vfio(19);
 
 const MAP_FIXED_IOVA: u32 = 1;
 const MAP_WRITEABLE: u32 = 1 << 1;

@@ -7,7 +7,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use libc::c_ulong;
+use libc::{Ioctl, c_ulong};
 use vfio_bindings::bindings::vfio::{VFIO_BASE, VFIO_TYPE};
 
 /// Longest reply that is believed: 2,048 areas would fit.
@@ -16,21 +16,17 @@ const MAX_REPLY_BYTES: usize = 64 * 1024;
 const MAX_GROWTHS: u32 = 3;
 
 /// `_IO(VFIO_TYPE, VFIO_BASE + offset)`.
-pub(super) const fn vfio(offset: u32) -> c_ulong {
+pub(super) const fn vfio(offset: u32) -> Ioctl {
     ioctl_number(VFIO_TYPE, VFIO_BASE + offset)
 }
 
 /// `_IO(kind, number)`.
-pub(super) const fn ioctl_number(kind: u8, number: u32) -> c_ulong {
-    (kind as c_ulong) << 8 | number as c_ulong
+pub(super) const fn ioctl_number(kind: u8, number: u32) -> Ioctl {
+    ((kind as u32) << 8 | number) as Ioctl
 }
 
 /// An ioctl whose argument is a number, or none.
-pub(super) fn with_value(
-    file: BorrowedFd<'_>,
-    request: c_ulong,
-    value: c_ulong,
-) -> io::Result<u32> {
+pub(super) fn with_value(file: BorrowedFd<'_>, request: Ioctl, value: c_ulong) -> io::Result<u32> {
     // SAFETY: the callers' requests take a number, so the kernel touches no memory of ours. Should
     // the descriptor be another file, its driver takes VFIO's numbers for unknown ones.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), request, value) };
@@ -41,7 +37,7 @@ pub(super) fn with_value(
 /// writes.
 pub(super) fn with_struct<T>(
     file: BorrowedFd<'_>,
-    request: c_ulong,
+    request: Ioctl,
     argument: &mut T,
 ) -> io::Result<u32> {
     // SAFETY: the callers pair each request with the structure that the kernel defines for it, all
@@ -54,7 +50,7 @@ pub(super) fn with_struct<T>(
 /// Like [`with_struct`] for structures that end in an array: `argument` is all of it as bytes.
 pub(super) fn with_bytes(
     file: BorrowedFd<'_>,
-    request: c_ulong,
+    request: Ioctl,
     argument: &mut [u8],
 ) -> io::Result<u32> {
     let bytes = u32::try_from(argument.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
@@ -76,7 +72,7 @@ impl Reply {
     /// as the kernel wants.
     pub(super) fn ask(
         file: BorrowedFd<'_>,
-        request: c_ulong,
+        request: Ioctl,
         least: usize,
         question: &[(usize, u32)],
     ) -> io::Result<Self> {

@@ -7,7 +7,7 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-use libc::c_ulong;
+use libc::{Ioctl, c_ulong};
 use vfio_bindings::bindings::vfio::{
     VFIO_API_VERSION, VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE, VFIO_GROUP_FLAGS_VIABLE,
     VFIO_IOMMU_INFO_CAPS, VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE, VFIO_TYPE1v2_IOMMU,
@@ -18,15 +18,15 @@ use vm_memory::{GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress};
 use super::kernel_call::{Reply, length_of, vfio, with_struct, with_value};
 use super::{DeviceMapping, IovaRange, VfioDevice};
 
-const GET_API_VERSION: c_ulong = vfio(0);
-const CHECK_EXTENSION: c_ulong = vfio(1);
-const SET_IOMMU: c_ulong = vfio(2);
-const GROUP_GET_STATUS: c_ulong = vfio(3);
-const GROUP_SET_CONTAINER: c_ulong = vfio(4);
-const GROUP_GET_DEVICE_FD: c_ulong = vfio(6);
-const IOMMU_GET_INFO: c_ulong = vfio(12);
-const IOMMU_MAP_DMA: c_ulong = vfio(13);
-const IOMMU_UNMAP_DMA: c_ulong = vfio(14);
+const GET_API_VERSION: Ioctl = vfio(0);
+const CHECK_EXTENSION: Ioctl = vfio(1);
+const SET_IOMMU: Ioctl = vfio(2);
+const GROUP_GET_STATUS: Ioctl = vfio(3);
+const GROUP_SET_CONTAINER: Ioctl = vfio(4);
+const GROUP_GET_DEVICE_FD: Ioctl = vfio(6);
+const IOMMU_GET_INFO: Ioctl = vfio(12);
+const IOMMU_MAP_DMA: Ioctl = vfio(13);
+const IOMMU_UNMAP_DMA: Ioctl = vfio(14);
 
 /// `struct vfio_iommu_type1_info`: argsz, flags, iova_pgsizes, cap_offset, padding.
 const INFO_BYTES: usize = 24;

@@ -111,6 +111,7 @@ impl World {
                 images: Images::new(self.path("images")).unwrap(),
                 vmm: PathBuf::from("/nonexistent/berth-vmm"),
                 kvm: PathBuf::from("/dev/null"),
+                host_facts: None,
                 boot_id: self.boot_id.clone(),
             };
             let trust = Trust {
