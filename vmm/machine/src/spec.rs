@@ -17,11 +17,8 @@ use rustix::fs::{
 use rustix::net::{AddressFamily, SocketType, sockopt};
 
 pub use self::network::NetworkSpec;
-<<<<<<< HEAD
-use crate::memory::HugePages;
-=======
 use crate::disk_file::Alignment;
->>>>>>> main
+use crate::memory::HugePages;
 use crate::refusal::Refusal;
 
 pub mod vfio;
@@ -162,7 +159,6 @@ impl TryFrom<(Start, Vec<OwnedFd>)> for MachineSpec {
         check_balloon(&start)?;
         let memory_backing = check_backing(&start)?;
         network::check_values(&start.networks)?;
-        refuse_unbuilt(&start)?;
         let mut intake = Intake::new(descriptors)?;
         let kvm = intake.take("kvm", start.kvm)?;
         check_kvm("kvm", &kvm)?;
@@ -322,26 +318,6 @@ fn check_version(version: u32) -> Result<(), Refusal> {
         ),
         "install berth-agent and berth-vmm of one release",
     ))
-}
-
-/// Refuses what this release's contract names and its VMM does not have.
-fn refuse_unbuilt(start: &Start) -> Result<(), Refusal> {
-<<<<<<< HEAD
-    let fields = [("vfio", start.vfio.is_some())];
-=======
-    let fields = [(
-        "memory_backing",
-        start.memory_backing != vmm::MemoryBacking::default(),
-    )];
->>>>>>> main
-    match fields.iter().find(|(_, is_asked)| *is_asked) {
-        None => Ok(()),
-        Some((field, _)) => Err(Refusal::new(
-            *field,
-            "this VMM does not have it",
-            "leave it out, or install a release that has it",
-        )),
-    }
 }
 
 /// A device reaches all guest memory at any time, so that none of it may go, and huge pages were
