@@ -206,6 +206,27 @@ fn a_guest_reads_the_sectors_of_its_disk() {
 }
 
 #[test]
+fn an_image_that_begins_like_another_format_is_bytes_all_the_same() {
+    // A qcow2 header that names a file of the host as what lies behind it.
+    let mut header = b"QFI\xfb\0\0\0\x03".to_vec();
+    header.extend(104_u64.to_be_bytes());
+    header.extend(11_u32.to_be_bytes());
+    header.resize(104, 0);
+    header.extend(b"/etc/passwd");
+    let disk = writable_disk();
+    disk.write_all_at(&header, 0).unwrap();
+    let mut expected = sector_of(&pattern(), 0).to_vec();
+    expected[..header.len()].copy_from_slice(&header);
+    let output = drive(&disk, false, 1 + 512, |guest, disk| {
+        request(guest, disk, READ_REQUEST, 0, 1);
+        print_memory(guest, DATA, SECTOR_BYTES);
+    });
+    let Some(output) = output else { return };
+    assert_eq!(output[0], OK);
+    assert_eq!(&output[1..], expected);
+}
+
+#[test]
 fn a_guests_write_lands_in_the_image_and_nowhere_else() {
     let disk = writable_disk();
     let output = drive(&disk, false, 2 + 512, |guest, disk| {
