@@ -133,6 +133,15 @@ impl Talk {
         Ok(())
     }
 
+    /// A second hold on our end, to send requests from another thread.
+    ///
+    /// # Errors
+    /// If there is no descriptor left.
+    pub fn share(&self) -> io::Result<Self> {
+        let socket = self.socket.as_ref().map(OwnedFd::try_clone).transpose()?;
+        Ok(Self { socket })
+    }
+
     /// Closes our end, as an agent that goes away does.
     pub fn close(&mut self) {
         self.socket = None;
@@ -206,6 +215,14 @@ impl LaunchedVmm {
     /// If the message is longer than the contract allows or is no [`Event`], or on a socket error.
     pub fn next_event(&self, timeout: Duration) -> io::Result<Heard> {
         self.talk.next_event(timeout)
+    }
+
+    /// A second hold on our end of the control socket.
+    ///
+    /// # Errors
+    /// If there is no descriptor left.
+    pub fn talk(&self) -> io::Result<Talk> {
+        self.talk.share()
     }
 
     /// Sends one request.

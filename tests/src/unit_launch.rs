@@ -88,6 +88,14 @@ impl UnitVmm {
         self.talk.next_event(timeout)
     }
 
+    /// A second hold on our end of the control socket.
+    ///
+    /// # Errors
+    /// If there is no descriptor left.
+    pub fn talk(&self) -> io::Result<Talk> {
+        self.talk.share()
+    }
+
     /// Sends one request.
     ///
     /// # Errors

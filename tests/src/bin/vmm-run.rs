@@ -14,10 +14,12 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitCode, ExitStatus};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use berth_api::vmm::{Console, Disk, Exit, FdIndex, Request, Start, VirtioConsole};
+use berth_tests::control_relay::ControlRelay;
 use berth_tests::host_devices;
-use berth_tests::launch::{Descriptors, Heard, LaunchedVmm};
+use berth_tests::launch::{Descriptors, Heard, LaunchedVmm, Talk};
+use berth_tests::machine_options::{self, MachineOptions};
 use berth_tests::tap_host::TapOptions;
 use berth_tests::unit_launch::UnitVmm;
 use berth_tests::vsock_host::VsockPaths;
@@ -27,7 +29,8 @@ const USAGE: &str = "usage: vmm-run --vmm PATH --kernel FILE [--initrd FILE] [--
                      [--console FILE|-|none] [--hvc FILE[,input=PATH]] \
                      [--tap NAME[,queues=N][,vhost][,mac=ADDRESS]]... \
                      [--vsock CID[,listen=PATH][,connect=PATH]] \
-                     [--vfio ADDRESS]... [--p2p] [--unit] [--follow-resets] [--timeout SECONDS]";
+                     [--vfio ADDRESS]... [--p2p] [--control PATH] [--unit] [--follow-resets] \
+                     [--timeout SECONDS]";
 /// How long a VMM that was told to stop may take before it is killed.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 /// Exit status for a wrong command line.
@@ -56,6 +59,9 @@ struct Arguments {
     taps: Vec<TapOptions>,
     vsock: Option<VsockPaths>,
     hvc: Option<Hvc>,
+    machine: MachineOptions,
+    /// Where others on this host may talk with the VMM.
+    control: Option<PathBuf>,
     /// Whether the VMM runs in a unit as the agent makes them, and not as our child.
     unit: bool,
     follow_resets: bool,
@@ -80,6 +86,8 @@ impl Arguments {
             taps: Vec::new(),
             vsock: None,
             hvc: None,
+            machine: MachineOptions::default(),
+            control: None,
             unit: false,
             follow_resets: false,
             deadline: None,
@@ -109,13 +117,17 @@ impl Arguments {
                 "--hvc" => found.hvc = Some(Hvc::parse(text(value()?)?)),
                 "--tap" => found.taps.push(tap(&text(value()?)?)?),
                 "--vsock" => found.vsock = Some(vsock(&text(value()?)?)?),
+                "--control" => found.control = Some(PathBuf::from(value()?)),
                 "--unit" => found.unit = true,
                 "--follow-resets" => found.follow_resets = true,
                 "--timeout" => {
                     let limit = Duration::from_secs(number(&option, value()?)?);
                     found.deadline = Some(Instant::now() + limit);
                 }
-                _ => bail!("unknown option `{option}`"),
+                other => {
+                    let is_known = found.machine.take(other, || text(value()?))?;
+                    ensure!(is_known, "unknown option `{other}`");
+                }
             }
         }
         found.vmm = vmm.context("--vmm is missing")?;
@@ -155,7 +167,7 @@ impl Arguments {
             Some(hvc) => Some(hvc.open(&mut descriptors)?),
             None => None,
         };
-        let start = Start {
+        let mut start = Start {
             vfio,
             vcpus: self.vcpus,
             memory_mib: self.memory_mib,
@@ -169,6 +181,7 @@ impl Arguments {
             virtio_console,
             ..Start::new("vmm-run", kvm, kernel)
         };
+        self.machine.put_into(&mut start);
         Ok((start, descriptors))
     }
 }
@@ -300,17 +313,23 @@ impl Hvc {
 }
 
 /// Runs the VMM once, until its process has ended.
-fn run_once(arguments: &Arguments) -> Result<ExitStatus> {
+fn run_once(arguments: &Arguments, relay: Option<&ControlRelay>) -> Result<ExitStatus> {
     let (start, descriptors) = arguments.machine()?;
     let mut vmm = Vmm::launch(arguments, &start, &descriptors)
         .with_context(|| format!("starting {}", arguments.vmm.display()))?;
     drop(descriptors);
+    if let Some(relay) = relay {
+        relay.connect(vmm.talk()?);
+    }
     loop {
         match vmm.next_event(time_left(arguments.deadline))? {
             Heard::Event(event) => {
                 let mut line = serde_json::to_vec(&event)?;
                 line.push(b'\n');
                 std::io::stderr().write_all(&line)?;
+                if let Some(relay) = relay {
+                    relay.tell(&event)?;
+                }
             }
             Heard::Closed => break,
             Heard::Nothing if time_left(arguments.deadline).is_zero() => return stop(vmm),
@@ -340,6 +359,13 @@ impl Vmm {
         }
         let child = LaunchedVmm::launch(&arguments.vmm, start, descriptors)?;
         Ok(Self::Child(child))
+    }
+
+    fn talk(&self) -> Result<Talk> {
+        Ok(match self {
+            Self::Child(vmm) => vmm.talk()?,
+            Self::Unit(vmm) => vmm.talk()?,
+        })
     }
 
     fn next_event(&self, timeout: Duration) -> Result<Heard> {
@@ -402,8 +428,10 @@ fn time_left(deadline: Option<Instant>) -> Duration {
 }
 
 fn run(arguments: &Arguments) -> Result<u8> {
+    let relay = arguments.control.as_deref().map(ControlRelay::listen);
+    let relay = relay.transpose().context("making the control socket")?;
     loop {
-        let status = run_once(arguments)?;
+        let status = run_once(arguments, relay.as_ref())?;
         let code = status
             .code()
             .or_else(|| status.signal().map(|number| SIGNAL_BASE + number));
@@ -418,7 +446,10 @@ fn run(arguments: &Arguments) -> Result<u8> {
 fn main() -> ExitCode {
     let outcome = match Arguments::parse(std::env::args_os().skip(1)) {
         Ok(arguments) => run(&arguments).map_err(|error| (EXIT_FAILURE, format!("{error:#}"))),
-        Err(error) => Err((EXIT_USAGE, format!("{error:#}\n{USAGE}"))),
+        Err(error) => Err((
+            EXIT_USAGE,
+            format!("{error:#}\n{USAGE} {}", machine_options::USAGE),
+        )),
     };
     match outcome {
         Ok(code) => ExitCode::from(code),
