@@ -133,13 +133,15 @@ impl Talk {
         Ok(())
     }
 
-    /// A second hold on our end, to send requests from another thread.
+    /// The same end once more, for another thread.
     ///
     /// # Errors
-    /// If there is no descriptor left.
-    pub fn share(&self) -> io::Result<Self> {
-        let socket = self.socket.as_ref().map(OwnedFd::try_clone).transpose()?;
-        Ok(Self { socket })
+    /// If it is closed, or there is no descriptor left.
+    pub fn another(&self) -> io::Result<Self> {
+        let socket = self.socket.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+        Ok(Self {
+            socket: Some(socket.try_clone()?),
+        })
     }
 
     /// Closes our end, as an agent that goes away does.
@@ -217,14 +219,6 @@ impl LaunchedVmm {
         self.talk.next_event(timeout)
     }
 
-    /// A second hold on our end of the control socket.
-    ///
-    /// # Errors
-    /// If there is no descriptor left.
-    pub fn talk(&self) -> io::Result<Talk> {
-        self.talk.share()
-    }
-
     /// Sends one request.
     ///
     /// # Errors
@@ -239,6 +233,12 @@ impl LaunchedVmm {
     /// If the socket is closed on either side.
     pub fn send_bytes(&self, message: &[u8]) -> io::Result<()> {
         self.talk.send_bytes(message)
+    }
+
+    /// Our end of the socket.
+    #[must_use]
+    pub fn talk(&self) -> &Talk {
+        &self.talk
     }
 
     /// Closes our end, as an agent that goes away does.

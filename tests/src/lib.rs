@@ -5,11 +5,9 @@
 #![forbid(unsafe_code)]
 
 pub mod command;
-pub mod control_relay;
 pub mod host_devices;
 pub mod lab;
 pub mod launch;
-pub mod machine_options;
 pub mod progress;
 pub mod simulated_agent;
 pub mod startup;

@@ -88,20 +88,18 @@ impl UnitVmm {
         self.talk.next_event(timeout)
     }
 
-    /// A second hold on our end of the control socket.
-    ///
-    /// # Errors
-    /// If there is no descriptor left.
-    pub fn talk(&self) -> io::Result<Talk> {
-        self.talk.share()
-    }
-
     /// Sends one request.
     ///
     /// # Errors
     /// If the socket is closed on either side.
     pub fn send(&self, request: &Request) -> io::Result<()> {
         self.talk.send(request)
+    }
+
+    /// Our end of the socket.
+    #[must_use]
+    pub fn talk(&self) -> &Talk {
+        &self.talk
     }
 
     /// Waits at most `timeout` for the process to end; `None` if it goes on.

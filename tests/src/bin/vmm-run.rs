@@ -7,19 +7,20 @@
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
-use std::io::{Seek as _, SeekFrom, Write as _};
+use std::io::{BufRead as _, BufReader, Seek as _, SeekFrom, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, ExitStatus};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
-use berth_api::vmm::{Console, Disk, Exit, FdIndex, Request, Start, VirtioConsole};
-use berth_tests::control_relay::ControlRelay;
+use anyhow::{Context as _, Result, bail};
+use berth_api::vmm::{
+    Balloon, Console, Disk, Exit, FdIndex, HostPages, MemoryBacking, Request, Start, VirtioConsole,
+};
 use berth_tests::host_devices;
 use berth_tests::launch::{Descriptors, Heard, LaunchedVmm, Talk};
-use berth_tests::machine_options::{self, MachineOptions};
 use berth_tests::tap_host::TapOptions;
 use berth_tests::unit_launch::UnitVmm;
 use berth_tests::vsock_host::VsockPaths;
@@ -29,8 +30,9 @@ const USAGE: &str = "usage: vmm-run --vmm PATH --kernel FILE [--initrd FILE] [--
                      [--console FILE|-|none] [--hvc FILE[,input=PATH]] \
                      [--tap NAME[,queues=N][,vhost][,mac=ADDRESS]]... \
                      [--vsock CID[,listen=PATH][,connect=PATH]] \
-                     [--vfio ADDRESS]... [--p2p] [--control PATH] [--unit] [--follow-resets] \
-                     [--timeout SECONDS]";
+                     [--vfio ADDRESS]... [--p2p] [--balloon[=oom,reporting]] [--panic-device] \
+                     [--pages transparent|small|2m|1g] [--numa NODE,...] [--prefault] \
+                     [--control PATH] [--unit] [--follow-resets] [--timeout SECONDS]";
 /// How long a VMM that was told to stop may take before it is killed.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 /// Exit status for a wrong command line.
@@ -59,11 +61,13 @@ struct Arguments {
     taps: Vec<TapOptions>,
     vsock: Option<VsockPaths>,
     hvc: Option<Hvc>,
-    machine: MachineOptions,
-    /// Where others on this host may talk with the VMM.
-    control: Option<PathBuf>,
     /// Whether the VMM runs in a unit as the agent makes them, and not as our child.
     unit: bool,
+    balloon: Option<Balloon>,
+    panic_device: bool,
+    memory: MemoryBacking,
+    /// Where requests are taken: a Unix socket, one JSON document in each line.
+    control: Option<PathBuf>,
     follow_resets: bool,
     deadline: Option<Instant>,
 }
@@ -86,9 +90,11 @@ impl Arguments {
             taps: Vec::new(),
             vsock: None,
             hvc: None,
-            machine: MachineOptions::default(),
-            control: None,
             unit: false,
+            balloon: None,
+            panic_device: false,
+            memory: MemoryBacking::default(),
+            control: None,
             follow_resets: false,
             deadline: None,
         };
@@ -117,6 +123,14 @@ impl Arguments {
                 "--hvc" => found.hvc = Some(Hvc::parse(text(value()?)?)),
                 "--tap" => found.taps.push(tap(&text(value()?)?)?),
                 "--vsock" => found.vsock = Some(vsock(&text(value()?)?)?),
+                "--balloon" => found.balloon = Some(balloon("")?),
+                _ if option.starts_with("--balloon=") => {
+                    found.balloon = Some(balloon(&option["--balloon=".len()..])?);
+                }
+                "--panic-device" => found.panic_device = true,
+                "--pages" => found.memory.pages = pages(&text(value()?)?)?,
+                "--numa" => found.memory.numa_nodes = nodes(&text(value()?)?)?,
+                "--prefault" => found.memory.prefault = true,
                 "--control" => found.control = Some(PathBuf::from(value()?)),
                 "--unit" => found.unit = true,
                 "--follow-resets" => found.follow_resets = true,
@@ -124,10 +138,7 @@ impl Arguments {
                     let limit = Duration::from_secs(number(&option, value()?)?);
                     found.deadline = Some(Instant::now() + limit);
                 }
-                other => {
-                    let is_known = found.machine.take(other, || text(value()?))?;
-                    ensure!(is_known, "unknown option `{other}`");
-                }
+                _ => bail!("unknown option `{option}`"),
             }
         }
         found.vmm = vmm.context("--vmm is missing")?;
@@ -167,7 +178,7 @@ impl Arguments {
             Some(hvc) => Some(hvc.open(&mut descriptors)?),
             None => None,
         };
-        let mut start = Start {
+        let start = Start {
             vfio,
             vcpus: self.vcpus,
             memory_mib: self.memory_mib,
@@ -179,9 +190,11 @@ impl Arguments {
             networks,
             vsock,
             virtio_console,
+            balloon: self.balloon,
+            panic_device: self.panic_device,
+            memory_backing: self.memory.clone(),
             ..Start::new("vmm-run", kvm, kernel)
         };
-        self.machine.put_into(&mut start);
         Ok((start, descriptors))
     }
 }
@@ -274,6 +287,58 @@ fn add_console(descriptors: &mut Descriptors, path: &Path) -> Result<FdIndex> {
     Ok(descriptors.add(opened.with_context(|| format!("opening {}", path.display()))?))
 }
 
+fn balloon(options: &str) -> Result<Balloon> {
+    let mut found = Balloon {
+        deflate_on_oom: false,
+        free_page_reporting: false,
+    };
+    for option in options.split(',').filter(|option| !option.is_empty()) {
+        match option {
+            "oom" => found.deflate_on_oom = true,
+            "reporting" => found.free_page_reporting = true,
+            _ => bail!("--balloon: `{option}` is neither oom nor reporting"),
+        }
+    }
+    Ok(found)
+}
+
+fn pages(value: &str) -> Result<HostPages> {
+    match value {
+        "transparent" => Ok(HostPages::Transparent),
+        "small" => Ok(HostPages::Small),
+        "2m" => Ok(HostPages::Huge2M),
+        "1g" => Ok(HostPages::Huge1G),
+        _ => bail!("--pages: `{value}` is none of transparent, small, 2m and 1g"),
+    }
+}
+
+fn nodes(value: &str) -> Result<Vec<u32>> {
+    let node = |word: &str| {
+        word.parse()
+            .with_context(|| format!("--numa: `{word}` is no number"))
+    };
+    value.split(',').map(node).collect()
+}
+
+/// Hands every line that comes over a Unix socket at `path` to the VMM.
+fn take_requests(path: &Path, talk: Talk) -> Result<()> {
+    // What an earlier run has left there is nobody's.
+    let _removed = std::fs::remove_file(path);
+    let listener =
+        UnixListener::bind(path).with_context(|| format!("binding {}", path.display()))?;
+    std::thread::spawn(move || {
+        for caller in listener.incoming().flatten() {
+            let mut lines = BufReader::new(caller).lines();
+            while let Some(Ok(line)) = lines.next() {
+                if talk.send_bytes(line.as_bytes()).is_err() {
+                    return;
+                }
+            }
+        }
+    });
+    Ok(())
+}
+
 /// A virtio console's output, and where its input comes from: a pipe or a terminal.
 struct Hvc {
     output: PathBuf,
@@ -313,13 +378,13 @@ impl Hvc {
 }
 
 /// Runs the VMM once, until its process has ended.
-fn run_once(arguments: &Arguments, relay: Option<&ControlRelay>) -> Result<ExitStatus> {
+fn run_once(arguments: &Arguments) -> Result<ExitStatus> {
     let (start, descriptors) = arguments.machine()?;
     let mut vmm = Vmm::launch(arguments, &start, &descriptors)
         .with_context(|| format!("starting {}", arguments.vmm.display()))?;
     drop(descriptors);
-    if let Some(relay) = relay {
-        relay.connect(vmm.talk()?);
+    if let Some(path) = &arguments.control {
+        take_requests(path, vmm.talk().another()?)?;
     }
     loop {
         match vmm.next_event(time_left(arguments.deadline))? {
@@ -327,9 +392,6 @@ fn run_once(arguments: &Arguments, relay: Option<&ControlRelay>) -> Result<ExitS
                 let mut line = serde_json::to_vec(&event)?;
                 line.push(b'\n');
                 std::io::stderr().write_all(&line)?;
-                if let Some(relay) = relay {
-                    relay.tell(&event)?;
-                }
             }
             Heard::Closed => break,
             Heard::Nothing if time_left(arguments.deadline).is_zero() => return stop(vmm),
@@ -361,11 +423,11 @@ impl Vmm {
         Ok(Self::Child(child))
     }
 
-    fn talk(&self) -> Result<Talk> {
-        Ok(match self {
-            Self::Child(vmm) => vmm.talk()?,
-            Self::Unit(vmm) => vmm.talk()?,
-        })
+    fn talk(&self) -> &Talk {
+        match self {
+            Self::Child(vmm) => vmm.talk(),
+            Self::Unit(vmm) => vmm.talk(),
+        }
     }
 
     fn next_event(&self, timeout: Duration) -> Result<Heard> {
@@ -428,10 +490,8 @@ fn time_left(deadline: Option<Instant>) -> Duration {
 }
 
 fn run(arguments: &Arguments) -> Result<u8> {
-    let relay = arguments.control.as_deref().map(ControlRelay::listen);
-    let relay = relay.transpose().context("making the control socket")?;
     loop {
-        let status = run_once(arguments, relay.as_ref())?;
+        let status = run_once(arguments)?;
         let code = status
             .code()
             .or_else(|| status.signal().map(|number| SIGNAL_BASE + number));
@@ -446,10 +506,7 @@ fn run(arguments: &Arguments) -> Result<u8> {
 fn main() -> ExitCode {
     let outcome = match Arguments::parse(std::env::args_os().skip(1)) {
         Ok(arguments) => run(&arguments).map_err(|error| (EXIT_FAILURE, format!("{error:#}"))),
-        Err(error) => Err((
-            EXIT_USAGE,
-            format!("{error:#}\n{USAGE} {}", machine_options::USAGE),
-        )),
+        Err(error) => Err((EXIT_USAGE, format!("{error:#}\n{USAGE}"))),
     };
     match outcome {
         Ok(code) => ExitCode::from(code),
