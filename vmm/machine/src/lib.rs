@@ -31,5 +31,6 @@ pub mod vsock_sockets;
 pub mod warnings;
 
 pub use machine::{Machine, MachineEvent, RunningMachine};
+pub use memory::Prefaulted;
 pub use refusal::{BuildMachineError, Refusal};
 pub use spec::MachineSpec;

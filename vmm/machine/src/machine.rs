@@ -4,6 +4,7 @@
 //! when to stop; the machine only knows that it ended.
 
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +28,7 @@ use crate::ending::{Ended, Ending};
 use crate::host_facts::HostFacts;
 use crate::irq_routes::IrqRoutes;
 use crate::layout::{self, RamLayout};
-use crate::memory;
+use crate::memory::{self, Prefaulted};
 use crate::queue_executor::IoLoop;
 use crate::refusal::{BuildMachineError, Refusal, host};
 use crate::spec::MachineSpec;
@@ -91,15 +92,23 @@ pub enum MachineEvent {
 }
 
 impl Machine {
-    /// Builds the machine: memory, kernel, devices, vCPUs.
+    /// Builds the machine: memory, kernel, devices, vCPUs. `report` hears how far the memory is, if
+    /// it is to be present first, and can end it all.
     ///
     /// # Errors
     /// [`BuildMachineError::Refused`] if the spec's kernel or sizes cannot be used on this host.
-    pub fn build(spec: MachineSpec) -> Result<Self, BuildMachineError> {
+    pub fn build(
+        spec: MachineSpec,
+        report: &mut dyn FnMut(Prefaulted) -> ControlFlow<()>,
+    ) -> Result<Self, BuildMachineError> {
         let kvm = kvm_from_descriptor(spec.kvm);
         check_host(&kvm, spec.vcpus)?;
         let ram = RamLayout::new(spec.memory_bytes);
-        let vm = Vm::create(&kvm, memory::map(ram)?)?;
+        let memory = memory::map(ram, &spec.memory_backing)?;
+        if spec.memory_backing.prefault {
+            memory::prefault(&memory, &spec.memory_backing, report)?;
+        }
+        let vm = Vm::create(&kvm, memory)?;
         prepare_interrupts(&vm)?;
         let entry = fill_memory(
             &vm,
