@@ -2,7 +2,7 @@
 
 /// What is left of an input. Numbers past the end read as zero, so that every prefix of an input
 /// is an input too.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Input<'a>(&'a [u8]);
 
 impl<'a> Input<'a> {

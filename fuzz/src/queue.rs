@@ -79,7 +79,10 @@ pub fn serve_queue(
     let mut is_broken = false;
     for (address, value) in writes {
         let before = is_broken.then(|| snapshot(&memory));
-        let served = active.serve(index);
+        let mut served = active.serve(index);
+        for source in 0..active.source_count() {
+            served = active.source_ready(source);
+        }
         after_each();
         if let Some(before) = before {
             assert_eq!(served, Served::NeedsReset);

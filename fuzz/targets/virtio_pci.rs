@@ -4,7 +4,7 @@
 //! range, vectors exist. Holds at the end: a reset heals, and a correct driver is served.
 #![no_main]
 
-use berth_fuzz::disk::CheckedDisk;
+use berth_fuzz::disk::{CheckedDisk, completion_order};
 use berth_fuzz::guest::{ECAM, Guest, RAM_BYTES};
 use berth_fuzz::input::Input;
 use berth_fuzz::layout::{
@@ -25,12 +25,15 @@ const BUFFERS: u64 = 0x8000;
 
 fuzz_target!(|bytes: &[u8]| {
     let mut input = Input::new(bytes);
-    let read_only = input.byte() & 1 != 0;
-    let (disk, view) = CheckedDisk::new(read_only);
+    let options = input.byte();
+    let read_only = options & 1 != 0;
+    let order = completion_order(options, &mut input);
+    let (disk, view) = CheckedDisk::new(read_only, order);
     let before = view.content();
     let options = BlockOptions {
         read_only,
         serial: "fuzz".to_owned(),
+        queues: 1,
     };
     let guest = Guest::new(vec![
         Box::new(Block::new(Box::new(disk), options)),

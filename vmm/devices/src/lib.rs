@@ -17,6 +17,7 @@ pub mod panic_device;
 pub mod pci;
 pub mod power;
 pub mod power_button;
+pub mod rate_limit;
 pub mod serial;
 mod sync;
 pub mod vfio;

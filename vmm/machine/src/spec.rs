@@ -10,14 +10,20 @@ use std::fs::File;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, OwnedFd};
 
-use berth_api::vmm::{self, Balloon, Console, FdIndex, HostPages, Start};
+use berth_api::vmm::{self, Balloon, Console, FdIndex, MemoryBacking, RateLimit, Start};
 use rustix::fs::{
     FileType, OFlags, SealFlags, Stat, fcntl_get_seals, fcntl_getfl, fstat, major, minor,
 };
 use rustix::net::{AddressFamily, SocketType, sockopt};
 
 pub use self::network::NetworkSpec;
+use crate::disk_file::Alignment;
+use crate::memory::HugePages;
 use crate::refusal::Refusal;
+
+pub mod vfio;
+
+use vfio::{VfioSpec, check_vfio};
 
 /// Device number of `/dev/kvm`: fixed by the kernel.
 const KVM_DEVICE: (u32, u32) = (10, 232);
@@ -25,6 +31,8 @@ const KVM_DEVICE: (u32, u32) = (10, 232);
 const SECTOR_BYTES: u64 = 512;
 /// Longest serial number of a disk.
 const MAX_SERIAL_BYTES: usize = 20;
+/// Most queues of a disk that the start message leaves to us.
+const CHOSEN_DISK_QUEUES: u16 = 4;
 /// Longest name in logs.
 const MAX_VM_ID_BYTES: usize = 64;
 /// Least size of a console segment.
@@ -68,8 +76,12 @@ pub struct MachineSpec {
     pub virtio_console: Option<VirtioConsoleSpec>,
     /// Whether there is a pvpanic device.
     pub panic_device: bool,
+    /// Host devices for the guest.
+    pub vfio: Option<VfioSpec>,
     /// The balloon.
     pub balloon: Option<Balloon>,
+    /// What memory is made of; `prefault` is set wherever it has to be.
+    pub memory_backing: MemoryBacking,
 }
 
 /// One disk.
@@ -81,8 +93,14 @@ pub struct DiskSpec {
     pub read_only: bool,
     /// The serial number that the guest reads.
     pub serial: String,
-    /// The size that the guest sees: whole sectors, all of them in the image.
+    /// The size that the guest sees: whole blocks, all of them in the image.
     pub bytes: u64,
+    /// Number of queues, at least 1.
+    pub queues: u16,
+    /// Bounds on what the guest may do.
+    pub rate_limit: RateLimit,
+    /// Block sizes, and how memory has to lie.
+    pub(crate) alignment: Alignment,
 }
 
 /// A virtio console.
@@ -139,8 +157,8 @@ impl TryFrom<(Start, Vec<OwnedFd>)> for MachineSpec {
             ));
         }
         check_balloon(&start)?;
+        let memory_backing = check_backing(&start)?;
         network::check_values(&start.networks)?;
-        refuse_unbuilt(&start)?;
         let mut intake = Intake::new(descriptors)?;
         let kvm = intake.take("kvm", start.kvm)?;
         check_kvm("kvm", &kvm)?;
@@ -153,7 +171,7 @@ impl TryFrom<(Start, Vec<OwnedFd>)> for MachineSpec {
             .disks
             .into_iter()
             .enumerate()
-            .map(|(position, disk)| check_disk(&mut intake, position, disk))
+            .map(|(position, disk)| check_disk(&mut intake, position, disk, vcpus))
             .collect::<Result<_, _>>()?;
         let networks = start.networks.iter().enumerate();
         let networks = networks
@@ -166,6 +184,10 @@ impl TryFrom<(Start, Vec<OwnedFd>)> for MachineSpec {
         let console = start
             .console
             .map(|console| check_console(&mut intake, "console", &console))
+            .transpose()?;
+        let vfio = start
+            .vfio
+            .map(|vfio| check_vfio(&mut intake, &vfio))
             .transpose()?;
         let vsock = start
             .vsock
@@ -192,7 +214,9 @@ impl TryFrom<(Start, Vec<OwnedFd>)> for MachineSpec {
             vsock,
             virtio_console,
             panic_device: start.panic_device,
+            vfio,
             balloon: start.balloon,
+            memory_backing,
         })
     }
 }
@@ -296,32 +320,10 @@ fn check_version(version: u32) -> Result<(), Refusal> {
     ))
 }
 
-/// Refuses what this release's contract names and its VMM does not have.
-fn refuse_unbuilt(start: &Start) -> Result<(), Refusal> {
-    let fields = [
-        ("vfio", start.vfio.is_some()),
-        (
-            "memory_backing",
-            start.memory_backing != vmm::MemoryBacking::default(),
-        ),
-    ];
-    match fields.iter().find(|(_, is_asked)| *is_asked) {
-        None => Ok(()),
-        Some((field, _)) => Err(Refusal::new(
-            *field,
-            "this VMM does not have it",
-            "leave it out, or install a release that has it",
-        )),
-    }
-}
-
 /// A device reaches all guest memory at any time, so that none of it may go, and huge pages were
 /// reserved for this guest: one that goes may be another's when the guest wants it back.
 fn check_balloon(start: &Start) -> Result<(), Refusal> {
-    let has_huge_pages = match start.memory_backing.pages {
-        HostPages::Transparent | HostPages::Small => false,
-        HostPages::Huge2M | HostPages::Huge1G => true,
-    };
+    let has_huge_pages = HugePages::of(start.memory_backing.pages).is_some();
     let problem = if start.balloon.is_none() {
         return Ok(());
     } else if start.vfio.is_some() {
@@ -336,6 +338,33 @@ fn check_balloon(start: &Start) -> Result<(), Refusal> {
         problem,
         "leave the balloon out, or use pages of the ordinary size and no vfio",
     ))
+}
+
+/// Devices want all memory present, as they reach it without the host's kernel. Huge pages are
+/// reserved for the whole host and not on a node: only their coming shows that the nodes have them.
+fn check_backing(start: &Start) -> Result<MemoryBacking, Refusal> {
+    let backing = &start.memory_backing;
+    let huge = HugePages::of(backing.pages);
+    if let Some(pages) = huge
+        && !(start.memory_mib << 20).is_multiple_of(pages.bytes)
+    {
+        return Err(Refusal::new(
+            "memory_backing.pages",
+            format!(
+                "{} MiB are not a whole number of pages of {}",
+                start.memory_mib, pages.name
+            ),
+            format!(
+                "ask for a multiple of {} MiB, or for other pages",
+                pages.bytes >> 20
+            ),
+        ));
+    }
+    let has_huge_of_nodes = huge.is_some() && !backing.numa_nodes.is_empty();
+    Ok(MemoryBacking {
+        prefault: backing.prefault || start.vfio.is_some() || has_huge_of_nodes,
+        ..backing.clone()
+    })
 }
 
 fn check_vcpus(vcpus: u32) -> Result<u8, Refusal> {
@@ -398,7 +427,12 @@ fn check_kvm(field: &str, descriptor: &OwnedFd) -> Result<(), Refusal> {
     ))
 }
 
-fn check_disk(intake: &mut Intake, position: usize, disk: vmm::Disk) -> Result<DiskSpec, Refusal> {
+fn check_disk(
+    intake: &mut Intake,
+    position: usize,
+    disk: vmm::Disk,
+    vcpus: u8,
+) -> Result<DiskSpec, Refusal> {
     let field = |name: &str| format!("disks[{position}].{name}");
     check_printable(&field("serial"), &disk.serial, 0, MAX_SERIAL_BYTES)?;
     if disk.expected_bytes == 0 || !disk.expected_bytes.is_multiple_of(SECTOR_BYTES) {
@@ -443,12 +477,48 @@ fn check_disk(intake: &mut Intake, position: usize, disk: vmm::Disk) -> Result<D
             "restore the image, or correct expected_bytes",
         ));
     }
+    let alignment = Alignment::of(descriptor.as_fd())
+        .map_err(|error| Refusal::new(&fd, cannot_examine(&error), ORDINARY_FILE))?;
+    check_blocks(&field("expected_bytes"), disk.expected_bytes, alignment)?;
     Ok(DiskSpec {
         file: File::from(descriptor),
         read_only: disk.read_only,
         serial: disk.serial,
         bytes: disk.expected_bytes,
+        queues: check_queues(&field("queues"), disk.queues, vcpus)?,
+        rate_limit: disk.rate_limit,
+        alignment,
     })
+}
+
+/// A disk whose transfers go around the page cache has no part of a block at its end.
+fn check_blocks(field: &str, bytes: u64, alignment: Alignment) -> Result<(), Refusal> {
+    let block = alignment.logical_block();
+    if bytes.is_multiple_of(u64::from(block)) {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        field,
+        format!("{bytes} bytes are not a whole number of blocks of the descriptor's O_DIRECT"),
+        format!("use a multiple of {block}, or open the disk without O_DIRECT"),
+    ))
+}
+
+/// As many queues as asked for; else one for each vCPU, up to a number beyond which one I/O thread
+/// gains nothing by more.
+fn check_queues(field: &str, queues: u16, vcpus: u8) -> Result<u16, Refusal> {
+    match queues {
+        0 => Ok(u16::from(vcpus).min(CHOSEN_DISK_QUEUES)),
+        1..=vmm::MAX_DISK_QUEUES => Ok(queues),
+        _ => Err(Refusal::new(
+            field,
+            format!("{queues} queues are more than a disk can have"),
+            format!(
+                "use at most {}, or 0 for the VMM's choice",
+                vmm::MAX_DISK_QUEUES
+            ),
+        )),
+    }
 }
 
 fn check_console(
@@ -629,12 +699,14 @@ fn size_of(stat: &Stat) -> u64 {
     u64::try_from(stat.st_size).unwrap_or(0)
 }
 
+const ORDINARY_FILE: &str = "send a descriptor of an ordinary open file";
+
+fn cannot_examine(error: &dyn std::error::Error) -> String {
+    format!("the descriptor cannot be examined: {error}")
+}
+
 fn unreadable(field: &str, error: rustix::io::Errno) -> Refusal {
-    Refusal::new(
-        field,
-        format!("the descriptor cannot be examined: {error}"),
-        "send a descriptor of an ordinary open file",
-    )
+    Refusal::new(field, cannot_examine(&error), ORDINARY_FILE)
 }
 
 fn not_a(field: &str, what: &str, remedy: &str) -> Refusal {

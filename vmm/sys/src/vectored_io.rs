@@ -5,12 +5,13 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::ptr;
 
 use libc::{c_int, iovec, off_t, ssize_t};
 use vm_memory::VolatileSlice;
 
 /// Buffers that the kernel takes at once (`IOV_MAX`, `UIO_MAXIOV` in the kernel).
-const MAX_BUFFERS: usize = 1024;
+pub(crate) const MAX_BUFFERS: usize = 1024;
 
 /// `preadv` or `pwritev`.
 type Transfer = unsafe extern "C" fn(RawFd, *const iovec, c_int, off_t) -> ssize_t;
@@ -99,7 +100,39 @@ fn move_some(
     }
 }
 
-/// Parts of live guest memory. Only [`move_all`] makes them, out of guards that it keeps.
+/// What zeroes are written from, as direct writes want it.
+#[repr(align(4096))]
+struct Zeroes([u8; 64 << 10]);
+static ZEROES: Zeroes = Zeroes([0; 64 << 10]);
+
+/// `bytes` zeroes to write. The memory is never written to.
+pub(crate) fn zeroes(bytes: u64) -> io::Result<Vec<iovec>> {
+    let mut left = usize::try_from(bytes).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let mut parts = Vec::with_capacity(left.div_ceil(ZEROES.0.len()));
+    while left > 0 {
+        let now = left.min(ZEROES.0.len());
+        parts.push(iovec {
+            iov_base: ptr::from_ref(&ZEROES).cast_mut().cast(),
+            iov_len: now,
+        });
+        left -= now;
+    }
+    Ok(parts)
+}
+
+/// Writes `bytes` zeroes to `file`, starting at byte `offset`.
+///
+/// # Errors
+/// As [`write_all_at`].
+pub fn write_zeroes_at(file: BorrowedFd<'_>, offset: u64, bytes: u64) -> io::Result<()> {
+    let stuck = io::ErrorKind::WriteZero;
+    move_parts(offset, &mut zeroes(bytes)?, stuck, |parts, at| {
+        call(libc::pwritev, file, parts, at)
+    })
+}
+
+/// Parts of live guest memory or of what is static. Only [`move_parts`] makes them, out of those
+/// that its callers keep.
 struct Parts<'a>(&'a [iovec]);
 
 fn call(
@@ -110,7 +143,8 @@ fn call(
 ) -> io::Result<usize> {
     let count = c_int::try_from(parts.0.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
     // SAFETY: the descriptor is borrowed, so it is open; the array has `count` entries, each of
-    // which lies in memory that a volatile slice vouches for as long as `Parts` lives. The kernel
+    // which lies in memory that a volatile slice vouches for as long as `Parts` lives, or in a
+    // static that is only written from (`write_zeroes_at`). The kernel
     // reads or writes there without regard for who else does, which is what volatile slices are
     // for: no Rust reference to that memory exists.
     let moved = unsafe { transfer(file.as_raw_fd(), parts.0.as_ptr(), count, at) };
@@ -122,7 +156,7 @@ fn move_all(
     offset: u64,
     buffers: &[VolatileSlice<'_>],
     stuck: io::ErrorKind,
-    mut transfer: impl FnMut(Parts<'_>, off_t) -> io::Result<usize>,
+    transfer: impl FnMut(Parts<'_>, off_t) -> io::Result<usize>,
 ) -> io::Result<()> {
     // A slice's memory is only promised to be mapped while its guard lives.
     let guards: Vec<_> = buffers.iter().map(VolatileSlice::ptr_guard_mut).collect();
@@ -133,8 +167,18 @@ fn move_all(
             iov_len: guard.len(),
         })
         .collect();
+    move_parts(offset, &mut parts, stuck, transfer)
+}
+
+/// The same for `parts`, which the caller keeps alive.
+fn move_parts(
+    offset: u64,
+    parts: &mut [iovec],
+    stuck: io::ErrorKind,
+    mut transfer: impl FnMut(Parts<'_>, off_t) -> io::Result<usize>,
+) -> io::Result<()> {
     let mut at = off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let mut rest = skip(&mut parts, 0);
+    let mut rest = skip(parts, 0);
     while !rest.is_empty() {
         let batch = rest.len().min(MAX_BUFFERS);
         let moved = match transfer(Parts(&rest[..batch]), at) {
@@ -153,7 +197,7 @@ fn move_all(
 }
 
 /// What is left of `parts` after the first `moved` bytes; it never begins with an empty part.
-fn skip(parts: &mut [iovec], mut moved: usize) -> &mut [iovec] {
+pub(crate) fn skip(parts: &mut [iovec], mut moved: usize) -> &mut [iovec] {
     let mut whole = 0;
     while let Some(left) = parts
         .get(whole)
@@ -286,5 +330,17 @@ mod tests {
         let refused = write_all_at(full.as_fd(), 0, &slices(&mut buffers));
         assert_eq!(kind(refused), io::ErrorKind::StorageFull);
         read_exact_at(source.as_fd(), 99, &[]).unwrap();
+    }
+
+    #[test]
+    fn zeroes_are_written_and_nothing_beside_them() {
+        let target = file(&vec![1; 300_000]);
+        write_zeroes_at(target.as_fd(), 5, 200_000).unwrap();
+        let mut content = vec![0; 300_000];
+        std::os::unix::fs::FileExt::read_exact_at(&target, &mut content, 0).unwrap();
+        let zeroes = content.iter().position(|&byte| byte == 0).unwrap();
+        let after = content.iter().rposition(|&byte| byte == 0).unwrap();
+        assert_eq!((zeroes, after), (5, 200_004));
+        assert!(content[5..200_005].iter().all(|&byte| byte == 0));
     }
 }

@@ -55,13 +55,19 @@ impl ActiveDevice {
         if !self.queues.is_enabled(queue_index) {
             return self.unless_broken(Served::Idle);
         }
-        self.run(|device, queues, memory| serve_queue(device, queue_index, queues, memory))
+        self.run(|device, queues, memory| {
+            let served = serve_queue(device, queue_index, queues, memory)?;
+            Ok(more_of(served, serve_wanted(device, queues, memory)?))
+        })
     }
 
     /// Lets the device take input from its descriptor `source`, with the same bounds as
     /// [`Self::serve`].
     pub fn source_ready(&mut self, source: u16) -> Served {
-        self.run(|device, queues, memory| device.source_ready(source, queues, memory))
+        self.run(|device, queues, memory| {
+            let served = device.source_ready(source, queues, memory)?;
+            Ok(more_of(served, serve_wanted(device, queues, memory)?))
+        })
     }
 
     /// Number of queues of the device, enabled or not.
@@ -121,6 +127,35 @@ impl ActiveDevice {
         self.device.reset();
         self.device
     }
+}
+
+/// Both together.
+fn more_of(first: Served, second: Served) -> Served {
+    if second == Served::More {
+        second
+    } else {
+        first
+    }
+}
+
+/// Serves the queues that the device asked for.
+fn serve_wanted(
+    device: &mut dyn VirtioDevice,
+    queues: &mut Queues,
+    memory: &Memory,
+) -> Result<Served, QueueBroken> {
+    let mut all = Served::Idle;
+    for index in 0..queues.count() {
+        let is_wanted = queues.get(index).is_some_and(VirtQueue::take_wanted);
+        if is_wanted && serve_queue(device, index, queues, memory)? == Served::More {
+            all = Served::More;
+            // Its turn comes with the next call for the same queue or source.
+            if let Some(queue) = queues.get(index) {
+                queue.serve_again();
+            }
+        }
+    }
+    Ok(all)
 }
 
 /// Serves until the ring is empty and the driver knows that it has to notify again, or until the

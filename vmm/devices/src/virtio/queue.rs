@@ -71,6 +71,12 @@ pub struct NotMemory;
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Buffers(Vec<Segment>);
 
+impl From<Vec<Segment>> for Buffers {
+    fn from(segments: Vec<Segment>) -> Self {
+        Self(segments)
+    }
+}
+
 impl Buffers {
     /// Total length in bytes.
     #[must_use]
@@ -264,6 +270,8 @@ pub struct VirtQueue {
     told: u16,
     is_quiet: bool,
     budget: u16,
+    /// Whether the device wants the queue served right after this call.
+    is_wanted: bool,
     errors: Arc<GuestErrors>,
 }
 
@@ -305,6 +313,7 @@ impl VirtQueue {
             told: 0,
             is_quiet: false,
             budget: 0,
+            is_wanted: false,
             errors,
         })
     }
@@ -423,8 +432,20 @@ impl VirtQueue {
         self.is_quiet = is_quiet;
     }
 
-    pub(super) fn is_quiet(&self) -> bool {
+    /// Whether chains may be there that the device left for later.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
         self.is_quiet
+    }
+
+    /// Has the queue served right after the present call of the device, as if the driver had
+    /// notified.
+    pub fn serve_again(&mut self) {
+        self.is_wanted = true;
+    }
+
+    pub(super) fn take_wanted(&mut self) -> bool {
+        std::mem::take(&mut self.is_wanted)
     }
 
     /// Counts what the driver did wrong.

@@ -3,7 +3,7 @@
 
 use std::fs::{File, OpenOptions};
 
-use berth_api::vmm::Disk;
+use berth_api::vmm::{Disk, HostPages};
 
 use super::*;
 
@@ -54,7 +54,7 @@ fn disk(read_only: bool, expected_bytes: u64) -> Disk {
 
 fn checked(descriptor: OwnedFd, disk: Disk) -> Result<DiskSpec, String> {
     let mut intake = Intake::new(vec![descriptor]).unwrap();
-    check_disk(&mut intake, 3, disk).map_err(|refusal| refusal.field)
+    check_disk(&mut intake, 3, disk, 8).map_err(|refusal| refusal.field)
 }
 
 #[test]
@@ -92,6 +92,32 @@ fn a_disk_must_have_the_mode_and_the_length_that_are_claimed() {
     assert_eq!(
         refused(checked(null.into(), disk(true, 512))),
         "disks[3].fd"
+    );
+}
+
+#[test]
+fn a_disk_has_as_many_queues_as_asked_for_or_a_few() {
+    for (asked, vcpus, expected) in [(0, 1, 1), (0, 3, 3), (0, 64, 4), (1, 64, 1), (16, 1, 16)] {
+        assert_eq!(check_queues("queues", asked, vcpus).unwrap(), expected);
+    }
+    let refused = checked(
+        disk_file(4096, true),
+        Disk {
+            queues: 17,
+            ..disk(false, 4096)
+        },
+    );
+    assert_eq!(refused.unwrap_err(), "disks[3].queues");
+}
+
+#[test]
+fn a_direct_disk_ends_with_a_whole_block() {
+    let alignment = Alignment::of(disk_file(4096, true).as_fd()).unwrap();
+    check_blocks("bytes", 4096 + 512, alignment).unwrap();
+    let refusal = check_blocks("bytes", 4096 + 511, alignment).unwrap_err();
+    assert_eq!(
+        refusal.remedy,
+        "use a multiple of 512, or open the disk without O_DIRECT"
     );
 }
 
@@ -210,6 +236,37 @@ fn sockets_of_a_vsock_must_be_what_the_contract_says() {
         let refused = check(3, listening(), wrong).unwrap_err();
         assert_eq!(refused, "vsock.connector");
     }
+}
+
+#[test]
+fn memory_is_a_whole_number_of_its_pages() {
+    let checked = |pages, memory_mib| {
+        let mut start = start();
+        start.memory_mib = memory_mib;
+        start.memory_backing.pages = pages;
+        check_backing(&start).map_err(|refusal| refusal.field)
+    };
+    for (pages, memory_mib) in [
+        (HostPages::Small, 33),
+        (HostPages::Transparent, 33),
+        (HostPages::Huge2M, 34),
+        (HostPages::Huge1G, 2048),
+    ] {
+        assert!(!checked(pages, memory_mib).unwrap().prefault);
+    }
+    for (pages, memory_mib) in [(HostPages::Huge2M, 33), (HostPages::Huge1G, 1536)] {
+        let field = checked(pages, memory_mib).unwrap_err();
+        assert_eq!(field, "memory_backing.pages");
+    }
+}
+
+#[test]
+fn huge_pages_of_chosen_nodes_are_made_present_first() {
+    let mut start = start();
+    start.memory_backing.numa_nodes = vec![0];
+    assert!(!check_backing(&start).unwrap().prefault);
+    start.memory_backing.pages = HostPages::Huge2M;
+    assert!(check_backing(&start).unwrap().prefault);
 }
 
 #[test]

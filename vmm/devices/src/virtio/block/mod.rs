@@ -1,56 +1,68 @@
 //! virtio-blk: a raw disk.
 //!
-//! Owns the device's facts and the carrying out of checked requests. Parsing is in [`request`],
-//! bytes are in [`backend`]. Requests are served one after the other, so a head that is submitted
-//! twice is two requests in a row and never two in flight.
+//! Owns the way of a request: taken from its queue, parsed ([`request`]), started on the backend
+//! ([`backend`]), answered when it is complete. Requests are in progress side by side and complete in
+//! any order. Where a queue's share of places is used up, or the disk is over its limits, what the
+//! driver submits waits in its ring.
 
 pub mod backend;
+mod features;
+mod in_flight;
 pub mod request;
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
-    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK,
-    VIRTIO_BLK_S_UNSUPP,
+    VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_S_IOERR,
+    VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
 };
-use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions, VolatileSlice};
+use vm_memory::{Bytes, GuestAddress, Permissions};
 
-use self::backend::BlockBackend;
-use self::request::{DiskShape, MAX_DATA_BYTES, Operation, Refusal, SECTOR_BYTES, SERIAL_BYTES};
+use self::backend::{BlockBackend, Completion, NotMemory, Operation, slices};
+pub use self::in_flight::REQUESTS_PER_QUEUE;
+use self::in_flight::{InFlight, Pending};
+use self::request::{DiskShape, Refusal, SECTOR_BYTES, SERIAL_BYTES, Task};
 use super::config::DeviceConfig;
-use super::device::VirtioDevice;
+use super::device::{Served, VirtioDevice};
 use super::queue::{Buffers, Chain, QueueBroken, Queues, VirtQueue};
+use crate::counters::Counters;
 use crate::guest_error::GuestError;
 use crate::memory::Memory;
+use crate::rate_limit::Throttle;
 
-/// Descriptors of the only queue.
+/// Descriptors of a queue.
 pub const QUEUE_SIZE: u16 = 256;
+/// Most queues of a disk.
+pub const MAX_QUEUES: u16 = 16;
 
 const DEVICE_TYPE: u16 = 2;
-/// Data segments of one request: what a chain holds besides header and status.
-const SEGMENTS: u32 = QUEUE_SIZE as u32 - 2;
-/// `struct virtio_blk_config` up to the zoned fields, which belong to a feature of their own.
-const CONFIG_BYTES: usize = 60;
-const CONFIG_CAPACITY: usize = 0;
-const CONFIG_SEGMENTS: usize = 12;
-const CONFIG_BLOCK_SIZE: usize = 20;
-/// Most sectors, most segments, alignment in sectors.
-const CONFIG_DISCARD: usize = 36;
-/// Most sectors, most segments, and a byte that says whether zeroes may free storage.
-const CONFIG_WRITE_ZEROES: usize = 48;
-const BLOCK_BYTES: u32 = 512;
-/// Sectors of one range to discard or to fill with zeroes.
-const RANGE_SECTORS: u32 = 131_072;
-const _: () = assert!(RANGE_SECTORS as u64 * SECTOR_BYTES == MAX_DATA_BYTES);
-/// A request has one range.
-const RANGES: u32 = 1;
-/// Hosts free storage in pieces of 4 KiB or more.
-const DISCARD_ALIGNMENT_SECTORS: u32 = 8;
+
+/// What is counted, in the order of the constants below.
+const COUNTERS: &[&str] = &[
+    "reads",
+    "writes",
+    "flushes",
+    "discards",
+    "write_zeroes",
+    "read_bytes",
+    "written_bytes",
+    "errors",
+    "throttled",
+];
+const READS: usize = 0;
+const WRITES: usize = 1;
+const FLUSHES: usize = 2;
+const DISCARDS: usize = 3;
+const ZEROES: usize = 4;
+const READ_BYTES: usize = 5;
+const WRITTEN_BYTES: usize = 6;
+const ERRORS: usize = 7;
+const THROTTLED: usize = 8;
 
 /// What a disk tells its driver.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -59,12 +71,21 @@ pub struct BlockOptions {
     pub read_only: bool,
     /// Serial number: at most 20 bytes are shown, padded with zeroes.
     pub serial: String,
+    /// Number of queues: at least 1 and at most [`MAX_QUEUES`] are made.
+    pub queues: u16,
 }
 
 /// A disk.
 pub struct Block {
     backend: Box<dyn BlockBackend>,
+    /// Whether the backend has no requests in progress.
+    is_synchronous: bool,
+    in_flight: InFlight,
+    throttle: Option<Throttle>,
+    /// Whether requests have been kept waiting since the last one was taken.
+    is_throttled: bool,
     features: u64,
+    queue_sizes: Box<[u16]>,
     /// What the driver accepted of `features` is part of it.
     disk: DiskShape,
     /// Whether the driver knows of no cache: every write is then durable before it is answered
@@ -72,151 +93,228 @@ pub struct Block {
     writes_through: bool,
     serial: [u8; SERIAL_BYTES as usize],
     config: Arc<DeviceConfig>,
+    counters: Arc<Counters>,
 }
 
 impl Block {
-    /// A disk over `backend`. Bytes after the last whole sector are not part of it.
+    /// A disk over `backend`, which has to take [`REQUESTS_PER_QUEUE`] requests at once for each
+    /// queue. Bytes after the last whole sector are not part of the disk.
     #[must_use]
     pub fn new(backend: Box<dyn BlockBackend>, options: BlockOptions) -> Self {
-        let disk = DiskShape {
-            sectors: backend.bytes() / SECTOR_BYTES,
-            read_only: options.read_only,
-            can_discard: false,
-            can_write_zeroes: false,
-        };
-        let features = offered(backend.as_ref(), options.read_only);
+        let facts = backend.facts();
+        let queues = options.queues.clamp(1, MAX_QUEUES);
+        let features = features::offered(facts, options.read_only, queues);
         let mut serial = [0; SERIAL_BYTES as usize];
         for (byte, &shown) in serial.iter_mut().zip(options.serial.as_bytes()) {
             *byte = shown;
         }
         Self {
+            is_synchronous: backend.descriptor().is_none(),
             backend,
+            in_flight: InFlight::new(queues),
+            throttle: None,
+            is_throttled: false,
             features,
-            disk,
+            queue_sizes: vec![QUEUE_SIZE; usize::from(queues)].into(),
+            disk: DiskShape {
+                sectors: facts.bytes / SECTOR_BYTES,
+                unit: u64::from(facts.logical_block),
+                read_only: options.read_only,
+                can_discard: false,
+                can_write_zeroes: false,
+            },
             writes_through: true,
             serial,
-            config: DeviceConfig::constant(&configuration(disk.sectors, features)),
+            config: DeviceConfig::constant(&features::configuration(facts, features, queues)),
+            counters: Arc::new(Counters::new(COUNTERS)),
         }
     }
 
-    /// Carries one operation out; returns the number of bytes written to guest memory.
-    fn perform(&mut self, operation: Operation, memory: &Memory) -> Result<u32, Refusal> {
-        match operation {
-            Operation::Read { offset, data } => {
-                let buffers = slices(&data, memory, Permissions::Write)?;
-                self.backend
-                    .read_at(offset, &buffers)
-                    .map_err(host_failed)?;
-                Ok(u32::try_from(data.bytes()).expect("a request moves at most 64 MiB"))
+    /// Bounds what the guest may do.
+    #[must_use]
+    pub fn throttled(mut self, throttle: Throttle) -> Self {
+        self.throttle = Some(throttle);
+        self
+    }
+
+    /// Whether another request of queue `index` may be taken now. If not, a source tells when.
+    fn is_ready_for(&mut self, index: u16) -> bool {
+        if !self.in_flight.has_room(index) {
+            return false;
+        }
+        let admits = self.throttle.as_mut().is_none_or(Throttle::admits);
+        self.is_throttled |= !admits;
+        admits
+    }
+
+    /// Starts the request in `chain`, or answers it at once.
+    fn begin(
+        &mut self,
+        index: u16,
+        mut chain: Chain,
+        queue: &mut VirtQueue,
+        memory: &Memory,
+    ) -> Result<(), QueueBroken> {
+        let Some(request) = request::parse(&mut chain, memory, self.disk) else {
+            queue.count(GuestError::VirtioRequest);
+            return queue.complete(memory, chain, 0);
+        };
+        let mut pending = Pending {
+            queue: index,
+            chain,
+            status: request.status,
+            written: 0,
+            settles: false,
+        };
+        let result = match request.task {
+            Ok(Task::Operate(operation)) => match self.start(pending, &operation, memory) {
+                Ok(()) => return Ok(()),
+                Err((given_back, refusal)) => {
+                    pending = given_back;
+                    Err(refusal)
+                }
+            },
+            Ok(Task::Identify { data }) => {
+                pending.written = SERIAL_BYTES;
+                self.identify(&data, memory)
             }
-            Operation::Write { offset, data } => {
-                let buffers = slices(&data, memory, Permissions::Read)?;
-                self.backend
-                    .write_at(offset, &buffers)
-                    .map_err(host_failed)?;
-                self.settle()
+            Err(refusal) => Err(refusal),
+        };
+        self.answer(pending, result, queue, memory)
+    }
+
+    /// Hands `operation` to the backend; a refusal comes with `pending`.
+    fn start(
+        &mut self,
+        mut pending: Pending,
+        operation: &Operation,
+        memory: &Memory,
+    ) -> Result<(), (Pending, Refusal)> {
+        let filled = self.account(operation);
+        pending.written = u32::try_from(filled).expect("a request moves at most 64 MiB");
+        pending.settles =
+            self.writes_through && !matches!(operation, Operation::Read { .. } | Operation::Flush);
+        let id = match self.in_flight.insert(pending) {
+            Ok(id) => id,
+            Err(pending) => return Err((pending, Refusal::HostFailed)),
+        };
+        match self.backend.start(id, operation, memory) {
+            Ok(()) => Ok(()),
+            Err(NotMemory) => {
+                let pending = self.in_flight.remove(id);
+                Err((pending.expect("it was just put there"), NOT_MEMORY))
             }
-            Operation::Discard { offset, bytes } => {
-                self.backend.discard(offset, bytes).map_err(host_failed)?;
-                self.settle()
-            }
-            Operation::WriteZeroes {
-                offset,
-                bytes,
-                space,
-            } => {
-                self.backend
-                    .write_zeroes(offset, bytes, space)
-                    .map_err(host_failed)?;
-                self.settle()
-            }
-            Operation::Flush => self.backend.flush().map(|()| 0).map_err(host_failed),
-            Operation::Identify { data } => self.identify(&data, memory),
         }
     }
 
-    fn identify(&self, data: &Buffers, memory: &Memory) -> Result<u32, Refusal> {
+    /// Counts and charges `operation`; returns the bytes that it fills on success.
+    fn account(&mut self, operation: &Operation) -> u64 {
+        let (kind, read, written, charged) = match operation {
+            Operation::Read { data, .. } => (READS, data.bytes(), 0, data.bytes()),
+            Operation::Write { data, .. } => (WRITES, 0, data.bytes(), data.bytes()),
+            // Where the host cannot zero a range by itself, zeroes are written like all else.
+            Operation::WriteZeroes { bytes, .. } => (ZEROES, 0, 0, *bytes),
+            Operation::Flush => (FLUSHES, 0, 0, 0),
+            Operation::Discard { .. } => (DISCARDS, 0, 0, 0),
+        };
+        for (counter, amount) in [(kind, 1), (READ_BYTES, read), (WRITTEN_BYTES, written)] {
+            self.counters.add(counter, amount);
+        }
+        if let Some(throttle) = &mut self.throttle {
+            throttle.charge(charged);
+        }
+        read
+    }
+
+    fn identify(&self, data: &Buffers, memory: &Memory) -> Result<(), Refusal> {
         let mut serial = self.serial.as_slice();
-        for buffer in slices(data, memory, Permissions::Write)? {
+        for buffer in slices(data, memory, Permissions::Write).map_err(|_| NOT_MEMORY)? {
             let (shown, rest) = serial.split_at_checked(buffer.len()).ok_or(NOT_MEMORY)?;
             buffer.copy_from(shown);
             serial = rest;
         }
-        Ok(SERIAL_BYTES)
+        Ok(())
     }
 
-    /// Ends a change of the disk.
-    fn settle(&mut self) -> Result<u32, Refusal> {
-        if self.writes_through {
-            self.backend.flush().map_err(host_failed)?;
+    /// Answers every request that is complete, and takes more where that makes room.
+    fn collect(&mut self, queues: &mut Queues, memory: &Memory) -> Result<(), QueueBroken> {
+        while let Some(Completion { id, result }) = self.backend.next_completed() {
+            if result.is_ok() && self.settle(id, memory) {
+                continue;
+            }
+            let Some(pending) = self.in_flight.remove(id) else {
+                continue;
+            };
+            let result = result.map_err(|error| host_failed(&error));
+            if let Some(queue) = queues.get(pending.queue) {
+                self.answer(pending, result, queue, memory)?;
+            }
         }
-        Ok(0)
+        for index in 0..queues.count() {
+            if let Some(queue) = queues.get(index)
+                && queue.is_quiet()
+                && self.is_ready_for(index)
+            {
+                queue.serve_again();
+            }
+        }
+        Ok(())
     }
-}
 
-/// Feature bits of a disk over `backend`.
-fn offered(backend: &dyn BlockBackend, read_only: bool) -> u64 {
-    let when = |condition: bool, feature: u32| u64::from(condition) << feature;
-    1 << VIRTIO_BLK_F_SEG_MAX
-        | 1 << VIRTIO_BLK_F_BLK_SIZE
-        | 1 << VIRTIO_BLK_F_FLUSH
-        | when(read_only, VIRTIO_BLK_F_RO)
-        | when(!read_only && backend.can_discard(), VIRTIO_BLK_F_DISCARD)
-        | when(
-            !read_only && backend.can_write_zeroes(),
-            VIRTIO_BLK_F_WRITE_ZEROES,
-        )
-}
+    /// Goes on to make request `id` durable, if that is left to do.
+    fn settle(&mut self, id: u16, memory: &Memory) -> bool {
+        let settles = self
+            .in_flight
+            .get(id)
+            .is_some_and(|pending| std::mem::take(&mut pending.settles));
+        settles && self.backend.start(id, &Operation::Flush, memory).is_ok()
+    }
 
-/// The configuration space. What belongs to a feature that is not offered stays zero.
-fn configuration(sectors: u64, features: u64) -> [u8; CONFIG_BYTES] {
-    let mut config = [0; CONFIG_BYTES];
-    let mut put = |at: usize, value: u32| config[at..][..4].copy_from_slice(&value.to_le_bytes());
-    put(CONFIG_SEGMENTS, SEGMENTS);
-    put(CONFIG_BLOCK_SIZE, BLOCK_BYTES);
-    if features & 1 << VIRTIO_BLK_F_DISCARD != 0 {
-        put(CONFIG_DISCARD, RANGE_SECTORS);
-        put(CONFIG_DISCARD + 4, RANGES);
-        put(CONFIG_DISCARD + 8, DISCARD_ALIGNMENT_SECTORS);
+    /// Writes the status of a request and gives its chain back.
+    fn answer(
+        &mut self,
+        pending: Pending,
+        result: Result<(), Refusal>,
+        queue: &mut VirtQueue,
+        memory: &Memory,
+    ) -> Result<(), QueueBroken> {
+        let (status, written) = match result {
+            Ok(()) => (VIRTIO_BLK_S_OK, pending.written),
+            Err(Refusal::Failed(error)) => {
+                queue.count(error);
+                (VIRTIO_BLK_S_IOERR, 0)
+            }
+            Err(Refusal::HostFailed) => (VIRTIO_BLK_S_IOERR, 0),
+            Err(Refusal::HostUnable) => (VIRTIO_BLK_S_UNSUPP, 0),
+            Err(Refusal::Unsupported) => {
+                queue.count(GuestError::BlockRefused);
+                (VIRTIO_BLK_S_UNSUPP, 0)
+            }
+        };
+        self.counters
+            .add(ERRORS, u64::from(status != VIRTIO_BLK_S_OK));
+        let [status, ..] = status.to_le_bytes();
+        let written = match memory.write_obj(status, GuestAddress(pending.status)) {
+            Ok(()) => written + 1,
+            Err(_) => {
+                queue.count(GuestError::VirtioRequest);
+                0
+            }
+        };
+        queue.complete(memory, pending.chain, written)
     }
-    if features & 1 << VIRTIO_BLK_F_WRITE_ZEROES != 0 {
-        put(CONFIG_WRITE_ZEROES, RANGE_SECTORS);
-        put(CONFIG_WRITE_ZEROES + 4, RANGES);
-        put(CONFIG_WRITE_ZEROES + 8, 1);
-    }
-    config[CONFIG_CAPACITY..][..8].copy_from_slice(&sectors.to_le_bytes());
-    config
 }
 
 /// A buffer that is not RAM.
 const NOT_MEMORY: Refusal = Refusal::Failed(GuestError::VirtioRequest);
 
 /// The guest is told of a failure and nothing about the host; the backend's maker hears more.
-fn host_failed(error: io::Error) -> Refusal {
+fn host_failed(error: &io::Error) -> Refusal {
     if error.kind() == io::ErrorKind::Unsupported {
         Refusal::HostUnable
     } else {
         Refusal::HostFailed
     }
-}
-
-/// `data` as memory to transfer to or from.
-fn slices<'a>(
-    data: &Buffers,
-    memory: &'a Memory,
-    access: Permissions,
-) -> Result<Vec<VolatileSlice<'a>>, Refusal> {
-    let mut found = Vec::with_capacity(data.segments().len());
-    for segment in data.segments() {
-        let bytes = usize::try_from(segment.bytes).map_err(|_| NOT_MEMORY)?;
-        let parts = memory
-            .get_slices(GuestAddress(segment.address), bytes, access)
-            .map_err(|_| NOT_MEMORY)?;
-        for part in parts {
-            found.push(part.map_err(|_| NOT_MEMORY)?);
-        }
-    }
-    Ok(found)
 }
 
 impl fmt::Debug for Block {
@@ -238,11 +336,20 @@ impl VirtioDevice for Block {
     }
 
     fn queue_max_sizes(&self) -> &[u16] {
-        &[QUEUE_SIZE]
+        &self.queue_sizes
     }
 
     fn config(&self) -> Arc<DeviceConfig> {
         Arc::clone(&self.config)
+    }
+
+    fn counters(&self) -> Option<Arc<Counters>> {
+        Some(Arc::clone(&self.counters))
+    }
+
+    fn sources(&self) -> Vec<BorrowedFd<'_>> {
+        let timer = self.throttle.as_ref().map(Throttle::descriptor);
+        self.backend.descriptor().into_iter().chain(timer).collect()
     }
 
     fn activate(&mut self, features: u64) {
@@ -257,52 +364,47 @@ impl VirtioDevice for Block {
         queues: &mut Queues,
         memory: &Memory,
     ) -> Result<(), QueueBroken> {
-        let Some(queue) = queues.get(index) else {
-            return Ok(());
-        };
-        while let Some(mut chain) = queue.pop(memory)? {
-            let written = self.answer(&mut chain, queue, memory);
-            queue.complete(memory, chain, written)?;
-            // The next request may take long: a driver that polls sees this one now.
-            queue.publish(memory)?;
+        while let Some(queue) = queues.get(index) {
+            let is_ready = self.is_ready_for(index);
+            queue.keep_quiet(!is_ready);
+            if !is_ready {
+                break;
+            }
+            let Some(chain) = queue.pop(memory)? else {
+                break;
+            };
+            self.counters
+                .add(THROTTLED, u64::from(std::mem::take(&mut self.is_throttled)));
+            self.begin(index, chain, queue, memory)?;
+            if self.is_synchronous {
+                self.collect(queues, memory)?;
+                // The next request may take long: a driver that polls sees this one now.
+                queues
+                    .get(index)
+                    .map_or(Ok(()), |queue| queue.publish(memory))?;
+            }
         }
-        Ok(())
+        self.collect(queues, memory)
     }
 
-    fn reset(&mut self) {}
-}
+    fn source_ready(
+        &mut self,
+        _source: u16,
+        queues: &mut Queues,
+        memory: &Memory,
+    ) -> Result<Served, QueueBroken> {
+        self.collect(queues, memory)?;
+        Ok(Served::Idle)
+    }
 
-impl Block {
-    /// Carries out the request in `chain` and writes its status; returns the number of bytes
-    /// written to guest memory.
-    fn answer(&mut self, chain: &mut Chain, queue: &VirtQueue, memory: &Memory) -> u32 {
-        let Some(request) = request::parse(chain, memory, self.disk) else {
-            queue.count(GuestError::VirtioRequest);
-            return 0;
-        };
-        let performed = request
-            .operation
-            .and_then(|operation| self.perform(operation, memory));
-        let (status, written) = match performed {
-            Ok(written) => (VIRTIO_BLK_S_OK, written),
-            Err(Refusal::Failed(error)) => {
-                queue.count(error);
-                (VIRTIO_BLK_S_IOERR, 0)
-            }
-            Err(Refusal::HostFailed) => (VIRTIO_BLK_S_IOERR, 0),
-            Err(Refusal::HostUnable) => (VIRTIO_BLK_S_UNSUPP, 0),
-            Err(Refusal::Unsupported) => {
-                queue.count(GuestError::BlockRefused);
-                (VIRTIO_BLK_S_UNSUPP, 0)
-            }
-        };
-        let [status, ..] = status.to_le_bytes();
-        match memory.write_obj(status, GuestAddress(request.status)) {
-            Ok(()) => written + 1,
-            Err(_) => {
-                queue.count(GuestError::VirtioRequest);
-                0
+    fn reset(&mut self) {
+        while !self.in_flight.is_empty() {
+            match self.backend.next_completed() {
+                // Whoever waited for it is gone.
+                Some(completion) => drop(self.in_flight.remove(completion.id)),
+                None => self.backend.wait(),
             }
         }
+        self.is_throttled = false;
     }
 }

@@ -10,7 +10,7 @@ use virtio_bindings::virtio_blk::{
 };
 use vm_memory::{Bytes, GuestAddress};
 
-use super::backend::Space;
+use super::backend::{Operation, Space};
 use crate::guest_error::GuestError;
 use crate::memory::Memory;
 use crate::virtio::queue::{Buffers, Chain};
@@ -32,6 +32,8 @@ const RANGE_BYTES: u32 = 16;
 pub struct DiskShape {
     /// Number of whole sectors.
     pub sectors: u64,
+    /// What positions and lengths of transfers are multiples of, in bytes.
+    pub unit: u64,
     /// Whether writes are refused.
     pub read_only: bool,
     /// Whether the driver may discard.
@@ -40,41 +42,11 @@ pub struct DiskShape {
     pub can_write_zeroes: bool,
 }
 
-/// What to do.
+/// What is asked of the disk.
 #[derive(PartialEq, Eq, Debug)]
-pub enum Operation {
-    /// Fill `data` from `offset`.
-    Read {
-        /// Byte position on the disk.
-        offset: u64,
-        /// Where the bytes go.
-        data: Buffers,
-    },
-    /// Write `data` to `offset`.
-    Write {
-        /// Byte position on the disk.
-        offset: u64,
-        /// Where the bytes come from.
-        data: Buffers,
-    },
-    /// Give up the content of a range.
-    Discard {
-        /// Byte position on the disk.
-        offset: u64,
-        /// Length in bytes.
-        bytes: u64,
-    },
-    /// Make a range read as zeroes.
-    WriteZeroes {
-        /// Byte position on the disk.
-        offset: u64,
-        /// Length in bytes.
-        bytes: u64,
-        /// What the driver allows.
-        space: Space,
-    },
-    /// Make completed writes durable.
-    Flush,
+pub enum Task {
+    /// Something for the backend.
+    Operate(Operation),
     /// Write [`SERIAL_BYTES`] bytes of the serial number.
     Identify {
         /// Where the bytes go; exactly as long.
@@ -101,7 +73,7 @@ pub struct Request {
     /// Guest physical address of the status byte.
     pub status: u64,
     /// What to do, or why not.
-    pub operation: Result<Operation, Refusal>,
+    pub task: Result<Task, Refusal>,
 }
 
 /// Reads and checks the request in `chain`. `None` if there is no byte for a status: nothing can
@@ -113,49 +85,47 @@ pub fn parse(chain: &mut Chain, memory: &Memory, disk: DiskShape) -> Option<Requ
     let readable = std::mem::take(&mut chain.readable);
     Some(Request {
         status,
-        operation: operation(readable, writable, memory, disk),
+        task: task(readable, writable, memory, disk),
     })
 }
 
 const MALFORMED: Refusal = Refusal::Failed(GuestError::VirtioRequest);
 
-fn operation(
+fn task(
     mut readable: Buffers,
-    writable: Buffers,
+    mut writable: Buffers,
     memory: &Memory,
     disk: DiskShape,
-) -> Result<Operation, Refusal> {
+) -> Result<Task, Refusal> {
     let header = readable.take_front(HEADER_BYTES).ok_or(MALFORMED)?;
     let (kind, sector) = read_header(&header, memory).ok_or(MALFORMED)?;
-    match kind {
-        VIRTIO_BLK_T_IN => {
-            let offset = checked_offset(sector, writable.bytes(), disk)?;
-            Ok(Operation::Read {
-                offset,
-                data: writable,
-            })
+    let operation = match kind {
+        VIRTIO_BLK_T_IN => Operation::Read {
+            offset: checked_offset(sector, writable.bytes(), disk)?,
+            data: writable,
+        },
+        VIRTIO_BLK_T_OUT if disk.read_only => {
+            return Err(Refusal::Failed(GuestError::BlockRefused));
         }
-        VIRTIO_BLK_T_OUT if disk.read_only => Err(Refusal::Failed(GuestError::BlockRefused)),
-        VIRTIO_BLK_T_OUT => {
-            let offset = checked_offset(sector, readable.bytes(), disk)?;
-            Ok(Operation::Write {
-                offset,
-                data: readable,
-            })
-        }
+        VIRTIO_BLK_T_OUT => Operation::Write {
+            offset: checked_offset(sector, readable.bytes(), disk)?,
+            data: readable,
+        },
         VIRTIO_BLK_T_DISCARD if disk.can_discard => {
             let (offset, bytes, _) = range(&readable, memory, disk, 0)?;
-            Ok(Operation::Discard { offset, bytes })
+            Operation::Discard { offset, bytes }
         }
-        VIRTIO_BLK_T_WRITE_ZEROES if disk.can_write_zeroes => write_zeroes(&readable, memory, disk),
-        VIRTIO_BLK_T_FLUSH => Ok(Operation::Flush),
+        VIRTIO_BLK_T_WRITE_ZEROES if disk.can_write_zeroes => {
+            write_zeroes(&readable, memory, disk)?
+        }
+        VIRTIO_BLK_T_FLUSH => Operation::Flush,
         VIRTIO_BLK_T_GET_ID => {
-            let mut data = writable;
-            let data = data.take_front(SERIAL_BYTES).ok_or(MALFORMED)?;
-            Ok(Operation::Identify { data })
+            let data = writable.take_front(SERIAL_BYTES).ok_or(MALFORMED)?;
+            return Ok(Task::Identify { data });
         }
-        _ => Err(Refusal::Unsupported),
-    }
+        _ => return Err(Refusal::Unsupported),
+    };
+    Ok(Task::Operate(operation))
 }
 
 /// Type and sector; the header is copied once and may be cut into several descriptors.
@@ -229,7 +199,7 @@ fn write_zeroes(data: &Buffers, memory: &Memory, disk: DiskShape) -> Result<Oper
 }
 
 /// The byte position of a request about `bytes` bytes of the disk from `sector` on, if these are
-/// whole sectors and lie on the disk.
+/// whole units and lie on the disk.
 fn checked_offset(sector: u64, bytes: u64, disk: DiskShape) -> Result<u64, Refusal> {
     if bytes == 0 || !bytes.is_multiple_of(SECTOR_BYTES) || bytes > MAX_DATA_BYTES {
         return Err(MALFORMED);
@@ -237,5 +207,10 @@ fn checked_offset(sector: u64, bytes: u64, disk: DiskShape) -> Result<u64, Refus
     let end = sector.checked_add(bytes / SECTOR_BYTES);
     let is_on_disk = end.is_some_and(|end| end <= disk.sectors);
     let offset = sector.checked_mul(SECTOR_BYTES).filter(|_| is_on_disk);
-    offset.ok_or(Refusal::Failed(GuestError::BlockRange))
+    let offset = offset.ok_or(Refusal::Failed(GuestError::BlockRange))?;
+    if offset.is_multiple_of(disk.unit) && bytes.is_multiple_of(disk.unit) {
+        Ok(offset)
+    } else {
+        Err(MALFORMED)
+    }
 }
