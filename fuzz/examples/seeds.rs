@@ -24,8 +24,10 @@ fn main() -> io::Result<()> {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
     for (target, seeds) in [
         ("virtio_pci", virtio_pci()),
+        ("vsock_queue", vsock_queue()),
         ("balloon_queue", balloon_queue()),
         ("block_queue", block_queue()),
+        ("console_queue", console_queue()),
         ("entropy_queue", entropy_queue()),
         ("pci_msix", pci_msix()),
         ("vfio_model", vfio_model()),
@@ -149,6 +151,72 @@ fn balloon_queue() -> Vec<Vec<u8>> {
         seed(0, &[(0, 7, 1, 1), (0x7fff, 64, 0, 0)], &numbers),
         seed(2, &[(0x2000, 0x2000, 3, 1), (0x1_0800, 0x2800, 2, 0)], &[]),
         seed(4, &[(0x7000, 0x2000, 2, 0)], &[]),
+    ]
+}
+
+/// The queue, then how much is sent at once.
+fn console_queue() -> Vec<Vec<u8>> {
+    let seed = |queue: u8, sent: u8, descriptors: &[_]| {
+        let memory = queue_memory(descriptors, b"text");
+        [&[queue, sent][..], &queue_header(0), &memory].concat()
+    };
+    vec![
+        seed(0, 9, &[(0x1000, 64, 2, 0)]),
+        seed(0, 200, &[(0x1000, 4, 3, 1), (0x1_0000, 0x100, 2, 0)]),
+        seed(1, 0, &[(0, 4, 1, 1), (0x7fff, 1, 0, 0)]),
+        seed(1, 0, &[(0, 0x8000, 1, 1), (0, 0x8000, 1, 2), (0, 0x8000, 0, 0)]),
+    ]
+}
+
+/// Packets in memory, and scripts of moves.
+fn vsock_queue() -> Vec<Vec<u8>> {
+    let mut request = vec![0; 44];
+    for (place, value) in [(0, 3), (8, 2), (16, 1), (20, 1), (28, 1), (30, 1), (37, 16)] {
+        request[place] = value;
+    }
+    let memory = |queue: u8, descriptors: &[_]| {
+        let memory = queue_memory(descriptors, &request);
+        [&[queue][..], &queue_header(0), &memory].concat()
+    };
+    // Choice, ports 1 and 1, bytes, operation, flags.
+    let send = |operation: u8, flags: u8, bytes: u8| vec![0, 0, 5, bytes, 0, operation, flags];
+    let offer = vec![2, 3, 0, 8, 0, 8, 0, 8, 0, 8];
+    let peers = |reads: u8, writes: u8| vec![4, reads, writes];
+    let script = |moves: &[Vec<u8>]| [&[3][..], &moves.concat()].concat();
+    vec![
+        memory(1, &[(0, 44, 0, 0)]),
+        memory(0, &[(0x1000, 100, 2, 0)]),
+        memory(2, &[(0x1000, 8, 2, 0)]),
+        script(&[
+            peers(9, 254),
+            send(1, 0, 0),
+            offer.clone(),
+            send(5, 0, 200),
+            vec![3, 5, 0x0f],
+            offer.clone(),
+            send(4, 3, 0),
+            offer.clone(),
+        ]),
+        script(&[
+            peers(0, 0),
+            send(1, 0, 0),
+            send(5, 0, 250),
+            peers(1, 3),
+            vec![3, 5, 7],
+            send(4, 2, 0),
+            send(6, 0, 0),
+            offer.clone(),
+        ]),
+        script(&[
+            peers(3, 3),
+            vec![3, 5, 0],
+            offer.clone(),
+            vec![0, 0, 0x85, 0, 0, 2, 0],
+            offer.clone(),
+            vec![0, 0, 0x85, 9, 0, 5, 0],
+            vec![3, 0x85, 9],
+            offer,
+        ]),
     ]
 }
 

@@ -12,3 +12,4 @@ pub mod messages;
 pub mod passed_device;
 pub mod queue;
 pub mod seed_values;
+pub mod vsock;
