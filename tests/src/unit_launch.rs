@@ -63,6 +63,7 @@ impl UnitVmm {
             executable: vmm.to_owned(),
             memory_mib: start.memory_mib,
             vcpus: start.vcpus,
+            locks_memory: start.vfio.is_some(),
         };
         let (units, changes) = runtime.block_on(async {
             let units = SystemdUnits::connect(EMPTY_ROOT.into()).await?;

@@ -44,6 +44,8 @@ pub struct UnitSpec {
     pub memory_mib: u64,
     /// Number of vCPUs.
     pub vcpus: u32,
+    /// Whether the guest's memory is locked, as devices behind VFIO need it.
+    pub locks_memory: bool,
 }
 
 /// What systemd knows of a unit.

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use berth_api::vmm::{Console, Disk, Exit, FdIndex, Request, Start, VirtioConsole};
+use berth_tests::host_devices;
 use berth_tests::launch::{Descriptors, Heard, LaunchedVmm};
 use berth_tests::tap_host::TapOptions;
 use berth_tests::unit_launch::UnitVmm;
@@ -26,7 +27,7 @@ const USAGE: &str = "usage: vmm-run --vmm PATH --kernel FILE [--initrd FILE] [--
                      [--console FILE|-|none] [--hvc FILE[,input=PATH]] \
                      [--tap NAME[,queues=N][,vhost][,mac=ADDRESS]]... \
                      [--vsock CID[,listen=PATH][,connect=PATH]] \
-                     [--unit] [--follow-resets] [--timeout SECONDS]";
+                     [--vfio ADDRESS]... [--p2p] [--unit] [--follow-resets] [--timeout SECONDS]";
 /// How long a VMM that was told to stop may take before it is killed.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 /// Exit status for a wrong command line.
@@ -48,6 +49,9 @@ struct Arguments {
     vcpus: u32,
     memory_mib: u64,
     entropy: bool,
+    /// PCI addresses of host devices that are bound to vfio-pci.
+    vfio: Vec<String>,
+    peer_to_peer: bool,
     console: Option<PathBuf>,
     taps: Vec<TapOptions>,
     vsock: Option<VsockPaths>,
@@ -70,6 +74,8 @@ impl Arguments {
             vcpus: 1,
             memory_mib: 256,
             entropy: false,
+            vfio: Vec::new(),
+            peer_to_peer: false,
             console: Some(PathBuf::from("-")),
             taps: Vec::new(),
             vsock: None,
@@ -94,6 +100,8 @@ impl Arguments {
                 "--vcpus" => found.vcpus = number(&option, value()?)?,
                 "--memory-mib" => found.memory_mib = number(&option, value()?)?,
                 "--entropy" => found.entropy = true,
+                "--vfio" => found.vfio.push(text(value()?)?),
+                "--p2p" => found.peer_to_peer = true,
                 "--console" => {
                     found.console =
                         Some(PathBuf::from(value()?)).filter(|path| *path != Path::new("none"));
@@ -134,6 +142,7 @@ impl Arguments {
             }),
             None => None,
         };
+        let vfio = host_devices::open(&self.vfio, self.peer_to_peer, &mut descriptors)?;
         let networks = self.taps.iter();
         let networks = networks
             .map(|tap| tap.open(&mut descriptors))
@@ -147,6 +156,7 @@ impl Arguments {
             None => None,
         };
         let start = Start {
+            vfio,
             vcpus: self.vcpus,
             memory_mib: self.memory_mib,
             initrd,
