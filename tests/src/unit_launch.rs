@@ -96,6 +96,12 @@ impl UnitVmm {
         self.talk.send(request)
     }
 
+    /// Our end of the socket.
+    #[must_use]
+    pub fn talk(&self) -> &Talk {
+        &self.talk
+    }
+
     /// Waits at most `timeout` for the process to end; `None` if it goes on.
     ///
     /// # Errors

@@ -23,6 +23,8 @@ mod memory_and_vcpus;
 #[cfg(test)]
 mod memory_backing;
 #[cfg(test)]
+mod network;
+#[cfg(test)]
 mod panic_device;
 #[cfg(test)]
 mod refusals;
