@@ -392,6 +392,10 @@ fn run_once(arguments: &Arguments) -> Result<ExitStatus> {
                 let mut line = serde_json::to_vec(&event)?;
                 line.push(b'\n');
                 std::io::stderr().write_all(&line)?;
+                // Not only when the socket closes: systemd keeps the other end of a unit's open.
+                if let Event::Exited { .. } | Event::Refused { .. } = event {
+                    break;
+                }
             }
             Heard::Closed => break,
             Heard::Nothing if time_left(arguments.deadline).is_zero() => return stop(vmm),
