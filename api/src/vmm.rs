@@ -394,6 +394,8 @@ pub enum Denial {
     OutOfRange,
     /// The message is no request of this contract.
     Malformed,
+    /// The guest does not run yet: its memory is being made present.
+    Preparing,
     /// The vCPUs did not come to rest in time: the guest runs on.
     TimedOut,
 }

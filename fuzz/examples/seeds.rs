@@ -24,10 +24,13 @@ fn main() -> io::Result<()> {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
     for (target, seeds) in [
         ("virtio_pci", virtio_pci()),
+        ("vsock_queue", vsock_queue()),
         ("balloon_queue", balloon_queue()),
         ("block_queue", block_queue()),
+        ("console_queue", console_queue()),
         ("entropy_queue", entropy_queue()),
         ("pci_msix", pci_msix()),
+        ("vfio_model", vfio_model()),
         ("legacy_ports", legacy_ports()),
         ("kernel_image", kernel_image()),
         ("start_message", start_message()),
@@ -151,6 +154,72 @@ fn balloon_queue() -> Vec<Vec<u8>> {
     ]
 }
 
+/// The queue, then how much is sent at once.
+fn console_queue() -> Vec<Vec<u8>> {
+    let seed = |queue: u8, sent: u8, descriptors: &[_]| {
+        let memory = queue_memory(descriptors, b"text");
+        [&[queue, sent][..], &queue_header(0), &memory].concat()
+    };
+    vec![
+        seed(0, 9, &[(0x1000, 64, 2, 0)]),
+        seed(0, 200, &[(0x1000, 4, 3, 1), (0x1_0000, 0x100, 2, 0)]),
+        seed(1, 0, &[(0, 4, 1, 1), (0x7fff, 1, 0, 0)]),
+        seed(1, 0, &[(0, 0x8000, 1, 1), (0, 0x8000, 1, 2), (0, 0x8000, 0, 0)]),
+    ]
+}
+
+/// Packets in memory, and scripts of moves.
+fn vsock_queue() -> Vec<Vec<u8>> {
+    let mut request = vec![0; 44];
+    for (place, value) in [(0, 3), (8, 2), (16, 1), (20, 1), (28, 1), (30, 1), (37, 16)] {
+        request[place] = value;
+    }
+    let memory = |queue: u8, descriptors: &[_]| {
+        let memory = queue_memory(descriptors, &request);
+        [&[queue][..], &queue_header(0), &memory].concat()
+    };
+    // Choice, ports 1 and 1, bytes, operation, flags.
+    let send = |operation: u8, flags: u8, bytes: u8| vec![0, 0, 5, bytes, 0, operation, flags];
+    let offer = vec![2, 3, 0, 8, 0, 8, 0, 8, 0, 8];
+    let peers = |reads: u8, writes: u8| vec![4, reads, writes];
+    let script = |moves: &[Vec<u8>]| [&[3][..], &moves.concat()].concat();
+    vec![
+        memory(1, &[(0, 44, 0, 0)]),
+        memory(0, &[(0x1000, 100, 2, 0)]),
+        memory(2, &[(0x1000, 8, 2, 0)]),
+        script(&[
+            peers(9, 254),
+            send(1, 0, 0),
+            offer.clone(),
+            send(5, 0, 200),
+            vec![3, 5, 0x0f],
+            offer.clone(),
+            send(4, 3, 0),
+            offer.clone(),
+        ]),
+        script(&[
+            peers(0, 0),
+            send(1, 0, 0),
+            send(5, 0, 250),
+            peers(1, 3),
+            vec![3, 5, 7],
+            send(4, 2, 0),
+            send(6, 0, 0),
+            offer.clone(),
+        ]),
+        script(&[
+            peers(3, 3),
+            vec![3, 5, 0],
+            offer.clone(),
+            vec![0, 0, 0x85, 0, 0, 2, 0],
+            offer.clone(),
+            vec![0, 0, 0x85, 9, 0, 5, 0],
+            vec![3, 0x85, 9],
+            offer,
+        ]),
+    ]
+}
+
 fn entropy_queue() -> Vec<Vec<u8>> {
     let seed = |features, descriptors: &[_]| {
         [queue_header(features), queue_memory(descriptors, &[])].concat()
@@ -186,6 +255,107 @@ fn pci_msix() -> Vec<Vec<u8>> {
             vec![
                 3, 0, 0, 3, 0xef, 0xbe, 0xe0, 0xfe, 0, 0, 0, 0, 6, 0x80, 5, 0,
             ],
+        ]
+        .concat(),
+        // Both BARs moved with decoding off and on, one half alone, and an interrupt after it.
+        [
+            vec![8, 0, 7, 0, 0, 0, 0xc1, 0x80, 1, 0, 0],
+            vec![8, 2, 4, 0, 0, 0, 0, 0x80, 1, 0, 0],
+            vec![7, 0, 0, 6, 0x80, 5, 0],
+        ]
+        .concat(),
+    ]
+}
+
+/// Devices of `vfio_model` with moves of their guests.
+fn vfio_model() -> Vec<Vec<u8>> {
+    // Capabilities: power management, MSI-X with 16 vectors at 0x3000 of BAR 0, PCI Express with
+    // function-level reset. One 64-bit BAR of 16 KiB.
+    let chain = [
+        &[3, 0][..],
+        &[3, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        &[4, 0x0f, 0, 0, 0x30, 0, 0, 0, 0x20, 0, 0],
+        &[3, 2, 0, 0, 0, 0, 0x10, 0, 0, 0, 0],
+    ]
+    .concat();
+    let drive = |flags: u8| {
+        let bars = [&[0x14, 10][..], &[0; 10]].concat();
+        [&chain[..], &[2, 0x01, 0x10, 1, flags, 0, 16], &bars, &[0]].concat()
+    };
+    // MSI with four maskable vectors; a prefetchable BAR of 32 GiB.
+    let display = [
+        &[1, 2, 0x84, 0x01][..],
+        &[0; 8],
+        &[0, 1, 1, 4, 0, 0, 0, 0x1c, 31],
+        &[0; 8],
+        &[0],
+    ]
+    .concat();
+    let config = |offset: u16, width: u8, value: u32| {
+        [
+            &[0][..],
+            &[width],
+            &offset.to_le_bytes(),
+            &value.to_le_bytes(),
+        ]
+        .concat()
+    };
+    let table = |offset: u16, width: u8, value: u64| {
+        [
+            &[4, 0][..],
+            &(offset + 16).to_le_bytes(),
+            &[width],
+            &value.to_le_bytes(),
+        ]
+        .concat()
+    };
+    let vector = |index: u16| {
+        let entry = index * 16;
+        [table(entry, 3, 0xfee0_0000), table(entry + 8, 3, 0x21)].concat()
+    };
+    let (decode, fire, enable) = (vec![3, 2], vec![7, 0, 0], config(0x5a, 1, 0x8000));
+    let sleep = [config(0x44, 1, 3), config(0x44, 1, 0)].concat();
+    vec![
+        [
+            &drive(3)[..],
+            &[9],
+            &decode,
+            &vector(0),
+            &enable,
+            &fire,
+            &sleep,
+            &fire,
+        ]
+        .concat(),
+        [
+            &drive(1)[..],
+            &decode,
+            &enable,
+            &vector(0),
+            &fire,
+            &vector(2),
+            &fire,
+        ]
+        .concat(),
+        [
+            &drive(3)[..],
+            &decode,
+            &enable,
+            &config(0x78, 1, 0x8000),
+            &decode,
+            &[8, 2],
+            &sleep,
+        ]
+        .concat(),
+        [
+            &display[..],
+            &config(0x44, 2, 0xfee0_0000),
+            &config(0x4c, 1, 0x40),
+            &config(0x42, 1, 0x21),
+            &config(0x50, 2, 1),
+            &fire,
+            &config(0x50, 2, 0),
+            &[6, 0, 0, 0, 0x80, 0, 0, 3, 2],
         ]
         .concat(),
     ]

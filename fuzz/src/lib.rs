@@ -9,5 +9,7 @@ pub mod guest;
 pub mod input;
 pub mod layout;
 pub mod messages;
+pub mod passed_device;
 pub mod queue;
 pub mod seed_values;
+pub mod vsock;

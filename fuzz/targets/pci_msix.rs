@@ -237,7 +237,7 @@ fuzz_target!(|bytes: &[u8]| {
 });
 
 fn make_move(machine: &Machine, input: &mut Input<'_>) {
-    match input.byte() % 8 {
+    match input.byte() % 9 {
         0 => {
             let (offset, width) = (u64::from(input.byte()), input.width());
             machine.write(FUNCTION + offset, width, input.quad());
@@ -265,12 +265,28 @@ fn make_move(machine: &Machine, input: &mut Input<'_>) {
                 control,
             );
         }
-        _ => {
+        7 => {
             // Unmask or mask one vector; the upper bits say which.
             let vector = u64::from(input.byte()) % u64::from(VECTORS);
             machine.write(machine.small + vector * 16 + 12, 4, input.byte().into());
         }
+        _ => move_bars(machine, input),
     }
+}
+
+/// Moves of BARs, half-written ones too, with and without decoding: the function stays where it is.
+fn move_bars(machine: &Machine, input: &mut Input<'_>) {
+    let before = machine.entry(0);
+    let (command, halves, target) = (input.byte(), input.byte(), input.quad() & !0xfff);
+    machine.write(FUNCTION + 4, 1, command.into());
+    for (half, register) in [(0, 0x10), (1, 0x18), (2, 0x1c)] {
+        if halves >> half & 1 != 0 {
+            let shift = if half == 2 { 32 } else { 0 };
+            machine.write(FUNCTION + register, 4, target >> shift);
+        }
+    }
+    machine.write(FUNCTION + 4, 1, 2);
+    assert_eq!(machine.entry(0), before, "the table answers where it was");
 }
 
 /// The device interrupts: compared with what the table says.

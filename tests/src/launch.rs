@@ -133,6 +133,17 @@ impl Talk {
         Ok(())
     }
 
+    /// The same end once more, for another thread.
+    ///
+    /// # Errors
+    /// If it is closed, or there is no descriptor left.
+    pub fn another(&self) -> io::Result<Self> {
+        let socket = self.socket.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+        Ok(Self {
+            socket: Some(socket.try_clone()?),
+        })
+    }
+
     /// Closes our end, as an agent that goes away does.
     pub fn close(&mut self) {
         self.socket = None;
@@ -222,6 +233,12 @@ impl LaunchedVmm {
     /// If the socket is closed on either side.
     pub fn send_bytes(&self, message: &[u8]) -> io::Result<()> {
         self.talk.send_bytes(message)
+    }
+
+    /// Our end of the socket.
+    #[must_use]
+    pub fn talk(&self) -> &Talk {
+        &self.talk
     }
 
     /// Closes our end, as an agent that goes away does.

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod command;
+pub mod host_devices;
 pub mod lab;
 pub mod launch;
 pub mod progress;

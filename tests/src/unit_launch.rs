@@ -63,6 +63,7 @@ impl UnitVmm {
             executable: vmm.to_owned(),
             memory_mib: start.memory_mib,
             vcpus: start.vcpus,
+            locks_memory: start.vfio.is_some(),
         };
         let (units, changes) = runtime.block_on(async {
             let units = SystemdUnits::connect(EMPTY_ROOT.into()).await?;
@@ -93,6 +94,12 @@ impl UnitVmm {
     /// If the socket is closed on either side.
     pub fn send(&self, request: &Request) -> io::Result<()> {
         self.talk.send(request)
+    }
+
+    /// Our end of the socket.
+    #[must_use]
+    pub fn talk(&self) -> &Talk {
+        &self.talk
     }
 
     /// Waits at most `timeout` for the process to end; `None` if it goes on.

@@ -56,10 +56,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         }
         (None, false) | (_, true) => {
             for scenario in scenario::ALL {
-                say(&format!("{:<14} {}", scenario.name, scenario.shows));
+                say(&format!("{:<18} {}", scenario.name, scenario.shows));
             }
             say(&format!(
-                "{:<14} a prompt on a node with our packages installed",
+                "{:<18} a prompt on a node with our packages installed",
                 "shell"
             ));
             Ok(ExitCode::SUCCESS)

@@ -146,6 +146,7 @@ pub(crate) async fn start_unit<U: VmmUnits, F: VmFiles, S: DescriptorStore>(
         executable: host.vmm.clone(),
         memory_mib: spec.memory_mib,
         vcpus: spec.vcpus,
+        locks_memory: false,
     };
     host.units.start(&unit, sockets.vmm).await?;
     VmmSocket::new(agent).map_err(StepError::Socket)

@@ -26,8 +26,9 @@ use crate::host::Host;
 use crate::launch::{self, StepError, in_one_line};
 use crate::registry::{Message, Registry};
 
-/// Longest time from a unit's start to its guest's first instruction. Building a machine takes
-/// milliseconds; a host that swaps takes seconds.
+/// Longest time from a unit's start, or from the last word that its memory is being prepared, to
+/// its guest's first instruction. Building a machine takes milliseconds; a host that swaps takes
+/// seconds.
 const LAUNCH_TIMEOUT: Duration = Duration::from_secs(30);
 /// Pause before a record that could not be written is written again.
 const PERSIST_RETRY: Duration = Duration::from_secs(1);
@@ -192,13 +193,16 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> VmActor<U, F, S> {
             }
             // It counts, so it runs.
             Ok(Some(vmm::Event::Statistics { .. })) => self.on_running(0).await,
+            // A large guest takes its time; it is late only if nothing is heard of it.
+            Ok(Some(vmm::Event::Preparing { .. })) => {
+                if self.deadline.is_some()
+                    && matches!(self.record.phase, Phase::Creating | Phase::Starting)
+                {
+                    self.deadline = Some(Instant::now() + LAUNCH_TIMEOUT);
+                }
+            }
             // The guest runs, and nobody here asks for what these answer.
-            Ok(Some(
-                vmm::Event::Preparing { .. }
-                | vmm::Event::Paused
-                | vmm::Event::Resumed
-                | vmm::Event::Denied { .. },
-            )) => {}
+            Ok(Some(vmm::Event::Paused | vmm::Event::Resumed | vmm::Event::Denied { .. })) => {}
             Ok(Some(vmm::Event::Warning { about })) => {
                 tracing::warn!(vm_id = %self.record.vm_id, ?about, "the VMM warns");
             }

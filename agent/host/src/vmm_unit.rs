@@ -24,8 +24,9 @@ const UNIT_PREFIX: &str = "berth-vm-";
 const UNIT_SUFFIX: &str = ".service";
 /// Memory that a VMM may use beside its guest's, in MiB: its own heap, its stacks, page tables.
 pub const VMM_OVERHEAD_MIB: u64 = 64;
-/// Tasks that a VMM may have beside its vCPU threads.
-pub const VMM_OVERHEAD_TASKS: u32 = 8;
+/// Tasks that a VMM may have beside its vCPU threads: its I/O thread, the kernel's threads for its
+/// disks' requests (5, and as many for a vCPU that resets a disk), and room for vhost's.
+pub const VMM_OVERHEAD_TASKS: u32 = 32;
 
 /// Everything that a unit is made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +45,8 @@ pub struct UnitSpec {
     pub memory_mib: u64,
     /// Number of vCPUs.
     pub vcpus: u32,
+    /// Whether the guest's memory is locked, as devices behind VFIO need it.
+    pub locks_memory: bool,
 }
 
 /// What systemd knows of a unit.

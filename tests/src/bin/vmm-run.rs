@@ -7,16 +7,20 @@
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
-use std::io::{Seek as _, SeekFrom, Write as _};
+use std::io::{BufRead as _, BufReader, Seek as _, SeekFrom, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, ExitStatus};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use berth_api::vmm::{Console, Disk, Exit, FdIndex, Request, Start, VirtioConsole};
-use berth_tests::launch::{Descriptors, Heard, LaunchedVmm};
+use berth_api::vmm::{
+    Balloon, Console, Disk, Exit, FdIndex, HostPages, MemoryBacking, Request, Start, VirtioConsole,
+};
+use berth_tests::host_devices;
+use berth_tests::launch::{Descriptors, Heard, LaunchedVmm, Talk};
 use berth_tests::tap_host::TapOptions;
 use berth_tests::unit_launch::UnitVmm;
 use berth_tests::vsock_host::VsockPaths;
@@ -26,7 +30,9 @@ const USAGE: &str = "usage: vmm-run --vmm PATH --kernel FILE [--initrd FILE] [--
                      [--console FILE|-|none] [--hvc FILE[,input=PATH]] \
                      [--tap NAME[,queues=N][,vhost][,mac=ADDRESS]]... \
                      [--vsock CID[,listen=PATH][,connect=PATH]] \
-                     [--unit] [--follow-resets] [--timeout SECONDS]";
+                     [--vfio ADDRESS]... [--p2p] [--balloon[=oom,reporting]] [--panic-device] \
+                     [--pages transparent|small|2m|1g] [--numa NODE,...] [--prefault] \
+                     [--control PATH] [--unit] [--follow-resets] [--timeout SECONDS]";
 /// How long a VMM that was told to stop may take before it is killed.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 /// Exit status for a wrong command line.
@@ -48,12 +54,20 @@ struct Arguments {
     vcpus: u32,
     memory_mib: u64,
     entropy: bool,
+    /// PCI addresses of host devices that are bound to vfio-pci.
+    vfio: Vec<String>,
+    peer_to_peer: bool,
     console: Option<PathBuf>,
     taps: Vec<TapOptions>,
     vsock: Option<VsockPaths>,
     hvc: Option<Hvc>,
     /// Whether the VMM runs in a unit as the agent makes them, and not as our child.
     unit: bool,
+    balloon: Option<Balloon>,
+    panic_device: bool,
+    memory: MemoryBacking,
+    /// Where requests are taken: a Unix socket, one JSON document in each line.
+    control: Option<PathBuf>,
     follow_resets: bool,
     deadline: Option<Instant>,
 }
@@ -70,11 +84,17 @@ impl Arguments {
             vcpus: 1,
             memory_mib: 256,
             entropy: false,
+            vfio: Vec::new(),
+            peer_to_peer: false,
             console: Some(PathBuf::from("-")),
             taps: Vec::new(),
             vsock: None,
             hvc: None,
             unit: false,
+            balloon: None,
+            panic_device: false,
+            memory: MemoryBacking::default(),
+            control: None,
             follow_resets: false,
             deadline: None,
         };
@@ -94,6 +114,8 @@ impl Arguments {
                 "--vcpus" => found.vcpus = number(&option, value()?)?,
                 "--memory-mib" => found.memory_mib = number(&option, value()?)?,
                 "--entropy" => found.entropy = true,
+                "--vfio" => found.vfio.push(text(value()?)?),
+                "--p2p" => found.peer_to_peer = true,
                 "--console" => {
                     found.console =
                         Some(PathBuf::from(value()?)).filter(|path| *path != Path::new("none"));
@@ -101,6 +123,15 @@ impl Arguments {
                 "--hvc" => found.hvc = Some(Hvc::parse(text(value()?)?)),
                 "--tap" => found.taps.push(tap(&text(value()?)?)?),
                 "--vsock" => found.vsock = Some(vsock(&text(value()?)?)?),
+                "--balloon" => found.balloon = Some(balloon("")?),
+                _ if option.starts_with("--balloon=") => {
+                    found.balloon = Some(balloon(&option["--balloon=".len()..])?);
+                }
+                "--panic-device" => found.panic_device = true,
+                "--pages" => found.memory.pages = pages(&text(value()?)?)?,
+                "--numa" => found.memory.numa_nodes = nodes(&text(value()?)?)?,
+                "--prefault" => found.memory.prefault = true,
+                "--control" => found.control = Some(PathBuf::from(value()?)),
                 "--unit" => found.unit = true,
                 "--follow-resets" => found.follow_resets = true,
                 "--timeout" => {
@@ -134,6 +165,7 @@ impl Arguments {
             }),
             None => None,
         };
+        let vfio = host_devices::open(&self.vfio, self.peer_to_peer, &mut descriptors)?;
         let networks = self.taps.iter();
         let networks = networks
             .map(|tap| tap.open(&mut descriptors))
@@ -147,6 +179,7 @@ impl Arguments {
             None => None,
         };
         let start = Start {
+            vfio,
             vcpus: self.vcpus,
             memory_mib: self.memory_mib,
             initrd,
@@ -157,6 +190,9 @@ impl Arguments {
             networks,
             vsock,
             virtio_console,
+            balloon: self.balloon,
+            panic_device: self.panic_device,
+            memory_backing: self.memory.clone(),
             ..Start::new("vmm-run", kvm, kernel)
         };
         Ok((start, descriptors))
@@ -251,6 +287,58 @@ fn add_console(descriptors: &mut Descriptors, path: &Path) -> Result<FdIndex> {
     Ok(descriptors.add(opened.with_context(|| format!("opening {}", path.display()))?))
 }
 
+fn balloon(options: &str) -> Result<Balloon> {
+    let mut found = Balloon {
+        deflate_on_oom: false,
+        free_page_reporting: false,
+    };
+    for option in options.split(',').filter(|option| !option.is_empty()) {
+        match option {
+            "oom" => found.deflate_on_oom = true,
+            "reporting" => found.free_page_reporting = true,
+            _ => bail!("--balloon: `{option}` is neither oom nor reporting"),
+        }
+    }
+    Ok(found)
+}
+
+fn pages(value: &str) -> Result<HostPages> {
+    match value {
+        "transparent" => Ok(HostPages::Transparent),
+        "small" => Ok(HostPages::Small),
+        "2m" => Ok(HostPages::Huge2M),
+        "1g" => Ok(HostPages::Huge1G),
+        _ => bail!("--pages: `{value}` is none of transparent, small, 2m and 1g"),
+    }
+}
+
+fn nodes(value: &str) -> Result<Vec<u32>> {
+    let node = |word: &str| {
+        word.parse()
+            .with_context(|| format!("--numa: `{word}` is no number"))
+    };
+    value.split(',').map(node).collect()
+}
+
+/// Hands every line that comes over a Unix socket at `path` to the VMM.
+fn take_requests(path: &Path, talk: Talk) -> Result<()> {
+    // What an earlier run has left there is nobody's.
+    let _removed = std::fs::remove_file(path);
+    let listener =
+        UnixListener::bind(path).with_context(|| format!("binding {}", path.display()))?;
+    std::thread::spawn(move || {
+        for caller in listener.incoming().flatten() {
+            let mut lines = BufReader::new(caller).lines();
+            while let Some(Ok(line)) = lines.next() {
+                if talk.send_bytes(line.as_bytes()).is_err() {
+                    return;
+                }
+            }
+        }
+    });
+    Ok(())
+}
+
 /// A virtio console's output, and where its input comes from: a pipe or a terminal.
 struct Hvc {
     output: PathBuf,
@@ -295,6 +383,9 @@ fn run_once(arguments: &Arguments) -> Result<ExitStatus> {
     let mut vmm = Vmm::launch(arguments, &start, &descriptors)
         .with_context(|| format!("starting {}", arguments.vmm.display()))?;
     drop(descriptors);
+    if let Some(path) = &arguments.control {
+        take_requests(path, vmm.talk().another()?)?;
+    }
     loop {
         match vmm.next_event(time_left(arguments.deadline))? {
             Heard::Event(event) => {
@@ -330,6 +421,13 @@ impl Vmm {
         }
         let child = LaunchedVmm::launch(&arguments.vmm, start, descriptors)?;
         Ok(Self::Child(child))
+    }
+
+    fn talk(&self) -> &Talk {
+        match self {
+            Self::Child(vmm) => vmm.talk(),
+            Self::Unit(vmm) => vmm.talk(),
+        }
     }
 
     fn next_event(&self, timeout: Duration) -> Result<Heard> {

@@ -18,6 +18,20 @@ pub enum Device {
         /// What the drive calls itself.
         serial: String,
     },
+    /// A display adapter on a root port of its own, which stands for a GPU.
+    DisplaySlot,
+    /// A device on a root port of its own that is nothing but one 64-bit BAR.
+    MemorySlot {
+        /// The BAR's length: a power of two.
+        gib: u32,
+    },
+    /// A device on a root port of its own whose 64-bit BAR is a file of this machine.
+    SharedMemorySlot {
+        /// The file, as long as the BAR.
+        file: PathBuf,
+        /// The BAR's length: a power of two.
+        gib: u32,
+    },
 }
 
 impl Device {
@@ -25,6 +39,13 @@ impl Device {
     #[must_use]
     pub fn arguments(&self, number: usize) -> Vec<OsString> {
         let drive = format!("dev{number}");
+        let port = || {
+            [
+                OsString::from("-device"),
+                format!("pcie-root-port,id=port{number},slot={number},chassis={number}").into(),
+                OsString::from("-device"),
+            ]
+        };
         match self {
             Self::SharedDisk { image } => vec![
                 "-drive".into(),
@@ -40,6 +61,26 @@ impl Device {
                 "-device".into(),
                 format!("nvme,serial={serial},bus=port{number},drive={drive}").into(),
             ],
+            Self::DisplaySlot => {
+                // Without `iommu_platform` QEMU's virtio devices pass the IOMMU by.
+                let device = format!("virtio-gpu-pci,bus=port{number},iommu_platform=on");
+                port().into_iter().chain([device.into()]).collect()
+            }
+            Self::MemorySlot { gib } => {
+                let device = format!("pci-testdev,bus=port{number},membar={gib}G");
+                port().into_iter().chain([device.into()]).collect()
+            }
+            Self::SharedMemorySlot { file, gib } => {
+                let memory = format!("memory{number}");
+                let mut backend = OsString::from(format!(
+                    "memory-backend-file,id={memory},share=on,size={gib}G,mem-path="
+                ));
+                backend.push(file.to_string_lossy().replace(',', ",,"));
+                let device = format!("ivshmem-plain,bus=port{number},memdev={memory}");
+                let object = [OsString::from("-object"), backend];
+                let device = port().into_iter().chain([device.into()]);
+                object.into_iter().chain(device).collect()
+            }
         }
     }
 }

@@ -10,6 +10,7 @@ pub mod contest;
 pub mod devices;
 pub mod document;
 pub mod host;
+pub mod host_slots;
 pub mod image;
 pub mod initrd;
 pub mod kept;

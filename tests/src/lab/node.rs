@@ -33,6 +33,8 @@ pub struct NodeSpec {
     pub cpus: u32,
     /// What is plugged in.
     pub devices: Vec<Device>,
+    /// Bits of the addresses that its IOMMU translates: 39 or 48.
+    pub iommu_bits: u32,
     /// Whether it ends with us.
     pub lifetime: Lifetime,
 }
@@ -43,6 +45,7 @@ impl Default for NodeSpec {
             memory_mib: 3072,
             cpus: 2,
             devices: Vec::new(),
+            iommu_bits: 48,
             lifetime: Lifetime::Ours,
         }
     }
@@ -244,7 +247,8 @@ fn qemu(image: &NodeImage, spec: &NodeSpec, port: u16, folder: &Path) -> Command
         "-m",
         &spec.memory_mib.to_string(),
     ]);
-    command.args(["-device", "intel-iommu,intremap=on,aw-bits=48"]);
+    let iommu = format!("intel-iommu,intremap=on,aw-bits={}", spec.iommu_bits);
+    command.args(["-device", &iommu]);
     command.args([
         "-nodefaults",
         "-no-user-config",

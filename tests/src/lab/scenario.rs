@@ -109,6 +109,43 @@ pub const ALL: &[Scenario] = &[
         is_core: false,
         run: scenarios::vmm_devices::run,
     },
+    Scenario {
+        name: "vfio-nvme",
+        shows: "a whole NVMe drive in a Debian guest: written and verified by its own driver with MSI-X, the \
+                data in the drive's file, and as good for the next guest",
+        node: NodeKind::Bare,
+        is_core: false,
+        run: scenarios::vfio_nvme::run,
+    },
+    Scenario {
+        name: "vfio-multi",
+        shows: "two NVMe drives and a display adapter in one guest, working at once",
+        node: NodeKind::Bare,
+        is_core: false,
+        run: scenarios::vfio_multi::run,
+    },
+    Scenario {
+        name: "vfio-narrow-iommu",
+        shows: "an IOMMU of 39 bits: what it cannot reach costs peer-to-peer traffic and nothing else",
+        node: NodeKind::Bare,
+        is_core: false,
+        run: scenarios::vfio_narrow_iommu::run,
+    },
+    Scenario {
+        name: "vfio-hostile",
+        shows: "a guest that resets its drive and takes its memory away in a loop under I/O harms itself \
+                only",
+        node: NodeKind::Bare,
+        is_core: false,
+        run: scenarios::vfio_hostile::run,
+    },
+    Scenario {
+        name: "vfio-bigbar",
+        shows: "BARs of many GiB are placed, kept and reached to their last byte",
+        node: NodeKind::Bare,
+        is_core: false,
+        run: scenarios::vfio_bigbar::run,
+    },
 ];
 
 /// The scenario of that name.

@@ -1,16 +1,17 @@
 //! The virtio devices at work: data really moves between a guest's memory, a disk image and the
 //! host's random numbers.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 
-use berth_api::vmm::{Disk, Event, Exit, Request};
+use berth_api::vmm::{Disk, Event, Exit, RateLimit, Request};
 use berth_tests::tiny_guest::{Code, Width, read_only_file};
 use berth_vmm_machine::layout::COM1_PORT;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
-use crate::machine::{Setup, require_kvm};
+use crate::machine::{Machine, Setup, require_kvm};
 use crate::virtio::{Function, functions, notify, start_device, start_device_with};
 
 const DESCRIPTORS: u32 = 0x30_0000;
@@ -29,9 +30,12 @@ const WRITE: u32 = 2;
 /// Block request types.
 const READ_REQUEST: u32 = 0;
 const WRITE_REQUEST: u32 = 1;
+const FLUSH_REQUEST: u32 = 4;
 const IDENTITY_REQUEST: u32 = 8;
 const DISCARD_REQUEST: u32 = 11;
 const ZEROES_REQUEST: u32 = 13;
+/// `VIRTIO_BLK_F_FLUSH`.
+const FLUSH_FEATURE: u32 = 1 << 9;
 /// `VIRTIO_BLK_F_DISCARD` and `VIRTIO_BLK_F_WRITE_ZEROES`.
 const RANGE_FEATURES: u32 = 1 << 13 | 1 << 14;
 /// The flag of a range of zeroes that may free storage.
@@ -45,10 +49,27 @@ fn put(guest: &mut Code, place: u32, value: u32) {
     guest.set_esi(place).set_eax(value).store(Width::Double, 0);
 }
 
-/// Makes the chain that begins at descriptor 0 and publishes it as the `count`th request.
+/// Makes the chain that begins at descriptor 0, publishes it as the `count`th request and waits for
+/// its end.
 fn offer(guest: &mut Code, function: Function, chain: &[(u32, u32, u32)], count: u32) {
+    submit(guest, function, [DESCRIPTORS, AVAILABLE], chain, count);
+    // again: pause; cmp word [esi], count; jne again
+    let low = count.to_le_bytes()[0];
+    guest
+        .set_esi(USED + 2)
+        .raw(&[0xf3, 0x90, 0x66, 0x83, 0x3e, low, 0x75, 0xf8]);
+}
+
+/// The same without the wait, in rings that lie at other places.
+fn submit(
+    guest: &mut Code,
+    function: Function,
+    [descriptors, available]: [u32; 2],
+    chain: &[(u32, u32, u32)],
+    count: u32,
+) {
     for (index, &(place, bytes, flags)) in (0..).zip(chain) {
-        let descriptor = DESCRIPTORS + 16 * index;
+        let descriptor = descriptors + 16 * index;
         put(guest, descriptor, place);
         put(guest, descriptor + 4, 0);
         put(guest, descriptor + 8, bytes);
@@ -56,14 +77,9 @@ fn offer(guest: &mut Code, function: Function, chain: &[(u32, u32, u32)], count:
         put(guest, descriptor + 12, flags | (index + 1) << 16);
     }
     // Entries 0 and 1 name chain 0; no flags, and the index.
-    put(guest, AVAILABLE + 4, 0);
-    put(guest, AVAILABLE, count << 16);
+    put(guest, available + 4, 0);
+    put(guest, available, count << 16);
     notify(guest, function, 0);
-    // again: pause; cmp word [esi], count; jne again
-    let low = count.to_le_bytes()[0];
-    guest
-        .set_esi(USED + 2)
-        .raw(&[0xf3, 0x90, 0x66, 0x83, 0x3e, low, 0x75, 0xf8]);
 }
 
 fn start(guest: &mut Code, function: Function) {
@@ -187,6 +203,27 @@ fn a_guest_reads_the_sectors_of_its_disk() {
         assert_eq!(output[0], OK);
         assert_eq!(&output[1..], sector_of(&pattern(), sector));
     }
+}
+
+#[test]
+fn an_image_that_begins_like_another_format_is_bytes_all_the_same() {
+    // A qcow2 header that names a file of the host as what lies behind it.
+    let mut header = b"QFI\xfb\0\0\0\x03".to_vec();
+    header.extend(104_u64.to_be_bytes());
+    header.extend(11_u32.to_be_bytes());
+    header.resize(104, 0);
+    header.extend(b"/etc/passwd");
+    let disk = writable_disk();
+    disk.write_all_at(&header, 0).unwrap();
+    let mut expected = sector_of(&pattern(), 0).to_vec();
+    expected[..header.len()].copy_from_slice(&header);
+    let output = drive(&disk, false, 1 + 512, |guest, disk| {
+        request(guest, disk, READ_REQUEST, 0, 1);
+        print_memory(guest, DATA, SECTOR_BYTES);
+    });
+    let Some(output) = output else { return };
+    assert_eq!(output[0], OK);
+    assert_eq!(&output[1..], expected);
 }
 
 #[test]
@@ -319,6 +356,109 @@ fn a_failing_host_disk_is_an_error_for_the_guest_and_a_line_in_the_log() {
     log.read_to_string(&mut lines).unwrap();
     let told = "event=disk_failed vm=native-test disk=0 error=\"Operation not permitted (os error 1)\" total=1";
     assert!(lines.contains(told), "{lines}");
+}
+
+/// The counters of the only disk.
+fn disk_counters(machine: &Machine) -> BTreeMap<String, u64> {
+    machine.vmm.send(&Request::Statistics).unwrap();
+    let Event::Statistics {
+        devices,
+        guest_errors,
+        ..
+    } = machine.event()
+    else {
+        panic!("another event than the one asked for");
+    };
+    assert_eq!(guest_errors, 0, "the guest did nothing wrong");
+    let disk = devices.into_iter().find(|it| it.device == "disk0").unwrap();
+    disk.counters.into_iter().collect()
+}
+
+#[test]
+fn a_guest_resets_its_disk_while_flushes_are_in_flight_and_goes_on() {
+    const ROUNDS: u32 = 8;
+    let disk = writable_disk();
+    let Some(found) = functions(|guest| machine_with(guest, &disk, false), 1) else {
+        return;
+    };
+    let mut guest = Code::new();
+    for round in 0..ROUNDS {
+        // Rings of its own for each round, as a driver may not clear those of a running device.
+        let base = 0x40_0000 + round * 0x4000;
+        let rings = [base, base + 0x1000, base + 0x2000];
+        start_device_with(&mut guest, found[0], FLUSH_FEATURE, rings.map(u64::from));
+        for (count, kind) in [(1, WRITE_REQUEST), (2, FLUSH_REQUEST)] {
+            let header = base + 0x3000 + 16 * count;
+            put(&mut guest, header, kind);
+            put(&mut guest, header + 8, round);
+            let parts = [(header, 16, NEXT), (DATA, 512, NEXT), (STATUS, 1, WRITE)];
+            let flush = [(header, 16, NEXT), (STATUS, 1, WRITE)];
+            let chain = if kind == FLUSH_REQUEST {
+                &flush[..]
+            } else {
+                &parts
+            };
+            submit(&mut guest, found[0], [rings[0], rings[1]], chain, count);
+            if kind == WRITE_REQUEST {
+                guest
+                    .set_esi(rings[2] + 2)
+                    .raw(&[0xf3, 0x90, 0x66, 0x83, 0x3e, 1, 0x75, 0xf8]);
+            }
+        }
+    }
+    start(&mut guest, found[0]);
+    request(&mut guest, found[0], READ_REQUEST, ROUNDS, 1);
+    guest.halt();
+    let Some(setup) = machine_with(&guest, &disk, false) else {
+        return;
+    };
+    let mut machine = setup.launch_with_console();
+    machine.expect_running();
+    assert_eq!(machine.read_output(1), [OK]);
+    let counters = disk_counters(&machine);
+    assert_eq!(
+        (counters["writes"], counters["reads"]),
+        (u64::from(ROUNDS), 1)
+    );
+    assert_eq!(counters["errors"], 0);
+    machine.vmm.send(&Request::Stop).unwrap();
+    machine.expect_end(Exit::Stopped);
+    let mut content = vec![0; pattern().len()];
+    disk.read_exact_at(&mut content, 0).unwrap();
+    let written = usize::try_from(ROUNDS * SECTOR_BYTES).unwrap();
+    assert!(content[..written].iter().all(|&byte| byte == 0));
+    assert!(content[written..] == pattern()[written..]);
+}
+
+#[test]
+fn a_limited_disk_serves_every_request_in_the_end() {
+    const READS: u32 = 6;
+    let disk = writable_disk();
+    let Some(found) = functions(|guest| machine_with(guest, &disk, false), 1) else {
+        return;
+    };
+    let mut guest = Code::new();
+    start(&mut guest, found[0]);
+    for count in 1..=READS {
+        request(&mut guest, found[0], READ_REQUEST, count, count);
+    }
+    guest.halt();
+    let Some(mut setup) = machine_with(&guest, &disk, false) else {
+        return;
+    };
+    setup.start.disks[0].rate_limit = RateLimit {
+        bytes_per_second: 0,
+        requests_per_second: 3,
+    };
+    let mut machine = setup.launch_with_console();
+    machine.expect_running();
+    assert_eq!(machine.read_output(6), [OK; 6]);
+    let counters = disk_counters(&machine);
+    assert_eq!(counters["reads"], u64::from(READS));
+    assert_eq!(counters["read_bytes"], u64::from(READS * SECTOR_BYTES));
+    assert!(counters["throttled"] > 0, "{counters:?}");
+    machine.vmm.send(&Request::Stop).unwrap();
+    machine.expect_end(Exit::Stopped);
 }
 
 #[test]

@@ -21,6 +21,8 @@ mod machine;
 #[cfg(test)]
 mod memory_and_vcpus;
 #[cfg(test)]
+mod memory_backing;
+#[cfg(test)]
 mod network;
 #[cfg(test)]
 mod panic_device;

@@ -179,11 +179,17 @@ fn print_memory(guest: &mut Code, bytes: usize) {
 }
 
 #[test]
-fn every_vcpu_of_four_starts_and_there_is_no_fifth() {
+fn every_vcpu_starts_and_there_is_none_beyond() {
+    for vcpus in [4, 64] {
+        every_vcpu_starts(vcpus);
+    }
+}
+
+fn every_vcpu_starts(vcpus: u8) {
     let Some(kvm) = require_kvm() else { return };
     let mut guest = Code::new();
     // The others have nothing to do but to be counted.
-    let counter = start_others(&mut guest, 3, |code| {
+    let counter = start_others(&mut guest, vcpus - 1, |code| {
         code.halt();
     });
     guest
@@ -193,11 +199,11 @@ fn every_vcpu_of_four_starts_and_there_is_no_fifth() {
         .print_eax(COM1_PORT);
     power_off(&mut guest);
     let mut setup = Setup::new(kvm, &guest);
-    setup.start.vcpus = 4;
+    setup.start.vcpus = u32::from(vcpus);
     let mut machine = setup.launch_with_console();
     machine.expect_running();
     machine.expect_end(Exit::PowerOff);
-    assert_eq!(words(&machine.output_to_end()), [3]);
+    assert_eq!(words(&machine.output_to_end()), [u32::from(vcpus) - 1]);
 }
 
 #[test]

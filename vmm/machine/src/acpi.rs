@@ -37,7 +37,7 @@ const TABLE_ALIGN: usize = 16;
 const RSDP_BYTES: usize = 36;
 
 /// What the tables depend on.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct AcpiInput {
     /// Number of vCPUs; their APIC ids count from 0.
     pub vcpus: u8,
@@ -45,11 +45,13 @@ pub struct AcpiInput {
     pub serial: bool,
     /// Whether there is a pvpanic device.
     pub panic_device: bool,
+    /// Where 64-bit BARs are beyond the guest's memory; empty without any.
+    pub high_window: std::ops::Range<u64>,
 }
 
 /// Builds the block that starts with the RSDP at [`layout::ACPI`].
 #[must_use]
-pub fn tables(input: AcpiInput) -> Vec<u8> {
+pub fn tables(input: &AcpiInput) -> Vec<u8> {
     let base = layout::ACPI.start;
     let mut block = vec![0; RSDP_BYTES.next_multiple_of(TABLE_ALIGN)];
     let mut place = |table: &dyn Aml| {
@@ -121,7 +123,7 @@ fn mcfg() -> MCFG {
 }
 
 /// The DSDT with its header, as bytes that are their own AML.
-fn dsdt(input: AcpiInput) -> Bytes {
+fn dsdt(input: &AcpiInput) -> Bytes {
     let mut table = Sdt::new(
         *b"DSDT",
         36,
@@ -137,7 +139,7 @@ fn dsdt(input: AcpiInput) -> Bytes {
         &Package::new(vec![&type_s5, &type_s5, &aml::ZERO, &aml::ZERO]),
     )
     .to_aml_bytes(&mut code);
-    host_bridge(&mut code);
+    host_bridge(&mut code, &input.high_window);
     board_resources(&mut code);
     if input.serial {
         serial_port(&mut code);
@@ -158,13 +160,19 @@ impl Aml for Bytes {
     }
 }
 
-/// `\_SB.PC00`: bus 0, its memory window, and the wish that the guest leaves BARs where they are.
-fn host_bridge(code: &mut Vec<u8>) {
+/// `\_SB.PC00`: bus 0, its memory windows, and the wish that the guest leaves BARs where they are.
+fn host_bridge(code: &mut Vec<u8>, high_window: &std::ops::Range<u64>) {
     let first = u32::try_from(layout::PCI_WINDOW.start).expect("the window is below 4 GiB");
     let last = u32::try_from(layout::PCI_WINDOW.end - 1).expect("the window is below 4 GiB");
     let bus = AddressSpace::new_bus_number(0u16, 0u16);
     let window =
         AddressSpace::new_memory(AddressSpaceCacheable::NotCacheable, true, first, last, None);
+    let high = high_window.end.checked_sub(1).map(|last| {
+        let first = high_window.start;
+        AddressSpace::new_memory(AddressSpaceCacheable::NotCacheable, true, first, last, None)
+    });
+    let mut resources: Vec<&dyn Aml> = vec![&bus, &window];
+    resources.extend(high.iter().map(|high| high as &dyn Aml));
     let uuid = Uuid::new("E5C937D0-3553-4D7A-9117-EA4D19C3434D");
     // Functions 0 (which are there) and 5 (keep the boot configuration).
     let which = aml::BufferData::new(vec![0x21]);
@@ -177,10 +185,7 @@ fn host_bridge(code: &mut Vec<u8>) {
             &Name::new(Path::new("_SEG"), &aml::ZERO),
             &Name::new(Path::new("_UID"), &aml::ZERO),
             &Name::new(Path::new("_CCA"), &aml::ONE),
-            &Name::new(
-                Path::new("_CRS"),
-                &ResourceTemplate::new(vec![&bus, &window]),
-            ),
+            &Name::new(Path::new("_CRS"), &ResourceTemplate::new(resources)),
             &Method::new(
                 Path::new("_DSM"),
                 4,
@@ -347,10 +352,11 @@ mod tests {
 
     #[test]
     fn every_table_is_reached_from_the_rsdp_and_has_a_right_checksum() {
-        let block = tables(AcpiInput {
+        let block = tables(&AcpiInput {
             vcpus: 4,
             serial: true,
             panic_device: true,
+            high_window: 4 << 30..512 << 30,
         });
         assert_eq!(&block[..8], b"RSD PTR ");
         assert_eq!(sum(&block[..20]), 0);
@@ -368,20 +374,20 @@ mod tests {
 
     #[test]
     fn the_largest_machine_fits_its_place() {
-        let block = tables(AcpiInput {
+        let block = tables(&AcpiInput {
             vcpus: 254,
             serial: true,
             panic_device: true,
+            high_window: 4 << 30..512 << 30,
         });
         assert!(u64::try_from(block.len()).unwrap() <= layout::ACPI.bytes());
     }
 
     #[test]
     fn the_madt_lists_every_vcpu_and_the_ioapic() {
-        let block = tables(AcpiInput {
+        let block = tables(&AcpiInput {
             vcpus: 3,
-            serial: false,
-            panic_device: false,
+            ..AcpiInput::default()
         });
         let xsdt = table(&block, u64_at(&block, 24));
         let madt = table(&block, u64_at(xsdt, 44));
@@ -404,13 +410,29 @@ mod tests {
                 vcpus: 1,
                 serial,
                 panic_device,
+                ..AcpiInput::default()
             };
-            let block = tables(input);
+            let block = tables(&input);
             block.windows(name.len()).any(|bytes| bytes == name)
         };
         assert!(finds(b"COM1", true, false));
         assert!(!finds(b"COM1", false, true));
         assert!(finds(b"QEMU0001", false, true));
         assert!(!finds(b"QEMU0001", true, false));
+    }
+
+    #[test]
+    fn a_window_beyond_memory_is_described_by_first_and_last_address() {
+        let last = (1_u64 << 40) - 1;
+        let finds = |high_window| {
+            let block = tables(&AcpiInput {
+                vcpus: 1,
+                high_window,
+                ..AcpiInput::default()
+            });
+            block.windows(8).any(|bytes| bytes == last.to_le_bytes())
+        };
+        assert!(finds(1 << 39..1 << 40));
+        assert!(!finds(0..0));
     }
 }

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use berth_vmm_devices::bus::{Bus, BusDevice, BusRange};
@@ -36,8 +37,9 @@ use crate::ending::{Ended, Ending, Reset};
 use crate::layout;
 use crate::network;
 use crate::queue_executor::IoLoop;
-use crate::refusal::{BuildMachineError, host};
+use crate::refusal::{BuildMachineError, Refusal, host};
 use crate::spec::{ConsoleSpec, DiskSpec, NetworkSpec, VirtioConsoleSpec, VsockSpec};
+use crate::vfio::{HostEvents, OpenDevices, Passthrough};
 use crate::vsock_sockets::VsockSockets;
 use crate::warnings::Warnings;
 
@@ -60,6 +62,8 @@ pub struct DeviceInput {
     pub networks: Vec<NetworkSpec>,
     /// Whether there is an entropy device.
     pub entropy: bool,
+    /// Host devices, after all others.
+    pub host_devices: Option<OpenDevices>,
     /// The socket device.
     pub vsock: Option<VsockSpec>,
     /// The virtio console.
@@ -81,6 +85,10 @@ pub struct DeviceSet {
     pub console_dropped: DroppedBytes,
     /// Counters of devices by name.
     pub counters: Vec<(String, Arc<Counters>)>,
+    /// What the host says about its devices.
+    pub host_events: HostEvents,
+    /// Where 64-bit BARs are beyond the guest's memory; empty without any.
+    pub high_window: Range<u64>,
     /// The balloon's size.
     pub balloon: Option<Arc<BalloonSize>>,
 }
@@ -103,6 +111,9 @@ impl MsiSender for KvmMsi {
 
 /// A device and its name in statistics.
 type NamedDevice = (String, Box<dyn VirtioDevice>);
+
+/// A function and where it is on the bus.
+type PlacedFunction = (DeviceSlot, Arc<dyn PciFunction>);
 
 /// By the devices' names: for each queue the event that the guest's notifications signal, where that
 /// is not the I/O loop's business.
@@ -165,6 +176,8 @@ struct Builder<'a> {
     ports: Vec<BusRange>,
     mmio: Vec<BusRange>,
     counters: Vec<(String, Arc<Counters>)>,
+    host_events: HostEvents,
+    high_window: Range<u64>,
     kicks: Kicks,
 }
 
@@ -191,6 +204,8 @@ pub fn build(
         ports: Vec::new(),
         mmio: Vec::new(),
         counters: Vec::new(),
+        host_events: HostEvents::default(),
+        high_window: 0..0,
         kicks: Kicks::new(),
     };
     let ioapic = builder.ioapic();
@@ -211,12 +226,13 @@ pub fn build(
     }
     let balloon = input.balloon.map(balloon::device);
     let balloon_size = balloon.as_ref().map(Balloon::size);
+    let host_devices = input.host_devices.take();
     let memory = Arc::clone(&builder.memory);
     let mut devices = virtio_devices(input, &console_dropped, &memory, &mut builder.kicks)?;
     if let Some(balloon) = balloon {
         devices.push((balloon::NAME.to_owned(), Box::new(balloon)));
     }
-    builder.pci(devices)?;
+    builder.pci(devices, host_devices)?;
     Ok(DeviceSet {
         ports: Bus::new(builder.ports, Arc::clone(&errors))?,
         mmio: Bus::new(builder.mmio, Arc::clone(&errors))?,
@@ -224,6 +240,8 @@ pub fn build(
         guest_errors: errors,
         console_dropped,
         counters: builder.counters,
+        host_events: builder.host_events,
+        high_window: builder.high_window,
         balloon: balloon_size,
     })
 }
@@ -288,8 +306,12 @@ impl Builder<'_> {
         self.port(layout::PANIC_PORT, PANIC_BYTES, Arc::new(device));
     }
 
-    /// The PCI bus: the devices in order from slot 1 on.
-    fn pci(&mut self, devices: Vec<NamedDevice>) -> Result<(), BuildMachineError> {
+    /// The PCI bus: the devices in order from slot 1 on, host devices last.
+    fn pci(
+        &mut self,
+        devices: Vec<NamedDevice>,
+        host_devices: Option<OpenDevices>,
+    ) -> Result<(), BuildMachineError> {
         let mut functions = Vec::new();
         let mut kicks_by_slot = BTreeMap::new();
         for (slot, (name, device)) in (1..).filter_map(DeviceSlot::new).zip(devices) {
@@ -300,11 +322,14 @@ impl Builder<'_> {
                 .map_err(host("watch a device's descriptor"))?;
             functions.push((slot, Arc::new(self.virtio(slot, device))));
         }
-        let on_bus = functions
+        let mut on_bus: Vec<_> = functions
             .iter()
             .map(|(slot, function)| (*slot, Arc::clone(function) as Arc<dyn PciFunction>))
             .collect();
-        let window = layout::PCI_WINDOW.start..layout::PCI_WINDOW.end;
+        if let Some(devices) = host_devices {
+            on_bus.extend(self.passed_through(devices, functions.len())?);
+        }
+        let window = layout::EMULATED_WINDOW.start..layout::EMULATED_WINDOW.end;
         // Emulated functions are small: both kinds of BAR share the window below 4 GiB.
         let half = window.start + (window.end - window.start) / 2;
         let windows = BarWindows {
@@ -325,6 +350,42 @@ impl Builder<'_> {
                 .map_err(host("register a notification"))?;
         }
         Ok(())
+    }
+
+    /// Host devices, in the slots after `taken` others.
+    fn passed_through(
+        &mut self,
+        devices: OpenDevices,
+        taken: usize,
+    ) -> Result<Vec<PlacedFunction>, BuildMachineError> {
+        let Passthrough {
+            functions,
+            ranges,
+            window,
+            events,
+            counters,
+        } = devices.into_functions(&self.msi, &self.errors)?;
+        events
+            .watch(self.io)
+            .map_err(host("watch a host device's event"))?;
+        self.mmio.extend(ranges);
+        self.counters.extend(counters);
+        self.host_events = events;
+        self.high_window = window;
+        let slots = (1..).filter_map(DeviceSlot::new).skip(taken);
+        let on_bus: Vec<_> = slots
+            .zip(&functions)
+            .map(|(slot, function)| (slot, Arc::clone(function) as Arc<dyn PciFunction>))
+            .collect();
+        if on_bus.len() < functions.len() {
+            return Err(Refusal::new(
+                format!("vfio.devices[{}]", on_bus.len()),
+                "no PCI slot is left for it",
+                "give the machine fewer devices",
+            )
+            .into());
+        }
+        Ok(on_bus)
     }
 
     fn virtio(&self, slot: DeviceSlot, device: Box<dyn VirtioDevice>) -> VirtioPci {

@@ -57,8 +57,15 @@ pub const KERNEL_START: u64 = 0x10_0000;
 
 /// RAM below 4 GiB ends here at the latest.
 pub const LOW_RAM_END: u64 = 3 * GIB;
-/// Window for 32-bit PCI BARs.
+/// Window for PCI BARs below 4 GiB.
 pub const PCI_WINDOW: Range = Range::new(LOW_RAM_END, 640 << 20);
+/// The part of it for emulated functions, which are small.
+pub const EMULATED_WINDOW: Range = Range::new(PCI_WINDOW.start, 64 << 20);
+/// The part of it for 32-bit BARs of passed-through functions.
+pub const PASSTHROUGH_WINDOW: Range = Range {
+    start: EMULATED_WINDOW.end,
+    end: PCI_WINDOW.end,
+};
 /// PCI configuration space of bus 0. Linux wants it below 4 GiB.
 pub const ECAM: Range = Range::new(0xe800_0000, 1 << 20);
 /// What the memory map reserves for configuration space: room for all 256 buses.

@@ -26,9 +26,11 @@ pub mod spec;
 pub mod tap_queue;
 mod timer;
 pub mod vcpu;
+pub mod vfio;
 pub mod vsock_sockets;
 pub mod warnings;
 
 pub use machine::{Machine, MachineEvent, RunningMachine};
+pub use memory::Prefaulted;
 pub use refusal::{BuildMachineError, Refusal};
 pub use spec::MachineSpec;

@@ -4,6 +4,7 @@
 //! when to stop; the machine only knows that it ended.
 
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,12 +26,14 @@ use crate::device_set::{self, DeviceInput, DeviceSet};
 use crate::disk_failures::{DiskFailure, DiskFailures};
 use crate::ending::{Ended, Ending};
 use crate::host_facts::HostFacts;
+use crate::irq_routes::IrqRoutes;
 use crate::layout::{self, RamLayout};
-use crate::memory;
+use crate::memory::{self, Prefaulted};
 use crate::queue_executor::IoLoop;
 use crate::refusal::{BuildMachineError, Refusal, host};
 use crate::spec::MachineSpec;
 use crate::vcpu::{self, BeforeGuest, VcpuShared};
+use crate::vfio::{self, HostEvents};
 use crate::warnings::Warnings;
 
 /// Stack of a vCPU thread: exits are served without recursion and without large buffers.
@@ -56,6 +59,7 @@ pub struct Machine {
     disk_failures: Arc<DiskFailures>,
     warnings: Arc<Warnings>,
     counters: Vec<(String, Arc<Counters>)>,
+    host_events: HostEvents,
     balloon: Option<BalloonControl>,
 }
 
@@ -70,6 +74,7 @@ pub struct RunningMachine {
     disk_failures: Arc<DiskFailures>,
     warnings: Arc<Warnings>,
     counters: Vec<(String, Arc<Counters>)>,
+    host_events: HostEvents,
     balloon: Option<BalloonControl>,
 }
 
@@ -87,26 +92,28 @@ pub enum MachineEvent {
 }
 
 impl Machine {
-    /// Builds the machine: memory, kernel, devices, vCPUs.
+    /// Builds the machine: memory, kernel, devices, vCPUs. `report` hears how far the memory is, if
+    /// it is to be present first, and can end it all.
     ///
     /// # Errors
     /// [`BuildMachineError::Refused`] if the spec's kernel or sizes cannot be used on this host.
-    pub fn build(spec: MachineSpec) -> Result<Self, BuildMachineError> {
+    pub fn build(
+        spec: MachineSpec,
+        report: &mut dyn FnMut(Prefaulted) -> ControlFlow<()>,
+    ) -> Result<Self, BuildMachineError> {
         let kvm = kvm_from_descriptor(spec.kvm);
         check_host(&kvm, spec.vcpus)?;
         let ram = RamLayout::new(spec.memory_bytes);
-        let vm = Vm::create(&kvm, memory::map(ram)?)?;
+        let memory = memory::map(ram, &spec.memory_backing)?;
+        if spec.memory_backing.prefault {
+            memory::prefault(&memory, &spec.memory_backing, report)?;
+        }
+        let vm = Vm::create(&kvm, memory)?;
         prepare_interrupts(&vm)?;
         let entry = fill_memory(
             &vm,
             &spec_input(&spec.kernel, &spec.initrd, &spec.cmdline, ram),
         )?;
-        let acpi = AcpiInput {
-            vcpus: spec.vcpus,
-            serial: spec.console.is_some(),
-            panic_device: spec.panic_device,
-        };
-        write_acpi(&vm, acpi)?;
         let ending = Arc::new(Ending::new().map_err(host("make an event"))?);
         let mut io = IoLoop::new().map_err(host("make the event loop"))?;
         io.watch(ending.descriptor().as_fd(), TOKEN_ENDED)
@@ -117,6 +124,25 @@ impl Machine {
         let warnings = Arc::new(Warnings::new().map_err(host("make an event"))?);
         io.watch(warnings.descriptor().as_fd(), TOKEN_WARNING)
             .map_err(host("watch an event"))?;
+        let mut acpi = AcpiInput {
+            vcpus: spec.vcpus,
+            serial: spec.console.is_some(),
+            panic_device: spec.panic_device,
+            ..AcpiInput::default()
+        };
+        let host_devices = match spec.vfio {
+            Some(vfio) => Some(vfio::open(
+                vfio,
+                &vfio::Frame {
+                    vm: &vm,
+                    ram,
+                    routes: &IrqRoutes::new(Arc::clone(&vm)),
+                    warnings: &warnings,
+                    address_bits: vcpu::address_bits(&kvm)?,
+                },
+            )?),
+            None => None,
+        };
         let input = DeviceInput {
             disks: spec.disks,
             disk_failures: Arc::clone(&disk_failures),
@@ -126,6 +152,7 @@ impl Machine {
             console: spec.console,
             networks: spec.networks,
             entropy: spec.entropy,
+            host_devices,
             vsock: spec.vsock,
             virtio_console: spec.virtio_console,
         };
@@ -139,8 +166,12 @@ impl Machine {
             guest_errors,
             console_dropped,
             counters,
+            host_events,
+            high_window,
             balloon,
         } = devices;
+        acpi.high_window = high_window;
+        write_acpi(&vm, &acpi)?;
         let shared = VcpuShared {
             ports,
             mmio,
@@ -158,6 +189,7 @@ impl Machine {
             disk_failures,
             warnings,
             counters,
+            host_events,
             balloon: balloon.map(|size| BalloonControl::new(size, spec.memory_bytes)),
         })
     }
@@ -190,6 +222,7 @@ impl Machine {
             disk_failures: self.disk_failures,
             warnings: self.warnings,
             counters: self.counters,
+            host_events: self.host_events,
             balloon: self.balloon,
         })
     }
@@ -225,6 +258,9 @@ impl RunningMachine {
             let event = match token {
                 TOKEN_DISK_FAILED => self.disk_failures.take().map(MachineEvent::DiskFailed),
                 TOKEN_WARNING => self.warnings.take().map(MachineEvent::Warning),
+                token if self.host_events.is_one(token) => {
+                    self.host_events.take(token).map(MachineEvent::Warning)
+                }
                 token => Some(MachineEvent::Readable(token)),
             };
             if let Some(event) = event {
@@ -363,7 +399,7 @@ fn fill_memory(vm: &Vm, input: &BootInput<'_>) -> Result<EntryState, BuildMachin
     boot::load(vm.memory(), input)
 }
 
-fn write_acpi(vm: &Vm, input: AcpiInput) -> Result<(), BuildMachineError> {
+fn write_acpi(vm: &Vm, input: &AcpiInput) -> Result<(), BuildMachineError> {
     let tables = acpi::tables(input);
     let address = layout::ACPI.start;
     vm.memory()

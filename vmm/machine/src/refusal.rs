@@ -47,6 +47,9 @@ pub enum BuildMachineError {
     /// The start message is at fault.
     #[error("the start message was refused: {0}")]
     Refused(Refusal),
+    /// Whoever waits for the machine wants it no more.
+    #[error("the machine was stopped before it ran")]
+    Stopped,
     /// The host cannot hold this guest's memory.
     #[error("could not map {bytes} bytes of guest memory")]
     MapMemory {

@@ -10,7 +10,7 @@ use std::fs::File;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, OwnedFd};
 
-use berth_api::vmm::{self, Balloon, Console, FdIndex, HostPages, RateLimit, Start};
+use berth_api::vmm::{self, Balloon, Console, FdIndex, MemoryBacking, RateLimit, Start};
 use rustix::fs::{
     FileType, OFlags, SealFlags, Stat, fcntl_get_seals, fcntl_getfl, fstat, major, minor,
 };
@@ -18,7 +18,12 @@ use rustix::net::{AddressFamily, SocketType, sockopt};
 
 pub use self::network::NetworkSpec;
 use crate::disk_file::Alignment;
+use crate::memory::HugePages;
 use crate::refusal::Refusal;
+
+pub mod vfio;
+
+use vfio::{VfioSpec, check_vfio};
 
 /// Device number of `/dev/kvm`: fixed by the kernel.
 const KVM_DEVICE: (u32, u32) = (10, 232);
@@ -71,8 +76,12 @@ pub struct MachineSpec {
     pub virtio_console: Option<VirtioConsoleSpec>,
     /// Whether there is a pvpanic device.
     pub panic_device: bool,
+    /// Host devices for the guest.
+    pub vfio: Option<VfioSpec>,
     /// The balloon.
     pub balloon: Option<Balloon>,
+    /// What memory is made of; `prefault` is set wherever it has to be.
+    pub memory_backing: MemoryBacking,
 }
 
 /// One disk.
@@ -148,8 +157,8 @@ impl TryFrom<(Start, Vec<OwnedFd>)> for MachineSpec {
             ));
         }
         check_balloon(&start)?;
+        let memory_backing = check_backing(&start)?;
         network::check_values(&start.networks)?;
-        refuse_unbuilt(&start)?;
         let mut intake = Intake::new(descriptors)?;
         let kvm = intake.take("kvm", start.kvm)?;
         check_kvm("kvm", &kvm)?;
@@ -176,6 +185,10 @@ impl TryFrom<(Start, Vec<OwnedFd>)> for MachineSpec {
             .console
             .map(|console| check_console(&mut intake, "console", &console))
             .transpose()?;
+        let vfio = start
+            .vfio
+            .map(|vfio| check_vfio(&mut intake, &vfio))
+            .transpose()?;
         let vsock = start
             .vsock
             .map(|vsock| check_vsock(&mut intake, &vsock))
@@ -201,7 +214,9 @@ impl TryFrom<(Start, Vec<OwnedFd>)> for MachineSpec {
             vsock,
             virtio_console,
             panic_device: start.panic_device,
+            vfio,
             balloon: start.balloon,
+            memory_backing,
         })
     }
 }
@@ -305,32 +320,10 @@ fn check_version(version: u32) -> Result<(), Refusal> {
     ))
 }
 
-/// Refuses what this release's contract names and its VMM does not have.
-fn refuse_unbuilt(start: &Start) -> Result<(), Refusal> {
-    let fields = [
-        ("vfio", start.vfio.is_some()),
-        (
-            "memory_backing",
-            start.memory_backing != vmm::MemoryBacking::default(),
-        ),
-    ];
-    match fields.iter().find(|(_, is_asked)| *is_asked) {
-        None => Ok(()),
-        Some((field, _)) => Err(Refusal::new(
-            *field,
-            "this VMM does not have it",
-            "leave it out, or install a release that has it",
-        )),
-    }
-}
-
 /// A device reaches all guest memory at any time, so that none of it may go, and huge pages were
 /// reserved for this guest: one that goes may be another's when the guest wants it back.
 fn check_balloon(start: &Start) -> Result<(), Refusal> {
-    let has_huge_pages = match start.memory_backing.pages {
-        HostPages::Transparent | HostPages::Small => false,
-        HostPages::Huge2M | HostPages::Huge1G => true,
-    };
+    let has_huge_pages = HugePages::of(start.memory_backing.pages).is_some();
     let problem = if start.balloon.is_none() {
         return Ok(());
     } else if start.vfio.is_some() {
@@ -345,6 +338,33 @@ fn check_balloon(start: &Start) -> Result<(), Refusal> {
         problem,
         "leave the balloon out, or use pages of the ordinary size and no vfio",
     ))
+}
+
+/// Devices want all memory present, as they reach it without the host's kernel. Huge pages are
+/// reserved for the whole host and not on a node: only their coming shows that the nodes have them.
+fn check_backing(start: &Start) -> Result<MemoryBacking, Refusal> {
+    let backing = &start.memory_backing;
+    let huge = HugePages::of(backing.pages);
+    if let Some(pages) = huge
+        && !(start.memory_mib << 20).is_multiple_of(pages.bytes)
+    {
+        return Err(Refusal::new(
+            "memory_backing.pages",
+            format!(
+                "{} MiB are not a whole number of pages of {}",
+                start.memory_mib, pages.name
+            ),
+            format!(
+                "ask for a multiple of {} MiB, or for other pages",
+                pages.bytes >> 20
+            ),
+        ));
+    }
+    let has_huge_of_nodes = huge.is_some() && !backing.numa_nodes.is_empty();
+    Ok(MemoryBacking {
+        prefault: backing.prefault || start.vfio.is_some() || has_huge_of_nodes,
+        ..backing.clone()
+    })
 }
 
 fn check_vcpus(vcpus: u32) -> Result<u8, Refusal> {

@@ -13,6 +13,8 @@ use rustix::net::{
     SendFlags, recvmsg, sendmsg,
 };
 
+use crate::lifecycle::Denied;
+
 /// One socket to the agent.
 #[derive(Debug)]
 pub(crate) struct ControlSocket {
@@ -117,6 +119,15 @@ impl ControlSocket {
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Received::Nothing,
             Ok(_) | Err(_) => Received::Closed,
         }
+    }
+
+    /// Tells the agent that the request of this name is not done.
+    pub(crate) fn deny(&self, request: &str, denied: Denied) {
+        self.send(&Event::Denied {
+            request: request.to_owned(),
+            reason: denied.reason,
+            remedy: denied.remedy,
+        });
     }
 
     /// Tells the agent. An agent that is gone or does not read misses it.

@@ -18,6 +18,7 @@ use crate::control_socket::{ControlSocket, ReceiveStartError, Received};
 use crate::exit_code::ExitCode;
 use crate::lifecycle::{Action, Denied, State, decide};
 use crate::log::Log;
+use crate::preparation::Preparation;
 
 const TOKEN_CONTROL: u32 = 1;
 const TOKEN_SIGNAL: u32 = 2;
@@ -55,9 +56,13 @@ pub(crate) fn run(unjailed: Unjailed) -> ExitCode {
     }
     let machine = MachineSpec::try_from((start, descriptors))
         .map_err(BuildMachineError::from)
-        .and_then(Machine::build)
+        .and_then(|spec| {
+            let mut preparation = Preparation::new(&mut socket, &signals, &log);
+            Machine::build(spec, &mut |prefaulted| preparation.report(prefaulted))
+        })
         .and_then(|machine| machine.start(jail::narrow_vcpu));
     match machine {
+        Err(BuildMachineError::Stopped) => report(&Ended::Stopped, &socket, &log),
         Ok(machine) => supervise(machine, &mut socket, &signals, &log),
         Err(error) => refuse(&socket, &log, &error),
     }
@@ -156,7 +161,7 @@ impl Guest<'_> {
             Received::Malformed(error) => {
                 self.log.event("bad_request", &[("error", &error)]);
                 let remedy = "send one request of this release's contract in each message";
-                self.deny("", Denied::new(Denial::Malformed, remedy));
+                self.socket.deny("", Denied::new(Denial::Malformed, remedy));
             }
             Received::Nothing => {}
             Received::Closed => {
@@ -175,7 +180,7 @@ impl Guest<'_> {
         let done = decided.and_then(|(after, action)| self.act(action).map(|()| after));
         match done {
             Ok(after) => self.state = after,
-            Err(denied) => self.deny(request.name(), denied),
+            Err(denied) => self.socket.deny(request.name(), denied),
         }
     }
 
@@ -213,14 +218,6 @@ impl Guest<'_> {
         self.log.event("paused", &[]);
         self.socket.send(&Event::Paused);
         Ok(())
-    }
-
-    fn deny(&self, request: &str, denied: Denied) {
-        self.socket.send(&Event::Denied {
-            request: request.to_owned(),
-            reason: denied.reason,
-            remedy: denied.remedy,
-        });
     }
 
     /// Answers what came too late.

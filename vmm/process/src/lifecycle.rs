@@ -1,10 +1,10 @@
 //! What a guest can be asked, and when: pure, so that every case can be listed.
 //!
 //! ```text
-//!              pause
-//! Running ◀────────────▶ Paused
-//!    │        resume        │
-//!    └───── stop, end ──────┴──▶ Ending
+//!                            pause
+//! Preparing ──▶ Running ◀────────────▶ Paused
+//!     │            │        resume        │
+//!     └────────────┴───── stop, end ──────┴──▶ Ending
 //! ```
 //! Owns the states, the actions and the reasons of denials with their remedies. It carries nothing
 //! out.
@@ -14,6 +14,8 @@ use berth_api::vmm::{Denial, Request};
 /// Where the guest is in its life.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum State {
+    /// The machine is being built.
+    Preparing,
     /// vCPUs enter the guest.
     Running,
     /// No vCPU enters the guest.
@@ -84,7 +86,20 @@ pub(crate) fn decide(
             Denial::Ending,
             "wait for the machine's end, and start it again if it is still wanted",
         )),
-        (State::Running | State::Paused, Request::Stop) => Ok((State::Ending, Action::End)),
+        (
+            State::Preparing,
+            Request::PowerButton
+            | Request::Pause
+            | Request::Resume
+            | Request::Balloon { .. }
+            | Request::Statistics,
+        ) => Err(Denied::new(
+            Denial::Preparing,
+            "ask again when the guest runs, or stop the machine",
+        )),
+        (State::Preparing | State::Running | State::Paused, Request::Stop) => {
+            Ok((State::Ending, Action::End))
+        }
         (State::Running, Request::Pause) => Ok((State::Paused, Action::Pause)),
         (State::Paused, Request::Pause) => Err(Denied::new(
             Denial::AlreadyPaused,
@@ -127,7 +142,12 @@ mod tests {
 
     use super::*;
 
-    const STATES: [State; 3] = [State::Running, State::Paused, State::Ending];
+    const STATES: [State; 4] = [
+        State::Running,
+        State::Paused,
+        State::Ending,
+        State::Preparing,
+    ];
     const MOST: u64 = 96;
 
     fn requests() -> [Request; 7] {
@@ -181,6 +201,9 @@ mod tests {
             ]
         );
         assert_eq!(table[2], ["Ending"; 7]);
+        let mut preparing = ["Preparing"; 7];
+        preparing[1] = "End -> Ending";
+        assert_eq!(table[3], preparing);
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod guest;
 mod host_facts;
 mod lifecycle;
 mod log;
+mod preparation;
 mod probe;
 
 use std::ffi::OsString;

@@ -149,6 +149,7 @@ impl IoRing {
                 .map_err(|_| StartError::NotMemory)?;
             for part in parts {
                 let part = part.map_err(|_| StartError::NotMemory)?;
+                // No guard outlives this call: the mapping does, as `held` has a share in it.
                 request.buffers.push(iovec {
                     iov_base: part.ptr_guard_mut().as_ptr().cast(),
                     iov_len: part.len(),

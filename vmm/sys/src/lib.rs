@@ -3,9 +3,10 @@
 //! It owns the facts that the compiler cannot see: that guest memory stays mapped as long as KVM
 //! may reach it ([`vm`], [`vcpu`]), that a signal handler touches nothing but a live `kvm_run`
 //! page ([`vcpu_kick`]), that file transfers and discards stay within live guest memory
-//! ([`vectored_io`], [`io_ring`], [`page_discard`]), that devices and the host's own drivers reach
-//! guest memory and each other only ([`vfio`], [`vhost_net`]), what a tap's ioctls read and write
-//! ([`tap`]), and what a raw descriptor is ([`kvm_device`]). It decides nothing: policy,
+//! ([`vectored_io`], [`io_ring`], [`page_discard`], [`page_placement`]), that devices and the
+//! host's own drivers reach guest memory and each other only ([`vfio`], [`vhost_net`]), what a tap's
+//! ioctls read and write ([`tap`]), and what a raw descriptor is ([`kvm_device`]). It decides
+//! nothing: policy,
 //! configuration and the meaning of guest data are its callers' business.
 #![allow(
     unsafe_code,
@@ -20,6 +21,7 @@ pub mod io_ring;
 pub mod kvm_device;
 pub mod landlock;
 pub mod page_discard;
+pub mod page_placement;
 pub mod seccomp;
 pub mod stop_signal;
 pub mod tap;
@@ -32,9 +34,10 @@ pub mod vm;
 
 pub use event::Event;
 pub use exit_now::exit_now;
-pub use guest_mapping::map_guest_ram;
+pub use guest_mapping::{AnonymousPages, has_pages_for, map_guest_file, map_guest_ram};
 pub use kvm_device::kvm_from_descriptor;
 pub use page_discard::discard_pages;
+pub use page_placement::{allowed_nodes, bind_to_nodes, populate};
 pub use stop_signal::watch_stop_signal;
 pub use tap::{Tap, TapInterface};
 pub use vcpu::{GuestExit, Vcpu};

@@ -38,12 +38,12 @@ mod tests {
     use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
 
     use super::*;
-    use crate::map_guest_ram;
+    use crate::{AnonymousPages, map_guest_ram};
 
     const BYTES: usize = 64 << 20;
 
     fn memory() -> GuestMemoryMmap<()> {
-        let region = map_guest_ram(BYTES, BYTES).unwrap();
+        let region = map_guest_ram(BYTES, AnonymousPages::Small).unwrap();
         let region = GuestRegionMmap::new(region, GuestAddress(0)).unwrap();
         GuestMemoryMmap::from_regions(vec![region]).unwrap()
     }

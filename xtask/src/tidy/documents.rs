@@ -153,9 +153,21 @@ fn requirements_are_whole(tree: &Tree) -> Vec<Problem> {
         .filter(|id| !text.contains(&format!("| {id} |")))
         .map(|id| Problem::new(document, 0, format!("has no row for {id}")))
         .collect();
+    problems.extend(rows_name_tests(tree, document, "| S"));
+    problems.extend(rows_name_tests(tree, "docs/attacks.md", "| "));
+    problems
+}
+
+/// The last cell of every row names tests of this tree, or says that they are planned. Rows begin
+/// with `start`; a table's head and the line below it are none.
+fn rows_name_tests(tree: &Tree, document: &str, start: &str) -> Vec<Problem> {
+    let Some(text) = tree.text(document) else {
+        return vec![Problem::new(document, 0, "is missing")];
+    };
+    let mut problems = Vec::new();
     for (index, line) in text.lines().enumerate() {
-        let Some(shown_by) = line
-            .starts_with("| S")
+        let is_row = line.starts_with(start) && !line.ends_with("| shown by |");
+        let Some(shown_by) = (is_row && !line.starts_with("| ---"))
             .then(|| line.rsplit('|').nth(1))
             .flatten()
             .map(str::trim)

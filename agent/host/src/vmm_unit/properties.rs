@@ -83,12 +83,17 @@ fn limits(unit: &UnitSpec) -> Vec<Property> {
         .saturating_add(VMM_OVERHEAD_MIB)
         .saturating_mul(MIB);
     let tasks_max = u64::from(unit.vcpus.saturating_add(VMM_OVERHEAD_TASKS));
-    vec![
+    let mut limits = vec![
         ("MemoryMax", Variant::from(memory_max)),
         ("TasksMax", Variant::from(tasks_max)),
         ("LimitCORE", Variant::from(0_u64)),
         ("LimitCORESoft", Variant::from(0_u64)),
-    ]
+    ];
+    if unit.locks_memory {
+        limits.push(("LimitMEMLOCK", Variant::from(memory_max)));
+        limits.push(("LimitMEMLOCKSoft", Variant::from(memory_max)));
+    }
+    limits
 }
 
 /// A root with nothing in it but the program and folders that systemd mounts on: `empty` is theirs.

@@ -3,5 +3,10 @@
 pub(crate) mod boot_debian;
 pub(crate) mod quickstart;
 pub mod seed_001;
+pub(crate) mod vfio_bigbar;
+pub(crate) mod vfio_hostile;
+pub(crate) mod vfio_multi;
+pub(crate) mod vfio_narrow_iommu;
+pub(crate) mod vfio_nvme;
 pub mod vm_lifecycle;
 pub(crate) mod vmm_devices;

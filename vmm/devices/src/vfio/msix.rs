@@ -328,3 +328,6 @@ impl PassedMsix {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -62,6 +62,9 @@ pub trait VirtioDevice: Send {
     /// The driver notified queue `index`: takes chains from it until
     /// [`VirtQueue::pop`](super::queue::VirtQueue::pop) gives no more, and completes each now or later.
     /// A queue that was lent to somebody else is not there: the notification is to be passed on.
+    /// A device that leaves chains for later says so by
+    /// [`VirtQueue::keep_quiet`](super::queue::VirtQueue::keep_quiet), and by
+    /// [`VirtQueue::serve_again`](super::queue::VirtQueue::serve_again) when it wants them.
     /// Never interrupts: the caller does, once per call, for every queue on which a chain was
     /// completed. Must not block for longer than the back end's own requests take.
     ///

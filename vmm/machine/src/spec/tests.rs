@@ -3,7 +3,7 @@
 
 use std::fs::{File, OpenOptions};
 
-use berth_api::vmm::Disk;
+use berth_api::vmm::{Disk, HostPages};
 
 use super::*;
 
@@ -236,6 +236,37 @@ fn sockets_of_a_vsock_must_be_what_the_contract_says() {
         let refused = check(3, listening(), wrong).unwrap_err();
         assert_eq!(refused, "vsock.connector");
     }
+}
+
+#[test]
+fn memory_is_a_whole_number_of_its_pages() {
+    let checked = |pages, memory_mib| {
+        let mut start = start();
+        start.memory_mib = memory_mib;
+        start.memory_backing.pages = pages;
+        check_backing(&start).map_err(|refusal| refusal.field)
+    };
+    for (pages, memory_mib) in [
+        (HostPages::Small, 33),
+        (HostPages::Transparent, 33),
+        (HostPages::Huge2M, 34),
+        (HostPages::Huge1G, 2048),
+    ] {
+        assert!(!checked(pages, memory_mib).unwrap().prefault);
+    }
+    for (pages, memory_mib) in [(HostPages::Huge2M, 33), (HostPages::Huge1G, 1536)] {
+        let field = checked(pages, memory_mib).unwrap_err();
+        assert_eq!(field, "memory_backing.pages");
+    }
+}
+
+#[test]
+fn huge_pages_of_chosen_nodes_are_made_present_first() {
+    let mut start = start();
+    start.memory_backing.numa_nodes = vec![0];
+    assert!(!check_backing(&start).unwrap().prefault);
+    start.memory_backing.pages = HostPages::Huge2M;
+    assert!(check_backing(&start).unwrap().prefault);
 }
 
 #[test]

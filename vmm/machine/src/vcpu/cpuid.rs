@@ -52,6 +52,15 @@ impl Topology {
     }
 }
 
+/// Bits of a physical address that the list tells; 36, as every processor has, if it does not.
+#[must_use]
+pub fn address_bits(entries: &[kvm_cpuid_entry2]) -> u32 {
+    let sizes = entries
+        .iter()
+        .find(|entry| entry.function == LEAF_ADDRESS_SIZES);
+    sizes.map_or(36, |entry| entry.eax & 0xff)
+}
+
 /// The list for all vCPUs, from what KVM supports on this host.
 #[must_use]
 pub fn common(supported: &[kvm_cpuid_entry2], topology: Topology) -> Vec<kvm_cpuid_entry2> {

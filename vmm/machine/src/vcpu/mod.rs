@@ -20,6 +20,22 @@ use crate::host_facts::HostFacts;
 use crate::refusal::{BuildMachineError, host};
 use cpuid::Topology;
 
+/// Linux maps all physical memory into its half of what page tables of four levels span.
+const FOUR_LEVEL_BITS: u32 = 46;
+
+/// Bits of a physical address in the guest: what this host's processors have, and no more than
+/// page tables of four levels make use of.
+///
+/// # Errors
+/// If KVM does not say.
+pub fn address_bits(kvm: &Kvm) -> Result<u32, BuildMachineError> {
+    let supported = kvm
+        .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
+        .map_err(io::Error::from)
+        .map_err(host("read the supported CPUID"))?;
+    Ok(cpuid::address_bits(supported.as_slice()).min(FOUR_LEVEL_BITS))
+}
+
 /// Creates all vCPUs. The first one enters the guest with `entry`; the guest starts the others.
 ///
 /// # Errors

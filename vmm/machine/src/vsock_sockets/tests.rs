@@ -220,3 +220,33 @@ fn where_nobody_takes_connections_there_are_none() {
     drop(ours);
     assert!(sockets.connect(WEB).is_none());
 }
+
+#[test]
+fn the_one_descriptor_wakes_whoever_waits_for_edges() {
+    let mut place = Place::new();
+    let outer = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+    let flags = EventFlags::IN | EventFlags::ET;
+    let inner = place.sockets.descriptor().unwrap();
+    epoll::add(&outer, inner, EventData::new_u64(0), flags).unwrap();
+    let wakes = |place: &mut Place| {
+        let mut events = Vec::with_capacity(4);
+        let now = rustix::event::Timespec::default();
+        let buffer = rustix::buffer::spare_capacity(&mut events);
+        let count = epoll::wait(&outer, buffer, Some(&now)).unwrap();
+        let _asked = place.asked();
+        count == 1
+    };
+    assert!(!wakes(&mut place));
+    let mut caller = place.call();
+    assert!(wakes(&mut place), "for a caller");
+    assert!(!wakes(&mut place), "once");
+    caller.write_all(b"CONNECT").unwrap();
+    assert!(wakes(&mut place), "for part of a line");
+    let _other = place.call();
+    caller.write_all(b" 1").unwrap();
+    assert!(wakes(&mut place), "for two things at once");
+    assert!(!wakes(&mut place));
+    drop(caller);
+    assert!(wakes(&mut place), "for one who leaves");
+    assert!(!wakes(&mut place));
+}

@@ -7,8 +7,8 @@
 //! remembers the answer; the order of different calls therefore does not matter.
 
 use libc::{
-    AF_UNIX, F_GETFD, MADV_DONTNEED, MADV_FREE, MADV_REMOVE, MAP_ANONYMOUS, PROT_EXEC, SIGABRT,
-    SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM,
+    AF_UNIX, F_GETFD, MADV_DONTNEED, MADV_FREE, MAP_ANONYMOUS, PROT_EXEC, SIGABRT, SOCK_CLOEXEC,
+    SOCK_NONBLOCK, SOCK_STREAM,
 };
 
 /// One way in which a call is allowed.
@@ -56,7 +56,7 @@ pub(super) const EVERY_THREAD: &[Rule] = &[
     rule(libc::SYS_brk, ANY, "the allocator"),
     rule(libc::SYS_mprotect, WITHOUT_CODE, "glibc's allocator"),
     rule(libc::SYS_madvise, advice(MADV_DONTNEED), "the allocator; the balloon"),
-    rule(libc::SYS_madvise, advice(MADV_FREE), "musl's allocator; the balloon"),
+    rule(libc::SYS_madvise, advice(MADV_FREE), "musl's allocator"),
     rule(libc::SYS_close, ANY, "connections and files that are done"),
     rule(libc::SYS_fcntl, IS_OPEN, "debug builds: checking what is closed"),
     rule(libc::SYS_clock_gettime, ANY, "time, where the clock is no vDSO's"),
@@ -106,8 +106,7 @@ pub(super) const IO_THREAD: &[Rule] = &[
     rule(libc::SYS_pread64, ANY, "disks"),
     rule(libc::SYS_pwrite64, ANY, "disks"),
     rule(libc::SYS_fdatasync, ANY, "disks: flush"),
-    rule(libc::SYS_fallocate, ANY, "disks: discard, write zeroes; the balloon"),
-    rule(libc::SYS_madvise, advice(MADV_REMOVE), "the balloon over a memory file"),
+    rule(libc::SYS_fallocate, ANY, "disks: discard, write zeroes"),
     rule(libc::SYS_getrandom, ANY, "the entropy device"),
     rule(libc::SYS_timerfd_settime, ANY, "rate limits"),
     rule(libc::SYS_tgkill, own_thread(MUSL_KICK), "kicking a vCPU"),

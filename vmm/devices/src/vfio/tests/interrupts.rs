@@ -103,6 +103,24 @@ fn a_masked_vector_delivers_nothing_shows_as_pending_and_is_delivered_once_on_un
 }
 
 #[test]
+fn what_fired_before_and_after_a_look_at_the_pending_bits_is_one_interrupt() {
+    let guest = guest(drive(true));
+    guest.set_config(CONTROL, 2, ENABLE);
+    program(&guest, 0);
+    guest.device.fire(0);
+    assert_eq!(pending(&guest), 1);
+    guest.device.fire(0);
+    mask(&guest, 0, false);
+    assert_eq!(guest.device.delivered.take(), [100]);
+    guest.set_config(CONTROL, 2, ENABLE | FUNCTION_MASK);
+    guest.device.fire(0);
+    assert_eq!(pending(&guest), 1);
+    guest.device.fire(0);
+    guest.set_config(CONTROL, 2, ENABLE);
+    assert_eq!(guest.device.delivered.take(), [100]);
+}
+
+#[test]
 fn what_fired_while_masked_and_unread_is_delivered_once_too() {
     let guest = guest(drive(true));
     guest.set_config(CONTROL, 2, ENABLE);
