@@ -64,7 +64,10 @@ struct Stream(Host);
 fn outcome(what: u8, buffers: &[VolatileSlice<'_>]) -> io::Result<usize> {
     let most: usize = buffers.iter().map(VolatileSlice::len).sum();
     assert!(most > 0, "a call for nothing");
-    assert!(most <= 2 * MAX_DATA_BYTES as usize, "more than is ever kept");
+    assert!(
+        most <= 2 * MAX_DATA_BYTES as usize,
+        "more than is ever kept"
+    );
     match what {
         0 => Err(io::ErrorKind::WouldBlock.into()),
         255 => Err(io::ErrorKind::ConnectionReset.into()),
@@ -121,6 +124,8 @@ struct Guest {
     offered: u16,
     /// Receive buffers that came back.
     taken: u16,
+    /// Receive buffers that the device has, one bit each. It gives back at once what is no room.
+    lent: u16,
 }
 
 fn rings(queue: u16) -> QueueAddresses {
@@ -154,6 +159,7 @@ impl Guest {
             transmitted: 0,
             offered: 0,
             taken: 0,
+            lent: 0,
         }
     }
 
@@ -167,14 +173,15 @@ impl Guest {
         self.memory.read_obj(place).expect("it is RAM")
     }
 
-    fn submit(&self, queue: u16, index: u16, (address, bytes): (u64, u32), flags: u16) {
+    /// Makes the descriptor `head` the next available one.
+    fn submit(&self, queue: u16, index: u16, head: u16, part: (u64, u32, u16)) {
         let ring = rings(queue);
-        let slot = index % SIZE;
-        let place = ring.descriptors + u64::from(slot) * 16;
+        let place = ring.descriptors + u64::from(head) * 16;
+        let (address, bytes, flags) = part;
         self.put(address, place);
         self.put(bytes, place + 8);
         self.put(flags, place + 12);
-        self.put(slot, ring.available + 4 + u64::from(slot) * 2);
+        self.put(head, ring.available + 4 + u64::from(index % SIZE) * 2);
         self.put(index.wrapping_add(1), ring.available + 2);
     }
 
@@ -204,10 +211,14 @@ impl Guest {
         let place = GuestAddress(PACKET);
         let text = header.to_bytes();
         self.memory.write_slice(&text, place).expect("it is RAM");
-        self.submit(TRANSMIT, self.transmitted, (PACKET, HEADER_BYTES + bytes), 0);
+        let part = (PACKET, HEADER_BYTES + bytes, 0);
+        self.submit(TRANSMIT, self.transmitted, 0, part);
         self.transmitted = self.transmitted.wrapping_add(1);
         self.serve(|device| device.serve(TRANSMIT));
-        assert_eq!(self.word(rings(TRANSMIT).used + USED_INDEX), self.transmitted);
+        assert_eq!(
+            self.word(rings(TRANSMIT).used + USED_INDEX),
+            self.transmitted
+        );
     }
 
     fn learn(&mut self, ports: Ports, header: &Header) {
@@ -226,11 +237,13 @@ impl Guest {
 
     fn offer(&mut self, input: &mut Input<'_>) {
         for _ in 0..=input.byte() % 4 {
-            if self.offered.wrapping_sub(self.taken) < SIZE {
+            let free = u16::try_from(self.lent.trailing_ones()).expect("it has 16 bits");
+            if free < SIZE {
                 let bytes = u32::from(input.word() % 0x1001);
-                let room = ROOMS + u64::from(self.offered % SIZE) * ROOM_BYTES;
-                self.submit(RECEIVE, self.offered, (room, bytes), WRITE);
+                let room = ROOMS + u64::from(free) * ROOM_BYTES;
+                self.submit(RECEIVE, self.offered, free, (room, bytes, WRITE));
                 self.offered = self.offered.wrapping_add(1);
+                self.lent |= 1 << free;
             }
         }
         self.serve(|device| device.serve(RECEIVE));
@@ -269,13 +282,12 @@ impl Guest {
         let ring = rings(RECEIVE);
         let used = self.word(ring.used + USED_INDEX);
         while self.taken != used {
-            assert_ne!(self.taken, self.offered, "a buffer that was not offered");
-            let slot = self.taken % SIZE;
-            let element = GuestAddress(ring.used + 4 + u64::from(slot) * 8);
+            let element = GuestAddress(ring.used + 4 + u64::from(self.taken % SIZE) * 8);
             let [id, written]: [u32; 2] = self.memory.read_obj(element).expect("it is RAM");
-            assert_eq!(id, u32::from(slot));
+            assert!(self.lent >> id & 1 == 1, "a buffer that was not offered");
+            self.lent &= !(1 << id);
             if written > 0 {
-                self.look_at(ROOMS + u64::from(slot) * ROOM_BYTES, written);
+                self.look_at(ROOMS + u64::from(id) * ROOM_BYTES, written);
             }
             self.taken = self.taken.wrapping_add(1);
         }
@@ -284,7 +296,9 @@ impl Guest {
     fn look_at(&mut self, room: u64, written: u32) {
         let mut bytes = [0; HEADER_BYTES as usize];
         let place = GuestAddress(room);
-        self.memory.read_slice(&mut bytes, place).expect("it is RAM");
+        self.memory
+            .read_slice(&mut bytes, place)
+            .expect("it is RAM");
         let header = Header::from_bytes(&bytes);
         assert_eq!(header.source_cid, HOST_CID);
         assert_eq!(header.destination_cid, u64::from(CID));
@@ -310,7 +324,10 @@ impl Guest {
         }
         assert!(operation == Operation::Data || header.length == 0);
         assert_eq!(header.kind, TYPE_STREAM);
-        assert!(header.forwarded <= known.sent, "credit for bytes never sent");
+        assert!(
+            header.forwarded <= known.sent,
+            "credit for bytes never sent"
+        );
     }
 }
 

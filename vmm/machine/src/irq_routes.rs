@@ -216,17 +216,10 @@ impl IrqVector {
         self.is_connected
     }
 
-    /// Whether an interrupt waits for the vector to be connected.
+    /// Whether an interrupt waits for the vector to be connected; forgets it.
     #[must_use]
-    pub fn is_pending(&self) -> bool {
-        !self.is_connected && self.event.has_happened()
-    }
-
-    /// Forgets an interrupt that waits.
-    pub fn clear_pending(&self) {
-        if !self.is_connected {
-            self.event.clear();
-        }
+    pub fn take_pending(&self) -> bool {
+        !self.is_connected && self.event.take()
     }
 
     /// Lets signals reach the guest as `message`, beginning with one that waits.
@@ -368,16 +361,15 @@ mod tests {
     }
 
     #[test]
-    fn a_disconnected_vector_is_pending_until_it_is_cleared() {
+    fn a_disconnected_vector_is_pending_until_it_is_asked() {
         let (routes, _) = routes();
         let mut vector = routes.vector().unwrap();
         vector.event().signal();
-        assert!(vector.is_pending());
-        vector.clear_pending();
-        assert!(!vector.is_pending());
+        assert!(vector.take_pending());
+        assert!(!vector.take_pending());
         vector.connect(message(1)).unwrap();
         vector.event().signal();
-        assert!(!vector.is_pending(), "KVM takes it");
+        assert!(!vector.take_pending(), "KVM takes it");
     }
 
     #[test]

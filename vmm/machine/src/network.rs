@@ -134,11 +134,7 @@ impl VhostBackend for VhostPair {
     }
 
     fn take_error(&mut self) -> bool {
-        let has_failed = self.vhost.error().has_happened();
-        if has_failed {
-            self.vhost.error().clear();
-        }
-        has_failed
+        self.vhost.error().take()
     }
 
     fn kick(&mut self, ring: usize) {

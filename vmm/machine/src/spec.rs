@@ -4,20 +4,22 @@
 //! in no other way than by [`TryFrom`], so whoever holds one need not check again. It reads no
 //! file's content: a kernel that is none is found by the boot loader.
 
+mod disk;
 mod network;
 
 use std::fs::File;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, OwnedFd};
 
-use berth_api::vmm::{self, Balloon, Console, FdIndex, MemoryBacking, RateLimit, Start};
+use berth_api::vmm::{self, Balloon, Console, FdIndex, MemoryBacking, Start};
 use rustix::fs::{
     FileType, OFlags, SealFlags, Stat, fcntl_get_seals, fcntl_getfl, fstat, major, minor,
 };
 use rustix::net::{AddressFamily, SocketType, sockopt};
 
+pub use self::disk::DiskSpec;
+use self::disk::check_disk;
 pub use self::network::NetworkSpec;
-use crate::disk_file::Alignment;
 use crate::memory::HugePages;
 use crate::refusal::Refusal;
 
@@ -27,12 +29,6 @@ use vfio::{VfioSpec, check_vfio};
 
 /// Device number of `/dev/kvm`: fixed by the kernel.
 const KVM_DEVICE: (u32, u32) = (10, 232);
-/// Bytes of a disk sector; a disk has a whole number of them.
-const SECTOR_BYTES: u64 = 512;
-/// Longest serial number of a disk.
-const MAX_SERIAL_BYTES: usize = 20;
-/// Most queues of a disk that the start message leaves to us.
-const CHOSEN_DISK_QUEUES: u16 = 4;
 /// Longest name in logs.
 const MAX_VM_ID_BYTES: usize = 64;
 /// Least size of a console segment.
@@ -82,25 +78,6 @@ pub struct MachineSpec {
     pub balloon: Option<Balloon>,
     /// What memory is made of; `prefault` is set wherever it has to be.
     pub memory_backing: MemoryBacking,
-}
-
-/// One disk.
-#[derive(Debug)]
-pub struct DiskSpec {
-    /// The image; its mode agrees with `read_only`.
-    pub file: File,
-    /// Whether the guest may not write.
-    pub read_only: bool,
-    /// The serial number that the guest reads.
-    pub serial: String,
-    /// The size that the guest sees: whole blocks, all of them in the image.
-    pub bytes: u64,
-    /// Number of queues, at least 1.
-    pub queues: u16,
-    /// Bounds on what the guest may do.
-    pub rate_limit: RateLimit,
-    /// Block sizes, and how memory has to lie.
-    pub(crate) alignment: Alignment,
 }
 
 /// A virtio console.
@@ -427,100 +404,6 @@ fn check_kvm(field: &str, descriptor: &OwnedFd) -> Result<(), Refusal> {
     ))
 }
 
-fn check_disk(
-    intake: &mut Intake,
-    position: usize,
-    disk: vmm::Disk,
-    vcpus: u8,
-) -> Result<DiskSpec, Refusal> {
-    let field = |name: &str| format!("disks[{position}].{name}");
-    check_printable(&field("serial"), &disk.serial, 0, MAX_SERIAL_BYTES)?;
-    if disk.expected_bytes == 0 || !disk.expected_bytes.is_multiple_of(SECTOR_BYTES) {
-        return Err(Refusal::new(
-            field("expected_bytes"),
-            format!(
-                "{} bytes are not a whole number of sectors",
-                disk.expected_bytes
-            ),
-            format!("use a multiple of {SECTOR_BYTES} above 0"),
-        ));
-    }
-    let fd = field("fd");
-    let descriptor = intake.take(&fd, disk.fd)?;
-    let stat = status(&fd, &descriptor)?;
-    let kind = FileType::from_raw_mode(stat.st_mode);
-    let bytes = if kind.is_file() {
-        size_of(&stat)
-    } else if kind.is_block_device() {
-        rustix::fs::seek(&descriptor, rustix::fs::SeekFrom::End(0))
-            .map_err(|error| unreadable(&fd, error))?
-    } else {
-        return Err(not_a(
-            &fd,
-            "a regular file or a block device",
-            "open the disk image itself",
-        ));
-    };
-    let access = if disk.read_only {
-        Access::ReadOnly
-    } else {
-        Access::ReadWrite
-    };
-    check_access(&fd, &descriptor, access)?;
-    if bytes < disk.expected_bytes {
-        return Err(Refusal::new(
-            fd,
-            format!(
-                "the disk is truncated: {bytes} of {} bytes",
-                disk.expected_bytes
-            ),
-            "restore the image, or correct expected_bytes",
-        ));
-    }
-    let alignment = Alignment::of(descriptor.as_fd())
-        .map_err(|error| Refusal::new(&fd, cannot_examine(&error), ORDINARY_FILE))?;
-    check_blocks(&field("expected_bytes"), disk.expected_bytes, alignment)?;
-    Ok(DiskSpec {
-        file: File::from(descriptor),
-        read_only: disk.read_only,
-        serial: disk.serial,
-        bytes: disk.expected_bytes,
-        queues: check_queues(&field("queues"), disk.queues, vcpus)?,
-        rate_limit: disk.rate_limit,
-        alignment,
-    })
-}
-
-/// A disk whose transfers go around the page cache has no part of a block at its end.
-fn check_blocks(field: &str, bytes: u64, alignment: Alignment) -> Result<(), Refusal> {
-    let block = alignment.logical_block();
-    if bytes.is_multiple_of(u64::from(block)) {
-        return Ok(());
-    }
-    Err(Refusal::new(
-        field,
-        format!("{bytes} bytes are not a whole number of blocks of the descriptor's O_DIRECT"),
-        format!("use a multiple of {block}, or open the disk without O_DIRECT"),
-    ))
-}
-
-/// As many queues as asked for; else one for each vCPU, up to a number beyond which one I/O thread
-/// gains nothing by more.
-fn check_queues(field: &str, queues: u16, vcpus: u8) -> Result<u16, Refusal> {
-    match queues {
-        0 => Ok(u16::from(vcpus).min(CHOSEN_DISK_QUEUES)),
-        1..=vmm::MAX_DISK_QUEUES => Ok(queues),
-        _ => Err(Refusal::new(
-            field,
-            format!("{queues} queues are more than a disk can have"),
-            format!(
-                "use at most {}, or 0 for the VMM's choice",
-                vmm::MAX_DISK_QUEUES
-            ),
-        )),
-    }
-}
-
 fn check_console(
     intake: &mut Intake,
     field: &str,
@@ -699,14 +582,12 @@ fn size_of(stat: &Stat) -> u64 {
     u64::try_from(stat.st_size).unwrap_or(0)
 }
 
-const ORDINARY_FILE: &str = "send a descriptor of an ordinary open file";
-
-fn cannot_examine(error: &dyn std::error::Error) -> String {
-    format!("the descriptor cannot be examined: {error}")
-}
-
-fn unreadable(field: &str, error: rustix::io::Errno) -> Refusal {
-    Refusal::new(field, cannot_examine(&error), ORDINARY_FILE)
+fn unreadable(field: &str, error: impl std::error::Error) -> Refusal {
+    Refusal::new(
+        field,
+        format!("the descriptor cannot be examined: {error}"),
+        "send a descriptor of an ordinary open file",
+    )
 }
 
 fn not_a(field: &str, what: &str, remedy: &str) -> Refusal {

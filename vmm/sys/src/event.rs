@@ -30,18 +30,10 @@ impl Event {
         self.0.read().map(drop).unwrap_or(());
     }
 
-    /// Whether the event has happened since it was last cleared or delivered.
+    /// Whether the event has happened since it was last cleared or delivered; clears it.
     #[must_use]
-    pub fn has_happened(&self) -> bool {
-        let mut poll = libc::pollfd {
-            fd: self.0.as_raw_fd(),
-            events: libc::POLLIN,
-            revents: 0,
-        };
-        // SAFETY: the pointer is to one `pollfd` that lives through the call, and the count is one.
-        // The call does not wait.
-        let ready = unsafe { libc::poll(&raw mut poll, 1, 0) };
-        ready == 1 && poll.revents & libc::POLLIN != 0
+    pub fn take(&self) -> bool {
+        self.0.read().is_ok()
     }
 
     pub(crate) fn as_eventfd(&self) -> &EventFd {
@@ -61,13 +53,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_event_has_happened_from_its_signal_until_it_is_cleared() {
+    fn an_event_has_happened_once_until_its_next_signal() {
         let event = Event::new().unwrap();
-        assert!(!event.has_happened());
+        assert!(!event.take());
         event.signal();
-        assert!(event.has_happened());
-        assert!(event.has_happened(), "looking does not clear it");
+        event.signal();
+        assert!(event.take());
+        assert!(!event.take());
+        event.signal();
         event.clear();
-        assert!(!event.has_happened());
+        assert!(!event.take());
     }
 }

@@ -1,6 +1,7 @@
 //! The tiers: what each shows, and what it runs. Cheapest first, so that a mistake is told early.
 
 use std::fs::OpenOptions;
+use std::os::unix::fs::MetadataExt as _;
 
 use anyhow::{Context as _, Result};
 use berth_tests::lab::scenario::{self, NodeKind};
@@ -51,6 +52,12 @@ pub(super) const TIERS: &[Tier] = &[
         shows: "berth-vmm with tiny guests on this machine's /dev/kvm",
         needs: &[Need::Compile],
         run: native_kvm,
+    },
+    Tier {
+        name: "containment",
+        shows: "attempts to break out of the VMM's jail from inside",
+        needs: &[Need::Compile],
+        run: containment,
     },
     Tier {
         name: "controller",
@@ -130,6 +137,18 @@ fn native_kvm(tally: &mut Tally) -> Result<()> {
     run_targets("native-kvm", tally)
 }
 
+fn containment(tally: &mut Tally) -> Result<()> {
+    let own = std::fs::metadata("/proc/self");
+    if !own.is_ok_and(|process| process.uid() == 0) {
+        tally.skipped.push(
+            "tier containment: staging attacks needs root, which is given up before each"
+                .to_owned(),
+        );
+        return Ok(());
+    }
+    run_targets("containment", tally)
+}
+
 fn controller(tally: &mut Tally) -> Result<()> {
     run_targets("controller", tally)
 }
@@ -169,6 +188,7 @@ fn run_targets(tier: &str, tally: &mut Tally) -> Result<()> {
 fn tier_of(target: &cargo_tests::Target) -> &'static str {
     match (target.package.as_str(), target.name.as_str()) {
         ("berth-tests", "vmm_native") => "native-kvm",
+        ("berth-tests", "containment") => "containment",
         ("berth-tests", "cli" | "controller") => "controller",
         ("berth-tests", "agent") => "agent",
         ("berth-tests", "packages") => "package",

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use super::{Problem, Tree};
 
-/// The one folder whose crate may contain unsafe code.
-const UNSAFE_CRATE: &str = "vmm/sys";
+/// The folders whose crates may contain unsafe code: the VMM's hands, and the test's attacker.
+const UNSAFE_CRATES: [&str; 2] = ["vmm/sys", "tests/src/bin/jail-attempt"];
 
 pub(super) fn problems(tree: &Tree) -> Vec<Problem> {
     tree.with_extension("rs")
@@ -33,14 +33,19 @@ fn opens_with_its_purpose(file: &Path, text: &str) -> Vec<Problem> {
 }
 
 fn is_crate_root(file: &Path) -> bool {
-    let in_bin = file
-        .parent()
-        .is_some_and(|folder| folder.ends_with("src/bin"));
-    in_bin || file.ends_with("src/lib.rs") || file.ends_with("src/main.rs")
+    let is_bin = |folder: &Path| folder.ends_with("src/bin");
+    let folder = file.parent();
+    let in_bin = folder.is_some_and(is_bin);
+    let in_bins_folder = folder.and_then(Path::parent).is_some_and(is_bin);
+    in_bin
+        || in_bins_folder && file.ends_with("main.rs")
+        || file.ends_with("src/lib.rs")
+        || file.ends_with("src/main.rs")
 }
 
 fn forbids_unsafe(file: &Path, text: &str) -> Vec<Problem> {
-    if !is_crate_root(file) || file.starts_with(UNSAFE_CRATE) || file.starts_with("fuzz") {
+    let may_be_unsafe = UNSAFE_CRATES.iter().any(|crate_| file.starts_with(crate_));
+    if !is_crate_root(file) || may_be_unsafe || file.starts_with("fuzz") {
         return Vec::new();
     }
     if text.contains("#![forbid(unsafe_code)]") {
@@ -109,13 +114,17 @@ mod tests {
     }
 
     #[test]
-    fn every_crate_root_but_one_is_fenced() {
+    fn every_crate_root_but_two_is_fenced() {
         assert_eq!(
             forbids_unsafe(Path::new("agent/core/src/lib.rs"), "").len(),
             1
         );
         assert_eq!(forbids_unsafe(Path::new("tests/src/bin/x.rs"), "").len(), 1);
+        let in_folder = Path::new("tests/src/bin/x/main.rs");
+        assert_eq!(forbids_unsafe(in_folder, "").len(), 1);
         assert_eq!(forbids_unsafe(Path::new("vmm/sys/src/lib.rs"), "").len(), 0);
+        let attacker = Path::new("tests/src/bin/jail-attempt/main.rs");
+        assert_eq!(forbids_unsafe(attacker, "").len(), 0);
         assert_eq!(
             forbids_unsafe(Path::new("agent/core/src/plan.rs"), "").len(),
             0

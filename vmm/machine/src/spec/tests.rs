@@ -5,7 +5,9 @@ use std::fs::{File, OpenOptions};
 
 use berth_api::vmm::{Disk, HostPages};
 
+use super::disk::{check_blocks, check_queues};
 use super::*;
+use crate::disk_file::Alignment;
 
 fn start() -> Start {
     Start::new("vm", FdIndex(0), FdIndex(1))

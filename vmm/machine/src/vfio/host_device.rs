@@ -293,11 +293,7 @@ impl VfioOps for HostDevice {
     fn take_fired(&self, index: u16) -> bool {
         let enabled = self.lock_vectors();
         let vector = enabled.vectors.get(usize::from(index));
-        vector.is_some_and(|vector| {
-            let is_pending = vector.is_pending();
-            vector.clear_pending();
-            is_pending
-        })
+        vector.is_some_and(IrqVector::take_pending)
     }
 
     fn map_area(&self, bar: u8, area: Area, address: u64) -> io::Result<()> {

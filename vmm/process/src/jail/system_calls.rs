@@ -80,6 +80,13 @@ pub(super) const EVERY_THREAD: &[Rule] = &[
 pub(super) const VCPU_THREAD: &[Rule] = &[
     ioctl(KVM_RUN, "running the guest"),
     ioctl(VFIO_DEVICE_SET_IRQS, "a guest switching a device's interrupts"),
+    rule(libc::SYS_eventfd2, ANY, "the same: an event for each"),
+    ioctl(VFIO_DEVICE_RESET, "a guest resetting a passed-through device"),
+    ioctl(KVM_SET_USER_MEMORY_REGION, "a passed-through device's memory that comes and goes"),
+    ioctl(VFIO_IOMMU_MAP_DMA, "the same, for other passed-through devices"),
+    ioctl(VFIO_IOMMU_UNMAP_DMA, "the same, for other passed-through devices"),
+    ioctl(IOMMU_IOAS_MAP, "the same, for other passed-through devices"),
+    ioctl(IOMMU_IOAS_UNMAP, "the same, for other passed-through devices"),
     ioctl(KVM_GET_REGS, "saying where a guest crashed"),
     ioctl(KVM_GET_SREGS, "saying where a guest crashed"),
     rule(libc::SYS_io_uring_enter, ANY, "a guest resetting a disk: waiting for its requests"),
@@ -160,7 +167,13 @@ const KVM_IRQFD: u32 = iow(KVM, 0x76, 32);
 const KVM_SET_GSI_ROUTING: u32 = iow(KVM, 0x6a, 8);
 const KVM_GET_REGS: u32 = ior(KVM, 0x81, 144);
 const KVM_GET_SREGS: u32 = ior(KVM, 0x83, 312);
+const KVM_SET_USER_MEMORY_REGION: u32 = iow(KVM, 0x46, 32);
 const VFIO_DEVICE_SET_IRQS: u32 = io(VFIO, 110);
+const VFIO_DEVICE_RESET: u32 = io(VFIO, 111);
+const VFIO_IOMMU_MAP_DMA: u32 = io(VFIO, 113);
+const VFIO_IOMMU_UNMAP_DMA: u32 = io(VFIO, 114);
+const IOMMU_IOAS_MAP: u32 = io(VFIO, 0x85);
+const IOMMU_IOAS_UNMAP: u32 = io(VFIO, 0x86);
 const TUNSETOFFLOAD: u32 = iow(TUN, 208, 4);
 const TUNSETQUEUE: u32 = iow(TUN, 217, 4);
 const VHOST_SET_FEATURES: u32 = iow(VHOST, 0x00, 8);

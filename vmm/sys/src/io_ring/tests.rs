@@ -10,6 +10,7 @@ use vm_memory::Bytes;
 use super::*;
 
 const RAM_BYTES: usize = 1 << 20;
+const FILE_OF_THE_PROCESS: io_uring::types::Fd = io_uring::types::Fd(0);
 const HOLE: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
 
 fn file(content: &[u8]) -> File {
@@ -260,4 +261,29 @@ fn the_kernel_refuses_every_other_operation_and_file() {
     assert!(more.is_err());
 }
 
-const FILE_OF_THE_PROCESS: io_uring::types::Fd = io_uring::types::Fd(0);
+#[test]
+fn another_thread_gets_a_completion_while_the_one_that_started_it_waits_elsewhere() {
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    let memory = memory();
+    let Ok(mut ring) = IoRing::new(reader.as_fd(), memory.clone(), 2) else {
+        return;
+    };
+    let (give, take) = std::sync::mpsc::channel();
+    let (finished, wait) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            ring.transfer(1, Direction::Read, u64::MAX, [(0x40, 1)])
+                .unwrap();
+            assert!(ring.next_completed().is_none());
+            give.send(ring).unwrap();
+            // As the I/O thread waits for vCPUs to pause.
+            wait.recv().unwrap();
+        });
+        let mut ring = take.recv().unwrap();
+        io::Write::write_all(&mut writer, b"x").unwrap();
+        finish(&mut ring, 1).unwrap();
+        finished.send(()).unwrap();
+    });
+    let byte: u8 = memory.read_obj(GuestAddress(0x40)).unwrap();
+    assert_eq!(byte, b'x');
+}
