@@ -87,11 +87,11 @@ pub(crate) fn attempt(name: &str, thread: &str, jail: &str) -> (Outcome, bool) {
 
 fn outcome(output: &Output) -> Outcome {
     let text = String::from_utf8_lossy(&output.stdout);
-    match (
-        output.status.code(),
-        output.status.signal(),
-        text.trim().parse(),
-    ) {
+    let Some(number) = text.strip_prefix("attempting\n") else {
+        return Outcome::Strange(format!("{output:?}"));
+    };
+    let number = number.trim().parse();
+    match (output.status.code(), output.status.signal(), number) {
         (Some(0), ..) => Outcome::Succeeded,
         (Some(1), _, Ok(number)) => Outcome::Refused(number),
         (_, Some(SIGSYS), _) => Outcome::Killed,

@@ -4,7 +4,8 @@
 //! `jail-attempt <attempt> <vcpu|io> <free|landlock|whole> <folder> <victim>` becomes what a VMM's
 //! unit makes of a process, enters the jail of `berth-vmm` itself, and then makes the attempt on a
 //! thread of the kind that was named. It ends with 0 if the attempt succeeded, with 1 and the error's
-//! number on standard output if the kernel refused it, and by a signal if the jail killed it. `free`
+//! number on standard output if the kernel refused it, and by a signal if the jail killed it. What it
+//! says first is that it got as far as the attempt. `free`
 //! has no jail, so that whoever asks can see that the attempt is a real one; `landlock` has nothing
 //! but Landlock. `jail-attempt list` names the attempts, `jail-attempt victim` waits to be attacked.
 //!
@@ -128,12 +129,15 @@ fn on_vcpu_thread(attempt: &Attempt, scene: &Scene, is_filtered: bool) -> Result
     let gate = Barrier::new(2);
     std::thread::scope(|scope| {
         let vcpu = scope.spawn(|| {
+            // A thread that only begins makes calls of its own.
+            gate.wait();
             gate.wait();
             if is_filtered {
                 jail::narrow_vcpu().context("narrowing the thread")?;
             }
             attempt_and_end(attempt, scene)
         });
+        gate.wait();
         if is_filtered {
             jail::shut().context("filtering system calls")?;
         }
@@ -145,6 +149,7 @@ fn on_vcpu_thread(attempt: &Attempt, scene: &Scene, is_filtered: bool) -> Result
 
 /// Ends the process from whichever thread this is.
 fn attempt_and_end(attempt: &Attempt, scene: &Scene) -> Result<()> {
+    writeln!(io::stdout(), "attempting")?;
     match (attempt.make)(scene) {
         Ok(_) => berth_vmm_sys::exit_now(0),
         Err(error) => {

@@ -4,9 +4,9 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
-use super::vfio_nvme::{FIND_DRIVE, first_number, make_backing, on_node};
+use super::vfio_nvme::{FIND_DRIVE, make_backing, on_node};
 use crate::lab::devices::Device;
 use crate::lab::host_slots::HostSlot;
 use crate::lab::node::NodeSpec;
@@ -27,8 +27,7 @@ io() {
 io &
 sleep 1
 rounds=0
-end=$(($(cut -d. -f1 /proc/uptime) + 40))
-while [ $(cut -d. -f1 /proc/uptime) -lt $end ]; do
+while [ $rounds -lt 12 ]; do
     # Asleep and awake again.
     setpci -s $slot CAP_PM+4.w=3:3 2>/dev/null || true
     setpci -s $slot CAP_PM+4.w=0:3 2>/dev/null || true
@@ -94,8 +93,7 @@ pub(crate) fn run(context: &Context) -> Result<()> {
             ScriptedGuest::run(node, &spec, LIMIT)
         };
         let end = guest("hostile", &format!("{HARASS}{RECOVER}"))?;
-        let rounds = first_number(end.fact("rounds")?)?;
-        ensure!(rounds >= 3, "only {rounds} rounds in 40 s");
+        let rounds = end.fact("rounds")?;
         end.fact("other")?;
         end.fact("fio")?;
         (context.say)(&format!(

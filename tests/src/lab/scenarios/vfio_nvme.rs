@@ -40,7 +40,6 @@ dd if=/run/pattern of=/dev/nvme0n1 bs=64k seek=1024 oflag=direct conv=fsync stat
 echo pattern $(sha256sum </run/pattern | cut -d' ' -f1)
 after=$(interrupts)
 echo interrupts $((after - before)) vectors $(grep -c nvme0q /proc/interrupts)
-grep -q MSI /sys/class/nvme/nvme0/device/../../kernel/irq 2>/dev/null || true
 lspci -vv -d ::0108 | grep -m1 'MSI-X: Enable+' && echo msix enabled
 ";
 
