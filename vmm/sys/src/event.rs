@@ -36,12 +36,6 @@ impl Event {
         self.0.read().is_ok()
     }
 
-    /// Whether the event has happened since it was last cleared, which it is now.
-    #[must_use]
-    pub fn take(&self) -> bool {
-        self.0.read().is_ok()
-    }
-
     pub(crate) fn as_eventfd(&self) -> &EventFd {
         &self.0
     }
