@@ -17,7 +17,7 @@ mod identity;
 pub use filters::{narrow_vcpu, shut};
 pub use gap::Gap;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::io;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
@@ -27,7 +27,7 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior,
 #[must_use]
 pub fn confine() -> Vec<Gap> {
     let mut gaps = identity::gaps();
-    if let Some(path) = empty_root::first_stranger(Path::new("/"), own_path()) {
+    if let Some(path) = empty_root::first_stranger(Path::new("/"), &own_path()) {
         gaps.push(Gap::Root(path));
     }
     if let Err(error) = give_up_privileges() {
@@ -39,11 +39,13 @@ pub fn confine() -> Vec<Gap> {
     gaps
 }
 
-/// Where the program lies: the one file that has to be there.
-fn own_path() -> &'static Path {
-    use std::os::unix::ffi::OsStrExt as _;
-    let bytes = rustix::param::linux_execfn().to_bytes();
-    Path::new(std::ffi::OsStr::from_bytes(bytes))
+/// Where the program lies, as whoever started it says: the one file that has to be there. The kernel
+/// does not know better, as systemd starts programs by their descriptors.
+fn own_path() -> PathBuf {
+    std::env::args_os()
+        .next()
+        .map(PathBuf::from)
+        .unwrap_or_default()
 }
 
 fn give_up_privileges() -> io::Result<()> {
