@@ -29,6 +29,7 @@ fn main() -> io::Result<()> {
         ("block_queue", block_queue()),
         ("console_queue", console_queue()),
         ("entropy_queue", entropy_queue()),
+        ("net_queue", net_queue()),
         ("pci_msix", pci_msix()),
         ("vfio_model", vfio_model()),
         ("legacy_ports", legacy_ports()),
@@ -151,6 +152,40 @@ fn balloon_queue() -> Vec<Vec<u8>> {
         seed(0, &[(0, 7, 1, 1), (0x7fff, 64, 0, 0)], &numbers),
         seed(2, &[(0x2000, 0x2000, 3, 1), (0x1_0800, 0x2800, 2, 0)], &[]),
         seed(4, &[(0x7000, 0x2000, 2, 0)], &[]),
+    ]
+}
+
+/// The queue, the agreed features, the lengths of four packets that come in, then the queue itself.
+fn net_queue() -> Vec<Vec<u8>> {
+    let seed = |queue: u8, features: u64, descriptors: &[_], content: &[u8]| {
+        let mut bytes = vec![queue];
+        bytes.extend(features.to_le_bytes());
+        for length in [60u16, 3000, 0, 65_535] {
+            bytes.extend(length.to_le_bytes());
+        }
+        let memory = queue_memory(descriptors, content);
+        [&bytes[..], &queue_header(0), &memory].concat()
+    };
+    // Checksums and TCP segments both ways, mergeable buffers, the control queue, several pairs.
+    let all = 1 | 2 | 4 | 1 << 7 | 1 << 11 | 1 << 15 | 1 << 17 | 1 << 22;
+    let buffers = [(0x1000, 1536, 2, 0), (0x2000, 1536, 2, 0)];
+    let segment = [1, 1, 54, 0, 0xa8, 5, 34, 0, 16, 0, 0, 0];
+    let packet = [(0, 12, 1, 1), (0x1000, 1000, 0, 0)];
+    let command = [(0, 2, 1, 1), (2, 2, 1, 2), (0x3000, 1, 2, 0)];
+    vec![
+        seed(0, all, &buffers, &[]),
+        seed(0, 0, &[(0x1000, 0x3000, 2, 0)], &[]),
+        seed(0, all, &[(0x1000, 11, 2, 0), (0x8000, 64, 2, 0)], &[]),
+        seed(1, all, &packet, &segment),
+        seed(1, 0, &packet, &segment),
+        seed(1, all, &[(0, 12, 0, 0)], &segment),
+        seed(4, all, &command, &[4, 0, 2, 0]),
+        seed(
+            2,
+            all & !(1 << 22),
+            &[(0, 10, 1, 1), (0x3000, 1, 2, 0)],
+            &[5, 0, 2],
+        ),
     ]
 }
 

@@ -66,6 +66,7 @@ blkdiscard -z -o 54525952 -l 4194304 /dev/vdc && echo write-zeroes ok
 /// Echoes 64 MiB for the host, then has the host echo as much.
 const VSOCK: &str = r"
 socat VSOCK-LISTEN:5000,reuseaddr EXEC:cat &
+until ss --vsock --listening --numeric | grep -q ':5000'; do sleep 0.2; done
 echo vsock listening
 wait $!
 echo vsock served

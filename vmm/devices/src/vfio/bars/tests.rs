@@ -1,3 +1,5 @@
+//! BARs as a driver sizes, moves and switches them, small state spaces exhausted.
+
 use proptest::prelude::*;
 
 use super::super::testing::{Call, FakeDevice, whole};

@@ -1,3 +1,5 @@
+//! The vector table as a driver programs it, and its bounds, exhausted where they are few.
+
 use super::*;
 
 const TABLE: Place = Place {
