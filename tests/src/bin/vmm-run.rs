@@ -17,7 +17,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use berth_api::vmm::{
-    Balloon, Console, Disk, Exit, FdIndex, HostPages, MemoryBacking, Request, Start, VirtioConsole,
+    Balloon, Console, Disk, Event, Exit, FdIndex, HostPages, MemoryBacking, Request, Start,
+    VirtioConsole,
 };
 use berth_tests::host_devices;
 use berth_tests::launch::{Descriptors, Heard, LaunchedVmm, Talk};
