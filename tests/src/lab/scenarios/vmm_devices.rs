@@ -66,8 +66,7 @@ blkdiscard -z -o 54525952 -l 4194304 /dev/vdc && echo write-zeroes ok
 /// Echoes 64 MiB for the host, then has the host echo as much.
 const VSOCK: &str = r"
 socat VSOCK-LISTEN:5000,reuseaddr EXEC:cat &
-until ss --vsock --listening --numeric | grep -q ':5000'; do sleep 0.2; done
-echo vsock listening
+echo vsock started
 wait $!
 echo vsock served
 head -c 64M /dev/urandom >/run/pattern
@@ -200,15 +199,21 @@ fn jailed(node: &Node) -> Result<()> {
 }
 
 fn vsock(node: &Node, guest: &ScriptedGuest<'_>) -> Result<()> {
-    guest.wait_for_line("vsock listening", STEP)?;
+    guest.wait_for_line("vsock started", STEP)?;
     node.check(
         "systemd-run --quiet --collect --unit=echo \
          socat UNIX-LISTEN:/root/side/vsock_6000,fork EXEC:cat",
     )?;
-    node.check(
+    // Until the guest listens, a caller is turned away without an answer.
+    node.wait_until(
+        "the guest echoes for the host",
+        STEP,
         "cd /root/side && { printf 'CONNECT 5000\\n'; cat /root/pattern; } | \
-         timeout 280 socat -t 120 - UNIX-CONNECT:/root/side/vsock >echoed && \
-         head -n 1 echoed | grep -q '^OK ' && \
+         timeout 280 socat -t 120 - UNIX-CONNECT:/root/side/vsock >echoed; \
+         head -n 1 echoed | grep -aq '^OK '",
+    )?;
+    node.check(
+        "cd /root/side && \
          tail -c +$(($(head -n 1 echoed | wc -c) + 1)) echoed | cmp - /root/pattern",
     )?;
     guest.wait_for_line("vsock served", STEP)?;
