@@ -76,8 +76,8 @@ impl HostSlot {
         format!("--vfio {}", self.address)
     }
 
-    /// Whether the device answers and nobody has it: its vendor id can be read and it does not
-    /// decode, master the bus or sleep.
+    /// Whether the device answers and nobody has it: its vendor id can be read, it does not master
+    /// the bus, and its group is free.
     ///
     /// # Errors
     /// What is otherwise.
