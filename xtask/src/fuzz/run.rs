@@ -25,8 +25,8 @@ const MAX_MEMORY_MIB: u32 = 2048;
 pub(crate) enum Limit {
     /// After this time.
     Time(Duration),
-    /// After this many inputs, chosen alike in every run.
-    Inputs(u32),
+    /// After this many inputs, chosen alike in every run, or after this time on a slow machine.
+    Inputs(u32, Duration),
 }
 
 /// The seed of runs that choose alike.
@@ -86,8 +86,9 @@ pub(crate) fn run_target(target: &Target, budget: &Budget) -> Result<Outcome> {
         Limit::Time(time) => {
             command.arg(format!("-max_total_time={}", time.as_secs().max(1)));
         }
-        Limit::Inputs(count) => {
+        Limit::Inputs(count, at_most) => {
             command.args([format!("-runs={count}"), format!("-seed={SEED}")]);
+            command.arg(format!("-max_total_time={}", at_most.as_secs().max(1)));
         }
     }
     command

@@ -2,6 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::MetadataExt as _;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use berth_tests::lab::scenario::{self, NodeKind};
@@ -13,8 +14,8 @@ use crate::package::{self, Format};
 use crate::setup::Need;
 use crate::{check, fuzz, lab};
 
-/// How many inputs each fuzz target gets.
-const FUZZ_INPUTS: u32 = 20_000;
+/// How many inputs each fuzz target gets, and for how long at most.
+const FUZZ_INPUTS: (u32, Duration) = (20_000, Duration::from_secs(15));
 
 /// One tier.
 #[derive(Debug)]
@@ -111,7 +112,7 @@ fn fuzz_targets(tally: &mut Tally) -> Result<()> {
     progress.phase("build the fuzz targets");
     fuzz::build()?;
     let budget = fuzz::Budget {
-        limit: fuzz::Limit::Inputs(FUZZ_INPUTS),
+        limit: fuzz::Limit::Inputs(FUZZ_INPUTS.0, FUZZ_INPUTS.1),
         jobs: 1,
         keeps_what_it_learns: false,
     };
