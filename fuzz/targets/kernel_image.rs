@@ -9,6 +9,7 @@ use std::cell::RefCell;
 use std::fs::File;
 use std::io::{Seek as _, Write as _};
 
+use berth_api::vmm::MemoryBacking;
 use berth_vmm_devices::memory::Memory;
 use berth_vmm_machine::boot::{BootInput, KernelImage, load};
 use berth_vmm_machine::layout::RamLayout;
@@ -26,7 +27,8 @@ fuzz_target!(|bytes: &[u8]| {
         let ram = RamLayout::new(MEMORY_BYTES);
         let (file, memory) = stage.get_or_insert_with(|| {
             let file = tempfile::tempfile().expect("there is room for a file");
-            (file, map(ram).expect("memory can be mapped"))
+            let memory = map(ram, &MemoryBacking::default());
+            (file, memory.expect("memory can be mapped"))
         });
         file.set_len(0).expect("the file can be cut");
         file.rewind().expect("the file has a start");
