@@ -18,7 +18,7 @@ use crate::input::Input;
 pub const DISK_BYTES: usize = 16 * 512;
 
 /// Decisions about completions that one input makes.
-const DECISIONS: usize = 16;
+pub const DECISIONS: usize = 16;
 
 /// What a target sees of the disk while the device has it.
 #[derive(Clone, Debug)]

@@ -36,6 +36,7 @@ pub struct Guest {
     pub messages: Arc<Messages>,
     /// All of the above's accesses.
     pub bus: Bus,
+    executor: Arc<InlineExecutor>,
     bars: Vec<u64>,
 }
 
@@ -85,12 +86,23 @@ impl Guest {
             errors,
             messages,
             bus,
+            executor,
             bars: Vec::new(),
         };
         guest.bars = (0..count)
             .map(|number| guest.config(number, 0x10, 4))
             .collect();
         guest
+    }
+
+    /// The host's side of a function has something: what its device left to be done later.
+    ///
+    /// # Panics
+    /// If there is no such function.
+    pub fn host_ready(&self, function: usize) {
+        let number = u8::try_from(function + 1).expect("there are few functions");
+        let slot = DeviceSlot::new(number).expect("there are few functions");
+        self.executor.source_ready(slot, 0);
     }
 
     /// Number of functions.

@@ -4,7 +4,7 @@
 //! range, vectors exist. Holds at the end: a reset heals, and a correct driver is served.
 #![no_main]
 
-use berth_fuzz::disk::{CheckedDisk, completion_order};
+use berth_fuzz::disk::{CheckedDisk, DECISIONS, completion_order};
 use berth_fuzz::guest::{ECAM, Guest, RAM_BYTES};
 use berth_fuzz::input::Input;
 use berth_fuzz::layout::{
@@ -89,6 +89,7 @@ fn make_move(guest: &Guest, input: &mut Input<'_>) {
         ),
         8 => submit(guest, function, input),
         9 => guest.notify(function, input.byte().into()),
+        15 => guest.host_ready(function),
         10 => guest.set_common(function, STATUS, 1, input.byte().into()),
         11 => guest.set_config(function, 4, 2, input.byte().into()),
         12 => guest.enable_interrupts(function, u64::from(input.byte() % 4)),
@@ -203,6 +204,10 @@ fn check_that_a_reset_heals(guest: &Guest, function: usize) {
     };
     guest.put(RINGS[1] + 2, &1_u16.to_le_bytes());
     guest.notify(function, 0);
+    // A disk may put its completions off for as long as the input decides.
+    for _ in 0..=DECISIONS {
+        guest.host_ready(function);
+    }
     let used: [u32; 3] = guest
         .memory
         .read_obj(GuestAddress(RINGS[2]))
