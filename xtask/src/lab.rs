@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use berth_tests::command::tail;
 use berth_tests::lab::image;
 use berth_tests::lab::kept::Kept;
-use berth_tests::lab::node::{Node, NodeSpec, run_folder};
+use berth_tests::lab::node::{self, Node, NodeSpec, run_folder};
 use berth_tests::lab::scenario::{self, Context, NodeKind, Repeats};
 use berth_tests::progress::{Progress, say, short};
 
@@ -105,7 +105,17 @@ pub(crate) fn prepare(progress: &mut Progress, node: NodeKind) -> Result<Context
 /// # Errors
 /// The scenario's.
 pub(crate) fn run_one(scenario: &scenario::Scenario, context: &Context) -> Result<()> {
-    (scenario.run)(context).with_context(|| {
+    let mut result = (scenario.run)(context);
+    if result.is_err() && node::fell(scenario.name) {
+        let repeat = format!(
+            "{}: the emulated host itself ended in a triple fault",
+            scenario.name
+        );
+        say(&format!("  repeated {repeat}"));
+        context.repeats.note(repeat);
+        result = (scenario.run)(context);
+    }
+    result.with_context(|| {
         format!(
             "scenario {} failed; logs are in {}",
             scenario.name,

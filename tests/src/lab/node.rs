@@ -237,6 +237,18 @@ pub fn run_folder(name: &str) -> PathBuf {
     lab_dir().join("runs").join(name)
 }
 
+/// Whether the node of that run ended because its own processor, which is emulated, gave up.
+#[must_use]
+pub fn fell(name: &str) -> bool {
+    let log = std::fs::read_to_string(run_folder(name).join("cpu-reset.log"));
+    log.is_ok_and(|log| ends_in_a_triple_fault(&log))
+}
+
+/// QEMU ends right after it has written this line: our nodes do not reboot.
+fn ends_in_a_triple_fault(log: &str) -> bool {
+    log.trim_end().ends_with("\nTriple fault")
+}
+
 fn qemu(image: &NodeImage, spec: &NodeSpec, port: u16, folder: &Path) -> Command {
     let mut command = spec.lifetime.command("qemu-system-x86_64");
     command.args(["-name", "berth-lab", "-machine", "q35,kernel-irqchip=off"]);
@@ -289,3 +301,20 @@ fn qemu(image: &NodeImage, spec: &NodeSpec, port: u16, folder: &Path) -> Command
 /// NVMe and ext4 are built into the kernel, so that the node needs no initrd.
 const KERNEL_ARGUMENTS: &str = "root=/dev/nvme0n1 rootfstype=ext4 rw console=ttyS0 quiet \
     net.ifnames=0 intel_iommu=on systemd.show_status=no";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_fell_if_the_last_word_of_its_processor_is_a_triple_fault() {
+        assert!(ends_in_a_triple_fault(
+            "CPU Reset (CPU 0)\nEIP=1\nTriple fault\n"
+        ));
+        assert!(!ends_in_a_triple_fault(
+            "Triple fault\nCPU Reset (CPU 1)\nEIP=1\n"
+        ));
+        assert!(!ends_in_a_triple_fault(""));
+        assert!(!fell("a-run-that-never-was"));
+    }
+}
