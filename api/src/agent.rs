@@ -10,7 +10,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{AgentInstanceId, NodeId, TaskId, TenantId, VmId};
+use crate::ids::{AgentInstanceId, NodeId, ReceiptId, TaskId, TenantId, VmId};
+use crate::slot::{Claim, ObservedSlot};
 
 /// The version of this contract.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -142,6 +143,11 @@ pub struct SyncRequest {
     pub results: Vec<TaskResult>,
     /// All VMs that this host knows.
     pub vms: Vec<ObservedVm>,
+    /// All slots that this host has or had.
+    pub slots: Vec<ObservedSlot>,
+    /// Receipts that the controller has not acknowledged yet, oldest first: envelopes of
+    /// [`crate::slot::Receipt`] by the node's key.
+    pub receipts: Vec<SignedEnvelope>,
     /// All images that this host can start.
     pub images: Vec<ObservedImage>,
     /// What the host can give.
@@ -155,6 +161,10 @@ pub struct SyncReply {
     /// Tasks that the node has not answered yet, oldest first. The same task comes again until its
     /// result arrives.
     pub tasks: Vec<SignedEnvelope>,
+    /// Envelopes of [`crate::slot::SlotTask`] that the node has not answered yet, oldest first.
+    pub slot_tasks: Vec<SignedEnvelope>,
+    /// Receipts that are stored and need not be sent again.
+    pub acknowledged_receipts: Vec<ReceiptId>,
     /// Results that are stored and need not be sent again.
     pub acknowledged: Vec<TaskId>,
     /// The controller's clock, seconds since the epoch.
@@ -196,6 +206,8 @@ pub enum TaskAction {
     VmCreate {
         /// What to build.
         spec: VmSpec,
+        /// The slots whose devices its guest gets.
+        claims: Vec<Claim>,
     },
     /// Ensure that the VM's process is gone; its disk stays.
     #[serde(rename = "vm.stop")]
@@ -331,6 +343,8 @@ pub enum FailureCode {
     VmmRefused,
     /// A newer task took its place before it was done.
     Overtaken,
+    /// A slot could not be claimed; its problem is in the message and in the slot's own report.
+    SlotUnusable,
     /// A fault of the agent's own.
     Internal,
 }

@@ -94,6 +94,8 @@ macro_rules! typed_id { ($($(#[$doc:meta])* $name:ident = $prefix:literal),* $(,
 typed_id! {
     /// One run of an agent process, new at every start.
     AgentInstanceId = "agent",
+    /// One tenant's right to one slot, from its claim to its release.
+    ClaimId = "claim",
     /// One controller installation; tokens are made out to it.
     ControllerId = "ctl",
     /// One line of the ledger, known before its index is.
@@ -102,8 +104,12 @@ typed_id! {
     NodeId = "node",
     /// A long action that a caller can wait for.
     OperationId = "op",
+    /// One signed statement of a host about one of its slots.
+    ReceiptId = "rcpt",
     /// One REST request.
     RequestId = "req",
+    /// A bundle of one host's devices that is rented as a whole.
+    SlotId = "slot",
     /// A signed order to one agent.
     TaskId = "task",
     /// A capability token (its `jti`).

@@ -195,6 +195,8 @@ impl SimulatedAgent {
             clock: now_s(),
             wait_seconds,
             results: self.results.clone(),
+            slots: Vec::new(),
+            receipts: Vec::new(),
             vms: self
                 .vms
                 .iter()

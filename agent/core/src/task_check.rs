@@ -96,7 +96,7 @@ impl Trust {
             check_history(task, known)?;
         }
         match &task.action {
-            TaskAction::VmCreate { spec } => self.check_spec(spec, known),
+            TaskAction::VmCreate { spec, .. } => self.check_spec(spec, known),
             TaskAction::VmConsoleRead { tail_bytes } if *tail_bytes > MAX_CONSOLE_BYTES => refuse(
                 RefusalCode::Unsupported,
                 format!("tail_bytes is {tail_bytes}, at most {MAX_CONSOLE_BYTES} are sent"),

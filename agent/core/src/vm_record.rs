@@ -137,7 +137,7 @@ impl VmRecord {
                 | Effect::Finish(_) => left.push(effect),
             }
         }
-        if let TaskAction::VmCreate { spec } = &task.action
+        if let TaskAction::VmCreate { spec, .. } = &task.action
             && self.phase == Phase::Deleted
         {
             self.resets = 0;
@@ -354,7 +354,13 @@ mod tests {
             disk_mib: 64,
             image: "debian-12".to_owned(),
         };
-        task(TaskAction::VmCreate { spec }, 1)
+        task(
+            TaskAction::VmCreate {
+                spec,
+                claims: Vec::new(),
+            },
+            1,
+        )
     }
 
     fn running() -> VmRecord {

@@ -191,6 +191,8 @@ impl SyncLoop {
             wait_seconds,
             results: report.results,
             vms: report.vms,
+            slots: Vec::new(),
+            receipts: Vec::new(),
             images: images.map_err(|error| in_one_line(&error))?,
             capacity: capacity.map_err(|error| in_one_line(&error))?,
         })

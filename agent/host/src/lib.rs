@@ -15,6 +15,7 @@ pub mod image_watch;
 pub mod images;
 pub mod kernel_check;
 pub mod service_manager;
+pub mod slot_devices;
 pub mod vm_files;
 pub mod vmm_socket;
 pub mod vmm_unit;

@@ -268,6 +268,7 @@ fn action(kind: TaskKind, vm: &Vm, stop: StopOrder) -> TaskAction {
                 disk_mib: u64::from(vm.disk_gb) * 1024,
                 image: vm.image.clone(),
             },
+            claims: Vec::new(),
         },
         TaskKind::Start => TaskAction::VmStart {},
         TaskKind::Stop => TaskAction::VmStop {

@@ -155,6 +155,8 @@ impl Desk {
             .collect();
         Some(SyncReply {
             tasks,
+            slot_tasks: Vec::new(),
+            acknowledged_receipts: Vec::new(),
             acknowledged,
             controller_time: clock,
         })

@@ -51,7 +51,13 @@ impl Bench {
             disk_mib: 64,
             image: "debian-12".to_owned(),
         };
-        self.task(generation, TaskAction::VmCreate { spec })
+        self.task(
+            generation,
+            TaskAction::VmCreate {
+                spec,
+                claims: Vec::new(),
+            },
+        )
     }
 
     fn signed(&self, task: &Task) -> SignedEnvelope {
@@ -112,7 +118,7 @@ fn forged_misdirected_and_oversized_tasks_are_refused_reported_and_leave_nothing
     bench.assert_refused(&old, bench.signed(&old), RefusalCode::ClockSkew);
 
     let mut oversized = bench.create(1);
-    let TaskAction::VmCreate { spec } = &mut oversized.action else {
+    let TaskAction::VmCreate { spec, .. } = &mut oversized.action else {
         unreachable!("create() creates");
     };
     spec.vcpus = 3;

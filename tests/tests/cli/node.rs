@@ -136,6 +136,8 @@ impl State {
             },
             results: self.results.clone(),
             vms: self.vms.values().cloned().collect(),
+            slots: Vec::new(),
+            receipts: Vec::new(),
             images: vec![ObservedImage {
                 name: IMAGE.to_owned(),
                 digest: "0".repeat(64),

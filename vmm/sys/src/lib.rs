@@ -4,7 +4,7 @@
 //! may reach it ([`vm`], [`vcpu`]), that a signal handler touches nothing but a live `kvm_run`
 //! page ([`vcpu_kick`]), that file transfers and discards stay within live guest memory
 //! ([`vectored_io`], [`io_ring`], [`page_discard`], [`page_placement`]), that devices and the
-//! host's own drivers reach guest memory and each other only ([`vfio`], [`vhost_net`]), what a tap's
+//! host's own drivers reach guest memory only ([`vhost_net`]; devices are `berth-vfio`'s), what a tap's
 //! ioctls read and write ([`tap`]), and what a raw descriptor is ([`kvm_device`]). It decides
 //! nothing: policy,
 //! configuration and the meaning of guest data are its callers' business.
@@ -19,6 +19,7 @@ pub mod guest_mapping;
 pub mod identity;
 pub mod io_ring;
 pub mod kvm_device;
+pub mod kvm_vfio_registry;
 pub mod landlock;
 pub mod page_discard;
 pub mod page_placement;
@@ -28,7 +29,6 @@ pub mod tap;
 pub mod vcpu;
 pub mod vcpu_kick;
 pub mod vectored_io;
-pub mod vfio;
 pub mod vhost_net;
 pub mod vm;
 
@@ -36,6 +36,7 @@ pub use event::Event;
 pub use exit_now::exit_now;
 pub use guest_mapping::{AnonymousPages, has_pages_for, map_guest_file, map_guest_ram};
 pub use kvm_device::kvm_from_descriptor;
+pub use kvm_vfio_registry::KvmVfioRegistry;
 pub use page_discard::discard_pages;
 pub use page_placement::{allowed_nodes, bind_to_nodes, populate};
 pub use stop_signal::watch_stop_signal;

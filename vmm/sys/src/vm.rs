@@ -18,9 +18,10 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress};
 
+use crate::KvmVfioRegistry;
 use crate::event::Event;
 use crate::vcpu::Vcpu;
-use crate::vfio::{DeviceMapping, KvmVfioRegistry};
+use berth_vfio::DeviceMapping;
 
 /// Times that KVM_CREATE_VM is tried again when a signal interrupts it.
 const CREATE_RETRIES: u32 = 5;

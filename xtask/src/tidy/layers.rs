@@ -13,11 +13,17 @@ use super::{Problem, Tree};
 const ALLOWED: &[(&str, &[&str])] = &[
     ("berth-api", &[]),
     ("berth-ledger", &["berth-api"]),
-    ("berth-vmm-sys", &[]),
+    ("berth-vfio", &[]),
+    ("berth-vmm-sys", &["berth-vfio"]),
     ("berth-vmm-devices", &[]),
     (
         "berth-vmm-machine",
-        &["berth-api", "berth-vmm-devices", "berth-vmm-sys"],
+        &[
+            "berth-api",
+            "berth-vfio",
+            "berth-vmm-devices",
+            "berth-vmm-sys",
+        ],
     ),
     (
         "berth-vmm",
@@ -29,9 +35,18 @@ const ALLOWED: &[(&str, &[&str])] = &[
         ],
     ),
     ("berth-agent-core", &["berth-api", "berth-ledger"]),
+    ("berth-inventory", &["berth-agent-core", "berth-api"]),
+    ("berth-nvme", &["berth-agent-core", "berth-api"]),
     (
         "berth-agent-host",
-        &["berth-agent-core", "berth-api", "berth-ledger"],
+        &[
+            "berth-agent-core",
+            "berth-api",
+            "berth-inventory",
+            "berth-ledger",
+            "berth-nvme",
+            "berth-vfio",
+        ],
     ),
     (
         "berth-agent",
@@ -39,7 +54,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "berth-agent-core",
             "berth-agent-host",
             "berth-api",
+            "berth-inventory",
             "berth-ledger",
+            "berth-nvme",
         ],
     ),
     ("berth-token", &["berth-api", "berth-ledger"]),
@@ -58,7 +75,16 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "berth-token",
         ],
     ),
-    ("berth-cli", &["berth-api", "berth-ledger", "berth-token"]),
+    (
+        "berth-cli",
+        &[
+            "berth-agent-core",
+            "berth-api",
+            "berth-inventory",
+            "berth-ledger",
+            "berth-token",
+        ],
+    ),
 ];
 
 /// Crates on top may use anything.

@@ -44,7 +44,10 @@ fn task() -> Task {
         not_before: NOW,
         expires_at: NOW + 300,
         ledger_index: 0,
-        action: TaskAction::VmCreate { spec: spec() },
+        action: TaskAction::VmCreate {
+            spec: spec(),
+            claims: Vec::new(),
+        },
     }
 }
 
@@ -150,7 +153,7 @@ fn a_generation_seen_before_is_refused_except_for_reading() {
 #[test]
 fn an_oversized_vm_is_outside_the_policy() {
     let mut task = task();
-    let TaskAction::VmCreate { spec } = &mut task.action else {
+    let TaskAction::VmCreate { spec, .. } = &mut task.action else {
         unreachable!("task() creates");
     };
     spec.vcpus = 5;

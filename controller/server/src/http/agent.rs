@@ -134,6 +134,8 @@ pub(crate) async fn sync(
     };
     Ok(Json(SyncReply {
         tasks,
+        slot_tasks: Vec::new(),
+        acknowledged_receipts: Vec::new(),
         acknowledged: accepted.acknowledged,
         controller_time: jiff::Timestamp::now().as_second(),
     }))

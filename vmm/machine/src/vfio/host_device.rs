@@ -5,14 +5,16 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::os::fd::AsFd as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use berth_api::vmm::Warning;
+use berth_vfio::{DeviceMapping, InterruptInfo, RegionInfo, VfioDevice};
 use berth_vmm_devices::interrupt::MsiMessage;
 use berth_vmm_devices::vfio::ops::{
     Area, BAR_COUNT, BarInfo, Description, InterruptCounts, Mappable, Region, VectorKind, VfioOps,
 };
-use berth_vmm_sys::vfio::{DeviceMapping, InterruptInfo, KvmVfioRegistry, RegionInfo, VfioDevice};
+use berth_vmm_sys::KvmVfioRegistry;
 use berth_vmm_sys::{Event, Vm};
 
 use super::iommu::Iommu;
@@ -136,7 +138,7 @@ impl HostDevice {
             return Ok(None);
         }
         let event = Event::new()?;
-        self.device.signal_events(index, 0, &[&event])?;
+        self.device.signal_events(index, 0, &[event.as_fd()])?;
         Ok(Some(event))
     }
 
@@ -255,7 +257,7 @@ impl VfioOps for HostDevice {
         let added: Vec<_> = (0..count)
             .map(|_| self.surroundings.routes.vector())
             .collect::<Result<_, _>>()?;
-        let events: Vec<_> = added.iter().map(IrqVector::event).collect();
+        let events: Vec<_> = added.iter().map(|added| added.event().as_fd()).collect();
         self.device
             .signal_events(interrupt_index(kind), u32::from(first), &events)?;
         enabled.vectors.truncate(usize::from(first));

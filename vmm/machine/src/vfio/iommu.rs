@@ -5,8 +5,8 @@
 use std::io;
 use std::ops::Range;
 
+use berth_vfio::{DeviceMapping, Iommufd, IovaRange, Type1};
 use berth_vmm_devices::memory::Memory;
-use berth_vmm_sys::vfio::{DeviceMapping, Iommufd, IovaRange, Type1};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
 use crate::refusal::Refusal;

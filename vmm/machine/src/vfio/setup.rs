@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use berth_vfio::{Iommufd, Type1, VfioDevice};
 use berth_vmm_devices::bus::BusRange;
 use berth_vmm_devices::counters::Counters;
 use berth_vmm_devices::guest_error::GuestErrors;
@@ -17,7 +18,7 @@ use berth_vmm_devices::vfio::bar_layout::{
 };
 use berth_vmm_devices::vfio::function::VfioPci;
 use berth_vmm_devices::vfio::window;
-use berth_vmm_sys::vfio::{Iommufd, KvmVfioRegistry, Type1, VfioDevice};
+use berth_vmm_sys::KvmVfioRegistry;
 
 use super::host_device::{HostDevice, INTERRUPT_ERROR, INTERRUPT_REQUEST, Surroundings};
 use super::host_events::{HostEvent, HostEventKind, HostEvents};

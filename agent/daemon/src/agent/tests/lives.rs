@@ -132,11 +132,23 @@ fn an_unknown_and_a_damaged_image_are_told_apart() {
     world.with_agent(&Fuse::whole(), async |agent| {
         let mut unknown = spec();
         unknown.image = "other".to_owned();
-        let create = world.task(1, TaskAction::VmCreate { spec: unknown });
+        let create = world.task(
+            1,
+            TaskAction::VmCreate {
+                spec: unknown,
+                claims: Vec::new(),
+            },
+        );
         let outcome = done(agent, create).await;
         assert_failed(&outcome, FailureCode::ImageUnknown, "no image named other");
         std::fs::write(world.path("images/tiny/disk.raw"), [0; 100]).unwrap();
-        let create = world.task(2, TaskAction::VmCreate { spec: spec() });
+        let create = world.task(
+            2,
+            TaskAction::VmCreate {
+                spec: spec(),
+                claims: Vec::new(),
+            },
+        );
         let outcome = done(agent, create).await;
         assert_failed(
             &outcome,
@@ -251,7 +263,10 @@ fn a_vmm_without_a_record_is_left_alone() {
 fn tasks_that_must_not_be_obeyed_are_refused_and_change_nothing() {
     let world = World::new(GuestBehaviour::Obedient);
     world.with_agent(&Fuse::whole(), async |agent| {
-        let create = || TaskAction::VmCreate { spec: spec() };
+        let create = || TaskAction::VmCreate {
+            spec: spec(),
+            claims: Vec::new(),
+        };
         let elsewhere = world.task_with(1, create(), |t| t.node_id = NodeId::generate());
         assert_refused(&done(agent, elsewhere).await, RefusalCode::WrongNode);
         let expired = world.task_with(1, create(), |t| t.expires_at = 1);
@@ -276,11 +291,24 @@ fn a_replay_after_deletion_cannot_bring_a_vm_back_or_hand_it_on() {
         ));
     });
     world.with_agent(&Fuse::whole(), async |agent| {
-        let replayed = world.task(6, TaskAction::VmCreate { spec: spec() });
+        let replayed = world.task(
+            6,
+            TaskAction::VmCreate {
+                spec: spec(),
+                claims: Vec::new(),
+            },
+        );
         assert_refused(&done(agent, replayed).await, RefusalCode::OldGeneration);
-        let stolen = world.task_with(8, TaskAction::VmCreate { spec: spec() }, |task| {
-            task.tenant_id = "mallory".parse().unwrap();
-        });
+        let stolen = world.task_with(
+            8,
+            TaskAction::VmCreate {
+                spec: spec(),
+                claims: Vec::new(),
+            },
+            |task| {
+                task.tenant_id = "mallory".parse().unwrap();
+            },
+        );
         assert_refused(&done(agent, stolen).await, RefusalCode::WrongOwner);
     });
     let record = world.record().unwrap();
@@ -302,7 +330,13 @@ fn a_vm_that_is_not_here_is_unknown_and_its_deletion_leaves_a_tombstone() {
         assert!(is_done(
             &done(agent, world.task(5, TaskAction::VmDelete {})).await
         ));
-        let late = world.task(4, TaskAction::VmCreate { spec: spec() });
+        let late = world.task(
+            4,
+            TaskAction::VmCreate {
+                spec: spec(),
+                claims: Vec::new(),
+            },
+        );
         assert_refused(&done(agent, late).await, RefusalCode::OldGeneration);
     });
     world.assert_nothing_left();

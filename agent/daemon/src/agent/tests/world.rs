@@ -154,7 +154,13 @@ impl World {
     }
 
     pub(super) fn create(&self) -> (TaskId, SignedEnvelope) {
-        self.task(1, TaskAction::VmCreate { spec: spec() })
+        self.task(
+            1,
+            TaskAction::VmCreate {
+                spec: spec(),
+                claims: Vec::new(),
+            },
+        )
     }
 
     /// Neither process nor socket nor file, but for the tombstone.

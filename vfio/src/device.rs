@@ -17,9 +17,8 @@ use vfio_bindings::bindings::vfio::{
     VFIO_REGION_INFO_FLAG_WRITE, vfio_device_info, vfio_irq_info,
 };
 
-use super::DeviceMapping;
-use super::kernel_call::{Reply, length_of, vfio, with_bytes, with_struct, with_value};
-use crate::event::Event;
+use crate::DeviceMapping;
+use crate::kernel_call::{Reply, length_of, vfio, with_bytes, with_struct, with_value};
 
 const DEVICE_GET_INFO: Ioctl = vfio(7);
 const DEVICE_GET_REGION_INFO: Ioctl = vfio(8);
@@ -94,7 +93,7 @@ impl AsFd for VfioDevice {
 }
 
 impl VfioDevice {
-    pub(super) fn new(descriptor: OwnedFd) -> Self {
+    pub(crate) fn new(descriptor: OwnedFd) -> Self {
         Self {
             file: File::from(descriptor),
         }
@@ -174,16 +173,21 @@ impl VfioDevice {
         })
     }
 
-    /// Makes interrupts `first..` of kind `index` signal `events`.
+    /// Makes interrupts `first..` of kind `index` signal `events`, which are eventfds.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn signal_events(&self, index: u32, first: u32, events: &[&Event]) -> io::Result<()> {
+    pub fn signal_events(
+        &self,
+        index: u32,
+        first: u32,
+        events: &[BorrowedFd<'_>],
+    ) -> io::Result<()> {
         let count = u32::try_from(events.len()).map_err(io::Error::other)?;
         let flags = VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER;
         let mut message = interrupt_set(flags, index, first, count);
         for event in events {
-            message.extend(event.as_eventfd().as_raw_fd().to_ne_bytes());
+            message.extend(event.as_raw_fd().to_ne_bytes());
         }
         with_bytes(self.as_fd(), DEVICE_SET_IRQS, &mut message)?;
         Ok(())

@@ -16,17 +16,17 @@ const MAX_REPLY_BYTES: usize = 64 * 1024;
 const MAX_GROWTHS: u32 = 3;
 
 /// `_IO(VFIO_TYPE, VFIO_BASE + offset)`.
-pub(super) const fn vfio(offset: u32) -> Ioctl {
+pub(crate) const fn vfio(offset: u32) -> Ioctl {
     ioctl_number(VFIO_TYPE, VFIO_BASE + offset)
 }
 
 /// `_IO(kind, number)`.
-pub(super) const fn ioctl_number(kind: u8, number: u32) -> Ioctl {
+pub(crate) const fn ioctl_number(kind: u8, number: u32) -> Ioctl {
     ((kind as u32) << 8 | number) as Ioctl
 }
 
 /// An ioctl whose argument is a number, or none.
-pub(super) fn with_value(file: BorrowedFd<'_>, request: Ioctl, value: c_ulong) -> io::Result<u32> {
+pub(crate) fn with_value(file: BorrowedFd<'_>, request: Ioctl, value: c_ulong) -> io::Result<u32> {
     // SAFETY: the callers' requests take a number, so the kernel touches no memory of ours. Should
     // the descriptor be another file, its driver takes VFIO's numbers for unknown ones.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), request, value) };
@@ -35,7 +35,7 @@ pub(super) fn with_value(file: BorrowedFd<'_>, request: Ioctl, value: c_ulong) -
 
 /// An ioctl whose argument is a `T` that begins with its own length, which the kernel reads and
 /// writes.
-pub(super) fn with_struct<T>(
+pub(crate) fn with_struct<T>(
     file: BorrowedFd<'_>,
     request: Ioctl,
     argument: &mut T,
@@ -48,7 +48,7 @@ pub(super) fn with_struct<T>(
 }
 
 /// Like [`with_struct`] for structures that end in an array: `argument` is all of it as bytes.
-pub(super) fn with_bytes(
+pub(crate) fn with_bytes(
     file: BorrowedFd<'_>,
     request: Ioctl,
     argument: &mut [u8],
@@ -65,12 +65,12 @@ pub(super) fn with_bytes(
 }
 
 /// A reply that the kernel may follow by capabilities.
-pub(super) struct Reply(Vec<u8>);
+pub(crate) struct Reply(Vec<u8>);
 
 impl Reply {
     /// Asks with `question` after the length field, zeroes up to `least` bytes, and room for as much
     /// as the kernel wants.
-    pub(super) fn ask(
+    pub(crate) fn ask(
         file: BorrowedFd<'_>,
         request: Ioctl,
         least: usize,
@@ -95,20 +95,20 @@ impl Reply {
         Err(broken("the kernel's reply has no end"))
     }
 
-    pub(super) fn u32(&self, offset: usize) -> io::Result<u32> {
+    pub(crate) fn u32(&self, offset: usize) -> io::Result<u32> {
         self.array(offset).map(u32::from_ne_bytes)
     }
 
-    pub(super) fn u16(&self, offset: usize) -> io::Result<u16> {
+    pub(crate) fn u16(&self, offset: usize) -> io::Result<u16> {
         self.array(offset).map(u16::from_ne_bytes)
     }
 
-    pub(super) fn u64(&self, offset: usize) -> io::Result<u64> {
+    pub(crate) fn u64(&self, offset: usize) -> io::Result<u64> {
         self.array(offset).map(u64::from_ne_bytes)
     }
 
     /// The places of all capabilities with their ids, from the one at `first` on; 0 ends the list.
-    pub(super) fn capabilities(&self, first: u32) -> io::Result<Vec<(u16, usize)>> {
+    pub(crate) fn capabilities(&self, first: u32) -> io::Result<Vec<(u16, usize)>> {
         let mut found = Vec::new();
         let mut next = first;
         while next != 0 {
@@ -124,7 +124,7 @@ impl Reply {
     }
 
     /// The `count` pairs of 64-bit numbers from `offset` on.
-    pub(super) fn pairs(&self, offset: usize, count: u32) -> io::Result<Vec<(u64, u64)>> {
+    pub(crate) fn pairs(&self, offset: usize, count: u32) -> io::Result<Vec<(u64, u64)>> {
         let count = usize::try_from(count).map_err(io::Error::other)?;
         if count > self.0.len() / 16 {
             return Err(broken("the kernel's list is longer than its reply"));
@@ -153,12 +153,12 @@ impl Reply {
     }
 }
 
-pub(super) fn broken(what: &'static str) -> io::Error {
+pub(crate) fn broken(what: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
 /// The length of a structure as the kernel wants it in the first field.
-pub(super) fn length_of<T>() -> u32 {
+pub(crate) fn length_of<T>() -> u32 {
     u32::try_from(size_of::<T>()).expect("the kernel's structures are small")
 }
 

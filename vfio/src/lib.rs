@@ -1,20 +1,23 @@
-//! The host's devices and its IOMMU, as far as calls to the kernel go.
+//! VFIO and iommufd: the host's devices and its IOMMU, as far as calls to the kernel go.
 //!
 //! Owns the ioctls of VFIO and iommufd, the mappings of devices' memory, and the proofs that none of
 //! it lets a device reach this process's own memory. Every descriptor comes from somebody else: no
-//! path is opened here. Which device, which address and when are the caller's business.
+//! path is opened here. Which device, which address and when are the caller's business: a VMM passes
+//! devices to its guest, an agent resets and wipes them.
+#![allow(
+    unsafe_code,
+    reason = "this crate exists to hold the unsafe calls of VFIO, each with its proof"
+)]
 
 mod device;
 mod device_mapping;
 mod iommufd;
 mod kernel_call;
-mod kvm_registry;
 mod type1;
 
 pub use device::{DeviceInfo, InterruptInfo, RegionInfo, VfioDevice};
 pub use device_mapping::DeviceMapping;
 pub use iommufd::Iommufd;
-pub use kvm_registry::KvmVfioRegistry;
 pub use type1::Type1;
 
 /// Addresses that devices can use, first and last.

@@ -10,8 +10,8 @@ use libc::Ioctl;
 use vfio_bindings::bindings::vfio::{vfio_device_attach_iommufd_pt, vfio_device_bind_iommufd};
 use vm_memory::{GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress};
 
-use super::kernel_call::{ioctl_number, length_of, vfio, with_struct};
-use super::{DeviceMapping, IovaRange, VfioDevice};
+use crate::kernel_call::{ioctl_number, length_of, vfio, with_struct};
+use crate::{DeviceMapping, IovaRange, VfioDevice};
 
 const IOMMUFD_TYPE: u8 = b';';
 const IOAS_ALLOC: Ioctl = ioctl_number(IOMMUFD_TYPE, 0x81);
@@ -164,7 +164,7 @@ impl Iommufd {
         }
     }
 
-    /// As [`super::Type1::map_memory`].
+    /// As [`crate::Type1::map_memory`].
     ///
     /// # Errors
     /// What the kernel says: `ENOMEM` if that is more memory than this user may lock.
@@ -175,7 +175,7 @@ impl Iommufd {
         self.map(region.start_addr().0, host.addr(), region.len())
     }
 
-    /// As [`super::Type1::map_device`].
+    /// As [`crate::Type1::map_device`].
     ///
     /// # Errors
     /// What the kernel says; kernels up to 6.18 refuse all device memory here (`EFAULT`).

@@ -15,8 +15,8 @@ use vfio_bindings::bindings::vfio::{
 };
 use vm_memory::{GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress};
 
-use super::kernel_call::{Reply, length_of, vfio, with_struct, with_value};
-use super::{DeviceMapping, IovaRange, VfioDevice};
+use crate::kernel_call::{Reply, length_of, vfio, with_struct, with_value};
+use crate::{DeviceMapping, IovaRange, VfioDevice};
 
 const GET_API_VERSION: Ioctl = vfio(0);
 const CHECK_EXTENSION: Ioctl = vfio(1);

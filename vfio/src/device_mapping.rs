@@ -8,10 +8,11 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 
-use crate::guest_mapping::LARGE_PAGE_BYTES;
+/// Size of a page that KVM maps at once where it can: 2 MiB.
+const LARGE_PAGE_BYTES: usize = 2 << 20;
 
 /// One region of a device, parts of which are mapped. It begins at a multiple of
-/// [`LARGE_PAGE_BYTES`], so that KVM can map large pages wherever the guest's address is one, too.
+/// 2 MiB, so that KVM can map large pages wherever the guest's address is one, too.
 #[derive(Debug)]
 pub struct DeviceMapping {
     reservation: *mut libc::c_void,
@@ -34,7 +35,7 @@ impl DeviceMapping {
     ///
     /// # Errors
     /// If an area is empty, not of whole pages or outside the region, or what the kernel says.
-    pub(super) fn new(
+    pub(crate) fn new(
         device: BorrowedFd<'_>,
         file_offset: u64,
         bytes: u64,
@@ -106,7 +107,10 @@ impl DeviceMapping {
     }
 
     /// Where `bytes` from `offset` on are, for the kernel.
-    pub(crate) fn host_address(&self, offset: u64, bytes: u64) -> io::Result<usize> {
+    ///
+    /// # Errors
+    /// If they are not all inside one mapped part.
+    pub fn host_address(&self, offset: u64, bytes: u64) -> io::Result<usize> {
         let end = offset.checked_add(bytes);
         let is_mapped = self.areas.iter().any(|&(first, length)| {
             offset >= first && end.is_some_and(|end| end <= first + length)

@@ -1,0 +1,9 @@
+//! Everything that is decided about slots: what a host shows ([`snapshot`]), what its owner approved
+//! ([`approval`]), how a wipe may be done and where it stands ([`wipe`]).
+//!
+//! Pure. `berth-inventory` fills the snapshot; `berthctl` prints what is judged here, and the agent acts
+//! on it.
+
+pub mod approval;
+pub mod snapshot;
+pub mod wipe;
