@@ -6,6 +6,7 @@
 //! on it.
 
 pub mod approval;
+pub mod judge;
 pub mod phase;
 pub mod plan;
 pub mod record;

@@ -63,6 +63,15 @@ pub enum Past {
     Dirty,
 }
 
+impl Past {
+    fn into_clean(self) -> Option<Clean> {
+        match self {
+            Self::Clean(clean) => Some(clean),
+            Self::Untouched | Self::Dirty => None,
+        }
+    }
+}
+
 /// Where the wipe of one device stands.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -394,6 +403,18 @@ fn heals(code: SlotProblemCode) -> bool {
     }
 }
 
+/// Whether a quarantine of a slot that nobody has can end by itself.
+fn may_end(past: &Past, code: SlotProblemCode) -> bool {
+    match past {
+        Past::Untouched => !matches!(
+            code,
+            SlotProblemCode::OperatorRequest | SlotProblemCode::RecordLost
+        ),
+        Past::Clean(_) => heals(code),
+        Past::Dirty => false,
+    }
+}
+
 /// Whether a problem of a slot that belongs to somebody ends that, even under a running guest.
 fn takes_devices_away(code: SlotProblemCode) -> bool {
     matches!(
@@ -520,13 +541,8 @@ fn on_fine(phase: Phase, generation: u64) -> Next {
         Phase::Quarantined {
             problem,
             holder: None,
-            past: Past::Untouched,
-        } if heals(problem.code) => offer(None, generation),
-        Phase::Quarantined {
-            problem,
-            holder: None,
-            past: Past::Clean(clean),
-        } if heals(problem.code) => offer(Some(clean), generation),
+            past: past @ (Past::Untouched | Past::Clean(_)),
+        } if may_end(&past, problem.code) => offer(past.into_clean(), generation),
         // What is on it is its holder's, and the next start checks and resets it.
         Phase::Quarantined {
             problem,
@@ -565,7 +581,7 @@ fn on_problem(phase: Phase, problem: SlotProblem) -> Next {
             problem: earlier,
             holder: None,
             past: past @ (Past::Untouched | Past::Clean(_)),
-        } if heals(earlier.code) => {
+        } if may_end(&past, earlier.code) => {
             if earlier.code == problem.code {
                 // The same in other words is no second quarantine.
                 return unchanged(Phase::Quarantined {
@@ -605,9 +621,9 @@ fn on_replaced(phase: Phase) -> Next {
         }
         Phase::Quarantined {
             holder: None,
-            past: Past::Untouched | Past::Clean(_),
+            ref past,
             ref problem,
-        } if heals(problem.code) => unchanged(Phase::Discovered { clean: None }),
+        } if may_end(past, problem.code) => unchanged(Phase::Discovered { clean: None }),
         Phase::Quarantined { .. }
         | Phase::Preparing { .. }
         | Phase::Undoing { .. }
@@ -668,7 +684,11 @@ fn on_prepare_failed(phase: Phase, problem: SlotProblem, is_device_suspect: bool
         return unchanged(phase);
     };
     match clean {
-        Some(_) if is_device_suspect || takes_devices_away(problem.code) => {
+        Some(_)
+            if is_device_suspect
+                || takes_devices_away(problem.code)
+                || problem.code == SlotProblemCode::DeviceSettingsChanged =>
+        {
             quarantine(problem, None, Past::Dirty)
         }
         Some(clean) => unchanged(Phase::Undoing { clean }),

@@ -71,6 +71,8 @@ pub fn plan(phase: &Phase, devices: &[PciAddress]) -> Vec<Step> {
             steps.extend(each(Step::Bind));
             steps.push(Step::Reset);
             steps.extend(each(Step::Identify));
+            // Once more, with what the devices said of themselves.
+            steps.push(Step::Look);
         }
         Phase::Undoing { .. } => steps.extend(each(Step::Unbind)),
         Phase::Releasing { .. } => {
@@ -78,6 +80,7 @@ pub fn plan(phase: &Phase, devices: &[PciAddress]) -> Vec<Step> {
             steps.extend(each(Step::Bind));
             steps.push(Step::Reset);
             steps.extend(each(Step::Identify));
+            steps.push(Step::Locate);
         }
         Phase::Wiping { .. } => {
             steps.extend([Step::Locate, Step::Vacate]);
@@ -118,7 +121,7 @@ mod tests {
             ("in_use", ""),
             (
                 "releasing",
-                "locate vacate bind bind reset identify identify",
+                "locate vacate bind bind reset identify identify locate",
             ),
             ("wiping", "locate vacate bind bind wipe"),
             ("verifying", "locate verify"),
