@@ -115,7 +115,10 @@ mod tests {
             ("discovered", ""),
             ("unapproved", ""),
             ("free", ""),
-            ("preparing", "look vacate bind bind reset identify identify"),
+            (
+                "preparing",
+                "look vacate bind bind reset identify identify look",
+            ),
             ("undoing", "unbind unbind"),
             ("claimed", ""),
             ("in_use", ""),
