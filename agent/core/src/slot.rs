@@ -5,5 +5,7 @@
 //! on it.
 
 pub mod approval;
+pub mod device_memory;
+pub mod reset;
 pub mod snapshot;
 pub mod wipe;
