@@ -6,6 +6,7 @@
 
 pub mod approval;
 pub mod device_memory;
+pub mod judge;
 pub mod reset;
 pub mod snapshot;
 pub mod wipe;
