@@ -36,9 +36,10 @@ pub fn choose_memory_bar(
     bars: &[Bar],
     settings: &BTreeMap<String, String>,
 ) -> Result<Option<Bar>, NoSuchBar> {
-    let mut memory = bars.iter().copied().filter(|bar| {
-        bar.is_memory && bar.is_prefetchable && bar.bytes >= MIN_MEMORY_BAR_BYTES
-    });
+    let mut memory = bars
+        .iter()
+        .copied()
+        .filter(|bar| bar.is_memory && bar.is_prefetchable && bar.bytes >= MIN_MEMORY_BAR_BYTES);
     match settings.get(MEMORY_BAR).map(String::as_str) {
         None => Ok(memory.max_by_key(|bar| bar.bytes)),
         Some("none") => Ok(None),

@@ -56,7 +56,8 @@ pub(super) fn claim(root: &Path, device: PciAddress) -> Result<BlockClaims, Devi
     // What came between looking and claiming shows here, and cannot come any more.
     let now = find(root, device).map_err(|error| unknown(device, &error))?;
     if now != blocks {
-        let message = format!("{device}: its partitions changed while they were claimed; try again");
+        let message =
+            format!("{device}: its partitions changed while they were claimed; try again");
         return Err(DeviceError::new(SlotProblemCode::DeviceInUse, message));
     }
     for block in &blocks {
@@ -82,7 +83,9 @@ fn find(root: &Path, device: PciAddress) -> io::Result<BTreeSet<Block>> {
         let subsystem = subsystem.canonicalize()?;
         for entry in entries(&subsystem)? {
             let is_ours = entry.is_symlink()
-                && entry.canonicalize().is_ok_and(|path| path.starts_with(&homes[0]));
+                && entry
+                    .canonicalize()
+                    .is_ok_and(|path| path.starts_with(&homes[0]));
             if is_ours {
                 homes.push(subsystem.clone());
                 break;
@@ -95,7 +98,9 @@ fn find(root: &Path, device: PciAddress) -> io::Result<BTreeSet<Block>> {
         if homes.iter().any(|home| folder.starts_with(home)) && !is_hidden(&folder)? {
             found.insert(Block {
                 name: name(&entry),
-                number: std::fs::read_to_string(folder.join("dev"))?.trim().to_owned(),
+                number: std::fs::read_to_string(folder.join("dev"))?
+                    .trim()
+                    .to_owned(),
                 is_partition: folder.join("partition").exists(),
                 folder,
             });
@@ -199,7 +204,8 @@ fn busy(root: &Path, device: PciAddress, block: &Block, error: &io::Error) -> De
     in_use(
         device,
         block,
-        how.as_deref().unwrap_or("somebody has opened it exclusively"),
+        how.as_deref()
+            .unwrap_or("somebody has opened it exclusively"),
     )
 }
 
@@ -224,7 +230,10 @@ mod tests {
     impl Host {
         fn new() -> Self {
             let host = Self(tempfile::tempdir().unwrap());
-            host.write("proc/self/mountinfo", "1 0 8:1 / / rw - ext4 /dev/sda1 rw\n");
+            host.write(
+                "proc/self/mountinfo",
+                "1 0 8:1 / / rw - ext4 /dev/sda1 rw\n",
+            );
             host.write("proc/swaps", "Filename\tType\n");
             std::fs::create_dir_all(host.path("sys/bus/pci/devices")).unwrap();
             std::fs::create_dir_all(host.path("sys/class/block")).unwrap();

@@ -209,7 +209,8 @@ mod tests {
 
         fn is_cancelled(&self) -> bool {
             self.asked.set(self.asked.get() + 1);
-            self.cancel_after.is_some_and(|after| self.asked.get() > after)
+            self.cancel_after
+                .is_some_and(|after| self.asked.get() > after)
         }
     }
 
@@ -256,7 +257,10 @@ mod tests {
     fn memory_that_is_there_twice_does_not_pass() {
         let mut memory = Memory::new(CHUNK_BYTES * 2, CHUNK_BYTES);
         let error = run(&mut memory, &mut Journal::default()).unwrap_err();
-        assert!(matches!(error, OverwriteError::Wrong { offset: 0 }), "{error:?}");
+        assert!(
+            matches!(error, OverwriteError::Wrong { offset: 0 }),
+            "{error:?}"
+        );
     }
 
     #[test]

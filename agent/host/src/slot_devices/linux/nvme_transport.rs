@@ -157,10 +157,7 @@ mod tests {
 
     #[test]
     fn the_memory_lies_inside_one_range() {
-        let usual = [
-            range(0, 0xfedf_ffff),
-            range(0xfef0_0000, (1 << 39) - 1),
-        ];
+        let usual = [range(0, 0xfedf_ffff), range(0xfef0_0000, (1 << 39) - 1)];
         assert_eq!(place(&usual, 0x4000), Some(1 << 20));
         assert_eq!(place(&usual, 1 << 32), Some(0xfef0_0000));
         assert_eq!(place(&usual, 1 << 39), None);

@@ -4,9 +4,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 
-use berth_agent_core::slot::reset::{
-    AfterRung, Liveness, ResetFacts, Rung, judge, ladder,
-};
+use berth_agent_core::slot::reset::{AfterRung, Liveness, ResetFacts, Rung, judge, ladder};
 use berth_api::pci::PciAddress;
 use berth_api::slot::SlotProblemCode;
 use berth_vfio::HotResetFunction;
@@ -99,7 +97,10 @@ fn problem(
     hit: &[PciAddress],
     before: &[(PciAddress, Liveness)],
 ) -> Option<String> {
-    let hit = slot.devices.iter().filter(|open| hit.contains(&open.address));
+    let hit = slot
+        .devices
+        .iter()
+        .filter(|open| hit.contains(&open.address));
     for open in hit {
         let address = open.address;
         let Some((_, before)) = before.iter().find(|(other, _)| *other == address) else {

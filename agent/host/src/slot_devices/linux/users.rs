@@ -26,7 +26,11 @@ pub(super) fn find(root: &Path, files: &BTreeSet<PathBuf>) -> io::Result<Vec<u32
     let mut users = BTreeSet::new();
     for entry in std::fs::read_dir(root.join("proc"))? {
         let entry = entry?;
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
             continue;
         };
         // Processes end, and some may not be looked at.
@@ -69,7 +73,10 @@ mod tests {
         let device = "0000:01:00.0".parse().unwrap();
         let files = files(root.path(), device, Some(7));
         assert_eq!(find(root.path(), &files).unwrap(), [9, 12]);
-        assert_eq!(find(root.path(), &BTreeSet::new()).unwrap(), Vec::<u32>::new());
+        assert_eq!(
+            find(root.path(), &BTreeSet::new()).unwrap(),
+            Vec::<u32>::new()
+        );
         find(&path("absent"), &files).unwrap_err();
     }
 }

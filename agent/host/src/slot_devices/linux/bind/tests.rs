@@ -76,8 +76,8 @@ impl DriverCore for Kernel {
         self.note("probe");
         let wanted = self.driver_override.borrow().clone();
         let taker = wanted.or_else(|| self.native.clone());
-        let refused = self.nobody_takes_it
-            || (self.vfio_refuses && taker.as_deref() == Some(VFIO_PCI));
+        let refused =
+            self.nobody_takes_it || (self.vfio_refuses && taker.as_deref() == Some(VFIO_PCI));
         // Linux returns success here, whatever the driver says.
         if !refused && self.driver.borrow().is_none() {
             *self.driver.borrow_mut() = taker;
@@ -129,7 +129,13 @@ fn claims_are_held_until_the_driver_is_off() {
     assert_eq!(bind(&kernel).unwrap(), "nvme -> vfio-pci");
     assert_eq!(
         kernel.log(),
-        ["claim", "override vfio-pci", "unbind nvme", "let go", "probe"]
+        [
+            "claim",
+            "override vfio-pci",
+            "unbind nvme",
+            "let go",
+            "probe"
+        ]
     );
     assert_eq!(kernel.driver.borrow().as_deref(), Some(VFIO_PCI));
 }
