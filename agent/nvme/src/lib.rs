@@ -5,3 +5,5 @@
 //! implementation, in `berth-agent-host`; a scriptable controller model is the other. Opens no file
 //! and has no unsafe code.
 #![forbid(unsafe_code)]
+
+pub mod transport;
