@@ -6,9 +6,11 @@
 //! on it.
 
 pub mod approval;
+pub mod device_memory;
 pub mod judge;
 pub mod phase;
 pub mod plan;
 pub mod record;
+pub mod reset;
 pub mod snapshot;
 pub mod wipe;
