@@ -6,4 +6,12 @@
 //! and has no unsafe code.
 #![forbid(unsafe_code)]
 
+mod command;
+pub mod drive;
+pub mod error;
+mod fields;
+pub mod identify;
+mod queue;
+mod registers;
+pub mod status;
 pub mod transport;

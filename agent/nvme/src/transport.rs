@@ -10,11 +10,11 @@ use std::time::Duration;
 /// page size, whatever the host's is.
 pub const PAGE_BYTES: usize = 4096;
 
-/// Pages that the driver needs: queues, one PRP list and a data buffer.
-pub const DMA_PAGES: usize = 5 + DATA_PAGES;
+/// Pages that the driver needs: two queue pairs, one PRP list, metadata, and a data buffer.
+pub const DMA_PAGES: usize = 6 + DATA_PAGES;
 
 /// Pages of the data buffer: 256 KiB.
-const DATA_PAGES: usize = 64;
+pub(crate) const DATA_PAGES: usize = 64;
 
 /// A drive's registers, memory that the drive can reach, and time.
 ///
