@@ -5,5 +5,6 @@
 //! on it.
 
 pub mod approval;
+pub mod judge;
 pub mod snapshot;
 pub mod wipe;

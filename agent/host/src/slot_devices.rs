@@ -26,6 +26,28 @@ pub struct DeviceError {
     pub is_device_suspect: bool,
 }
 
+impl DeviceError {
+    /// A failure that says nothing against the device.
+    #[must_use]
+    pub fn new(code: SlotProblemCode, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+            is_device_suspect: false,
+        }
+    }
+
+    /// The same failure, with the device itself in doubt.
+    #[must_use]
+    pub fn suspect(mut self) -> Self {
+        self.is_device_suspect = true;
+        self
+    }
+}
+
+/// The driver that a slot's devices have, from their approval on.
+pub const VFIO_PCI: &str = "vfio-pci";
+
 /// What a step changed or found, in words for a receipt, such as `nvme -> vfio-pci`.
 pub type Found = String;
 
@@ -103,7 +125,8 @@ pub trait SlotDevices: Send + Sync + 'static {
     /// earlier agent noted last before it ended.
     ///
     /// # Errors
-    /// `WipeFailed`. Nothing but `Ok` is a proof.
+    /// `WipeFailed`. Nothing but `Ok` is a proof. If the journal said that the agent is about to end,
+    /// the device is not in doubt: the next agent continues.
     fn wipe(
         &self,
         device: &ApprovedDevice,

@@ -5,3 +5,13 @@
 //! implementation, in `berth-agent-host`; a scriptable controller model is the other. Opens no file
 //! and has no unsafe code.
 #![forbid(unsafe_code)]
+
+mod command;
+pub mod drive;
+pub mod error;
+mod fields;
+pub mod identify;
+mod queue;
+mod registers;
+pub mod status;
+pub mod transport;
