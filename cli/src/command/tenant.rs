@@ -116,7 +116,12 @@ fn parse_slot_limit(text: &str) -> Result<(String, u32), String> {
 }
 
 fn limits_of(limits: &[(String, u32)]) -> Value {
-    limits.iter().cloned().collect::<BTreeMap<_, _>>().into_iter().collect()
+    limits
+        .iter()
+        .cloned()
+        .collect::<BTreeMap<_, _>>()
+        .into_iter()
+        .collect()
 }
 
 /// Run one of them.
@@ -207,7 +212,10 @@ mod tests {
 
     #[test]
     fn a_slot_limit_is_a_class_and_a_number() {
-        assert_eq!(parse_slot_limit("gpu.h100=4"), Ok(("gpu.h100".to_owned(), 4)));
+        assert_eq!(
+            parse_slot_limit("gpu.h100=4"),
+            Ok(("gpu.h100".to_owned(), 4))
+        );
         for wrong in ["nvme", "nvme=", "=4", "nvme=x", "nvme=-1", ""] {
             assert!(parse_slot_limit(wrong).is_err(), "{wrong}");
         }

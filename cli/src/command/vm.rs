@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 
 use crate::client::{Path, Reply};
 use crate::command::catalogue::operation_table;
+use crate::command::slot::receipts::{self, ReceiptArguments};
+use crate::command::slot::remote::wire_word;
 use crate::console;
 use crate::duration::parse_seconds;
 use crate::failure::Failure;
@@ -74,6 +76,13 @@ pub(crate) enum VmCommand {
         vm: String,
         #[command(flatten)]
         wait: WaitArguments,
+    },
+    /// What hosts have signed about the slots of a VM; of a deleted one by its id
+    Receipts {
+        /// Its name or id
+        vm: String,
+        #[command(flatten)]
+        output: ReceiptArguments,
     },
     /// Wait until a VM is in a state
     Wait {
@@ -227,6 +236,10 @@ pub(crate) fn run(session: &mut Session, command: VmCommand) -> Result<(), Failu
             let reply = session.client.delete(path(&vm))?;
             show_operation_after(session, &reply, VmState::Deleted, &wait)
         }
+        VmCommand::Receipts { vm, output } => {
+            let items = session.client.list(&verb(&vm, "receipts"), None)?;
+            receipts::show(session, &items, &output)
+        }
         VmCommand::Wait { vm, state, timeout } => {
             let goal = Goal {
                 vm: id_of(session, &vm)?,
@@ -356,13 +369,13 @@ fn slots(slots: &[VmSlot]) -> Cell {
     let texts: Vec<String> = slots
         .iter()
         .map(|slot| match &slot.problem {
-            None => format!("{} {} {}", slot.slot_id, slot.class, text_of(&slot.state)),
+            None => format!("{} {} {}", slot.slot_id, slot.class, wire_word(&slot.state)),
             Some(problem) => format!(
                 "{} {} {} ({})",
                 slot.slot_id,
                 slot.class,
-                text_of(&slot.state),
-                text_of(&problem.code)
+                wire_word(&slot.state),
+                wire_word(&problem.code)
             ),
         })
         .collect();

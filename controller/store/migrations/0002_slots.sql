@@ -52,8 +52,8 @@ CREATE TABLE receipt (
     stored_at INTEGER NOT NULL,
     FOREIGN KEY (tenant_id, vm_id) REFERENCES vm (tenant_id, vm_id)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX receipt_of_slot ON receipt (slot_id, receipt_id);
-CREATE INDEX receipt_of_vm ON receipt (vm_id, receipt_id) WHERE vm_id IS NOT NULL;
+CREATE INDEX receipt_of_slot ON receipt (slot_id, audit_index);
+CREATE INDEX receipt_of_vm ON receipt (vm_id, audit_index) WHERE vm_id IS NOT NULL;
 
 -- A claim is live from the VM's acceptance until its slot is free again and that is proved. It is
 -- charged until its VM is gone: wiping is the operator's time.

@@ -36,21 +36,22 @@ impl Db<'_> {
         slot: SlotId,
         limit: u32,
     ) -> Result<Vec<StoredReceipt>, StoreError> {
-        let sql = format!("{SELECT} WHERE slot_id = ?1 ORDER BY receipt_id DESC LIMIT ?2");
+        let sql = format!("{SELECT} WHERE slot_id = ?1 ORDER BY audit_index DESC LIMIT ?2");
         let mut select = self.conn.prepare_cached(&sql)?;
         let rows = select.query_map((slot.to_string(), limit), |row| Ok(receipt_row(row)))?;
         rows.map(|row| row?).collect()
     }
 
-    /// Receipts that name a VM as the holder, in the order of their making.
+    /// Receipts that name a VM as the holder and were stored after a ledger index, in that order.
     pub fn vm_receipts(
         &self,
         vm_id: VmId,
-        after: &str,
+        after: Option<u64>,
         limit: u32,
     ) -> Result<Vec<StoredReceipt>, StoreError> {
         let sql =
-            format!("{SELECT} WHERE vm_id = ?1 AND receipt_id > ?2 ORDER BY receipt_id LIMIT ?3");
+            format!("{SELECT} WHERE vm_id = ?1 AND audit_index > ?2 ORDER BY audit_index LIMIT ?3");
+        let after = after.map_or(-1, |index| i64::try_from(index).unwrap_or(i64::MAX));
         let mut select = self.conn.prepare_cached(&sql)?;
         let rows = select.query_map((vm_id.to_string(), after, limit), |row| {
             Ok(receipt_row(row))

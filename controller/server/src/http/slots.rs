@@ -187,7 +187,11 @@ pub(crate) async fn vm_receipts(
     QueryOf(query): QueryOf<ListQuery>,
 ) -> Result<Json<Page<StoredReceipt>>, ApiError> {
     let limit = limit_of(query.limit)?;
-    let after = query.page_token.unwrap_or_default();
+    let after: Option<u64> = query
+        .page_token
+        .map(|text| text.parse())
+        .transpose()
+        .map_err(|_| ApiError::field("page_token", "must be one that a page before this gave"))?;
     let namespace = caller.namespace().cloned();
     let vm = VmRef::parse(&vm);
     let receipts = app
@@ -199,12 +203,12 @@ pub(crate) async fn vm_receipts(
                 VmRef::Name(_) => db.vm(namespace.as_ref(), &vm)?,
             };
             found
-                .map(|vm| db.vm_receipts(vm.id, &after, limit + 1))
+                .map(|vm| db.vm_receipts(vm.id, after, limit + 1))
                 .transpose()
         })
         .await?
         .ok_or_else(ApiError::not_found)?;
     Ok(page(receipts, limit, |receipt| {
-        receipt.receipt_id.to_string()
+        receipt.audit_index.to_string()
     }))
 }
