@@ -462,8 +462,8 @@ mod tests {
         ] {
             assert!(parse_slot(wrong).is_err(), "{wrong}");
         }
-        assert!(parse_slot(&format!("id={id},count=2")).is_err());
-        assert!(parse_slot(&format!("id={id},class=nvme")).is_err());
+        parse_slot(&format!("id={id},count=2")).unwrap_err();
+        parse_slot(&format!("id={id},class=nvme")).unwrap_err();
     }
 
     #[test]
