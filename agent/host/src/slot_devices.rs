@@ -5,6 +5,8 @@
 //! device to a host driver that was not asked for. Calls block, some of them for hours: each belongs on
 //! a thread of its own.
 
+mod linux;
+
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
@@ -13,6 +15,8 @@ use berth_agent_core::slot::snapshot::HostSnapshot;
 use berth_agent_core::slot::wipe::{WipeJournal, WipePolicy, WipeRun};
 use berth_api::pci::PciAddress;
 use berth_api::slot::{DeviceWipe, SlotProblemCode};
+
+pub use self::linux::{DRIVER_LIMIT, LinuxSlotDevices};
 
 /// Why a step on a device failed: a code for the controller and a message for people.
 #[derive(Debug, thiserror::Error)]
@@ -112,7 +116,7 @@ pub trait SlotDevices: Send + Sync + 'static {
     /// Processes that have a device's VFIO group or device open, other than this one.
     ///
     /// # Errors
-    /// If procfs cannot be read.
+    /// If procfs cannot be read; `ForeignUser` if somebody has it who does not show in there.
     fn users(&self, device: PciAddress) -> Result<Vec<u32>, DeviceError>;
 
     /// Open a slot's devices for a guest.

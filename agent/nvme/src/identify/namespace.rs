@@ -96,7 +96,7 @@ impl Namespace {
 }
 
 /// The formats that this driver can use: blocks of 512 bytes to 64 KiB.
-fn formats(page: Fields<'_>) -> Vec<LbaFormat> {
+pub(crate) fn formats(page: Fields<'_>) -> Vec<LbaFormat> {
     let count = page.byte(25).saturating_add(1).min(64);
     (0..count)
         .filter_map(|index| {
