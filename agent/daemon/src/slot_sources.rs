@@ -52,7 +52,7 @@ impl SlotChanges {
     /// tokio runtime.
     #[must_use]
     pub fn open(approvals: &Path) -> Self {
-        let devices = DeviceWatch::open().and_then(AsyncFd::new);
+        let devices = DeviceWatch::open().and_then(readable);
         let folder = FolderWatch::open(approvals);
         if let Err(error) = &devices {
             tracing::warn!(%error, "changes of devices are seen late");
@@ -78,6 +78,14 @@ impl SlotChanges {
             drain(devices.get_ref());
         }
     }
+}
+
+#[expect(
+    deprecated,
+    reason = "its caller must keep the descriptor open, and a watch does: it owns the socket"
+)]
+fn readable(watch: DeviceWatch) -> std::io::Result<AsyncFd<DeviceWatch>> {
+    AsyncFd::new(watch)
 }
 
 async fn device_changed(devices: Option<&AsyncFd<DeviceWatch>>) {

@@ -164,7 +164,9 @@ impl Slots {
             return;
         };
         let told = |record: &SlotRecord| {
-            let results: Vec<_> = unacknowledged(record).map(|result| result.task_id).collect();
+            let results: Vec<_> = unacknowledged(record)
+                .map(|result| result.task_id)
+                .collect();
             (record.observed(None), record.receipts.len(), results)
         };
         let news = told(&entry.record) != told(record);
@@ -232,7 +234,9 @@ impl Slots {
     /// All holders, to be compared with the VMs.
     pub(crate) fn holders(&self) -> Vec<SlotHolder> {
         let entries = self.entries();
-        let holders = entries.values().filter_map(|e| e.record.phase.right_holder());
+        let holders = entries
+            .values()
+            .filter_map(|e| e.record.phase.right_holder());
         holders.cloned().collect()
     }
 
@@ -257,8 +261,12 @@ impl Slots {
         // Each is waited for, so that none is being made ready when the others are given back.
         let mut first_problem = None;
         for (slot_id, answered) in waiting {
-            let problem = answered.await.unwrap_or_else(|_| Err(unknown(slot_id))).err();
-            first_problem = first_problem.or(problem.map(|problem| SlotUnusable { slot_id, problem }));
+            let problem = answered
+                .await
+                .unwrap_or_else(|_| Err(unknown(slot_id)))
+                .err();
+            first_problem =
+                first_problem.or(problem.map(|problem| SlotUnusable { slot_id, problem }));
         }
         first_problem.map_or(Ok(()), Err)
     }
@@ -272,7 +280,9 @@ impl Slots {
         let mut devices = Vec::new();
         for claim in claims {
             let slot_id = claim.slot_id;
-            let opened = self.ask(slot_id, |answer| SlotMessage::Open(vm_id, answer)).await;
+            let opened = self
+                .ask(slot_id, |answer| SlotMessage::Open(vm_id, answer))
+                .await;
             devices.extend(opened.map_err(|problem| SlotUnusable { slot_id, problem })?);
         }
         Ok(devices)
@@ -309,7 +319,9 @@ impl Slots {
 
     fn slots_of(&self, vm_id: VmId) -> Vec<SlotId> {
         let entries = self.entries();
-        let held = entries.values().filter(|e| e.record.held_by() == Some(vm_id));
+        let held = entries
+            .values()
+            .filter(|e| e.record.held_by() == Some(vm_id));
         held.map(|entry| entry.record.slot_id).collect()
     }
 
@@ -406,13 +418,14 @@ fn shares_device(record: &SlotRecord, approval: &Approval) -> bool {
     let serial = |identity: &berth_api::slot::DeviceIdentity| {
         identity.serials.get(serial_kind::NVME_SERIAL).cloned()
     };
-    let known = record.approval.iter().flat_map(|stored| &stored.approval.devices);
-    known
-        .map(|device| &device.identity)
-        .any(|known| {
-            approval.devices.iter().any(|device| {
-                known.path == device.identity.path
-                    || serial(known).is_some() && serial(known) == serial(&device.identity)
-            })
+    let known = record
+        .approval
+        .iter()
+        .flat_map(|stored| &stored.approval.devices);
+    known.map(|device| &device.identity).any(|known| {
+        approval.devices.iter().any(|device| {
+            known.path == device.identity.path
+                || serial(known).is_some() && serial(known) == serial(&device.identity)
         })
+    })
 }

@@ -94,10 +94,7 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> Agent<U, F, S> {
             if record.is_none_or(|record| record.approval.is_none()) {
                 return Err(TaskRefused {
                     code: RefusalCode::Policy,
-                    message: format!(
-                        "no file of this host's owner approves {}",
-                        claim.slot_id
-                    ),
+                    message: format!("no file of this host's owner approves {}", claim.slot_id),
                 });
             }
         }
@@ -106,7 +103,9 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> Agent<U, F, S> {
 
     /// Take tasks of slots as they come from the controller. Returns how many of them were news.
     pub fn take_slot_tasks(&self, envelopes: &[SignedEnvelope]) -> usize {
-        let news = envelopes.iter().filter(|envelope| self.take_slot_task(envelope));
+        let news = envelopes
+            .iter()
+            .filter(|envelope| self.take_slot_task(envelope));
         news.count()
     }
 

@@ -177,7 +177,11 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> SlotActor<U, F, S> {
             let moved = DeviceError::new(SlotProblemCode::DeviceMissing, message);
             return self.fail(&moved).await;
         }
-        let policy = self.record.approval.as_ref().map(|a| a.approval.wipe.clone());
+        let policy = self
+            .record
+            .approval
+            .as_ref()
+            .map(|a| a.approval.wipe.clone());
         let policy: WipePolicy = policy.unwrap_or_default();
         let mut starting = Vec::new();
         for (&at, state) in lanes {
@@ -259,7 +263,12 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> SlotActor<U, F, S> {
         }
         self.record.devices = verdict.devices;
         self.drivers = verdict.drivers;
-        let addresses: Vec<_> = self.record.addresses().iter().map(PciAddress::to_string).collect();
+        let addresses: Vec<_> = self
+            .record
+            .addresses()
+            .iter()
+            .map(PciAddress::to_string)
+            .collect();
         let where_they_are = addresses.join(", ");
         Ok(match step {
             Step::Locate => format!("as approved: {where_they_are}"),
@@ -328,7 +337,8 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> SlotActor<U, F, S> {
             self.drivers = verdict.drivers;
         }
         let stamp = self.stamp();
-        self.record.follow(Event::Looked(look::as_one(&problems)), stamp);
+        self.record
+            .follow(Event::Looked(look::as_one(&problems)), stamp);
         if self.record != before {
             self.after_change(before.generation).await;
         }
@@ -364,7 +374,10 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> SlotActor<U, F, S> {
     }
 
     async fn on_word(&mut self, word: Word) {
-        let is_current = self.lanes.as_ref().is_some_and(|l| l.attempt == word.attempt);
+        let is_current = self
+            .lanes
+            .as_ref()
+            .is_some_and(|l| l.attempt == word.attempt);
         if !is_current {
             return;
         }
@@ -479,7 +492,10 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> SlotActor<U, F, S> {
         {
             // Nothing was done yet, so nothing has to be undone.
             self.record = before;
-            let message = format!("the claim could not be written down: {}", in_one_line(&error));
+            let message = format!(
+                "the claim could not be written down: {}",
+                in_one_line(&error)
+            );
             let code = SlotProblemCode::RecordLost;
             tell(answer, Err(SlotProblem { code, message }));
             return;
@@ -561,7 +577,10 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> SlotActor<U, F, S> {
 
     async fn persist_at(&mut self, point: &'static str) {
         while let Err(error) = self.try_persist(point).await {
-            self.log("could not write the record, trying again", &in_one_line(&error));
+            self.log(
+                "could not write the record, trying again",
+                &in_one_line(&error),
+            );
             tokio::time::sleep(PERSIST_RETRY).await;
         }
     }
@@ -583,10 +602,11 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> SlotActor<U, F, S> {
         blocking(move || {
             files.write_record(&record)?;
             for receipt in &new {
-                let sealed = seal_receipt(&key, receipt).map_err(|cause| SlotFilesError::Record {
-                    slot_id: record.slot_id,
-                    cause,
-                })?;
+                let sealed =
+                    seal_receipt(&key, receipt).map_err(|cause| SlotFilesError::Record {
+                        slot_id: record.slot_id,
+                        cause,
+                    })?;
                 files.ensure_receipt(record.slot_id, receipt.receipt_id, &sealed)?;
             }
             Ok::<(), SlotFilesError>(())

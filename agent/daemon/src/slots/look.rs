@@ -44,7 +44,9 @@ pub(super) struct Verdict {
 pub(super) fn view(host: &SlotHost, slot_id: SlotId) -> Result<View, DeviceError> {
     let approvals = host.approvals.read();
     let approved = approvals.approved.into_iter();
-    let mine = approved.into_iter().find(|slot| slot.approval.slot_id == slot_id);
+    let mine = approved
+        .into_iter()
+        .find(|slot| slot.approval.slot_id == slot_id);
     let approval = mine.ok_or_else(|| {
         let refused: Vec<_> = approvals
             .refused
@@ -52,7 +54,8 @@ pub(super) fn view(host: &SlotHost, slot_id: SlotId) -> Result<View, DeviceError
             .map(|refused| format!("{}: {}", refused.file, refused.reason))
             .collect();
         if refused.is_empty() {
-            "no file of this host's owner approves it: `berthctl slot approve` writes one".to_owned()
+            "no file of this host's owner approves it: `berthctl slot approve` writes one"
+                .to_owned()
         } else {
             format!(
                 "no file of this host's owner approves it; these are not taken: {}",
@@ -130,7 +133,10 @@ impl Verdict {
             SlotProblemCode::DeviceIdentityChanged,
         ];
         let problems = self.problems.iter();
-        problems.filter(|p| missing.contains(&p.code)).cloned().collect()
+        problems
+            .filter(|p| missing.contains(&p.code))
+            .cloned()
+            .collect()
     }
 }
 
@@ -156,7 +162,10 @@ pub(super) fn as_one(problems: &[SlotProblem]) -> Result<(), SlotProblem> {
     let Some(gravest) = sorted.first() else {
         return Ok(());
     };
-    let words: Vec<&str> = sorted.iter().map(|problem| problem.message.as_str()).collect();
+    let words: Vec<&str> = sorted
+        .iter()
+        .map(|problem| problem.message.as_str())
+        .collect();
     Err(SlotProblem {
         code: gravest.code,
         message: words.join(" ").chars().take(MAX_MESSAGE).collect(),
