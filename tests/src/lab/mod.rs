@@ -14,6 +14,7 @@ pub mod host_slots;
 pub mod image;
 pub mod initrd;
 pub mod kept;
+pub mod monitor;
 pub mod node;
 pub mod scenario;
 pub mod scenarios;

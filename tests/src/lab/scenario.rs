@@ -19,6 +19,8 @@ pub struct Context {
     pub programs: PathBuf,
     /// The VMM as it is packaged.
     pub vmm: PathBuf,
+    /// The agent built with `fail-points`, for [`NodeKind::WithFailPoints`] alone.
+    pub failing_agent: Option<PathBuf>,
     /// Where the scenario says what it does.
     pub say: fn(&str),
     /// What was done a second time.
@@ -53,6 +55,8 @@ pub enum NodeKind {
     Bare,
     /// Debian with our packages installed.
     Installed,
+    /// The same, with an agent at hand that ends where it is told to.
+    WithFailPoints,
 }
 
 /// One thing that the lab can show.

@@ -51,12 +51,21 @@ impl Site<Node> {
     pub fn boot(name: &str, context: &Context, lifetime: Lifetime) -> Result<Self> {
         let spec = NodeSpec {
             memory_mib: 4096,
-            devices: vec![Device::SharedDisk {
-                image: context.guest.artefacts.clone(),
-            }],
             lifetime,
             ..NodeSpec::default()
         };
+        Self::boot_with(name, context, spec)
+    }
+
+    /// Boots such a node alone; the guest's image is plugged in before the devices.
+    ///
+    /// # Errors
+    /// If the node does not boot, or the packaged controller does not become ready.
+    pub fn boot_with(name: &str, context: &Context, mut spec: NodeSpec) -> Result<Self> {
+        let guest = Device::SharedDisk {
+            image: context.guest.artefacts.clone(),
+        };
+        spec.devices.insert(0, guest);
         let node = Node::boot(name, &context.node, &spec)?;
         let mut site = Self {
             node,
@@ -130,6 +139,24 @@ impl<H: Host> Site<H> {
                       berthctl --json image list | grep -q debian-12";
         self.node
             .wait_until("the node comes online with its image", READY, online)?;
+        Ok(())
+    }
+
+    /// Imports the Debian guest as an image whose VMs run a script, say on their console what it
+    /// prints, and power off.
+    ///
+    /// # Errors
+    /// If the image cannot be made or imported.
+    pub fn import_script(&self, image: &str, script: &str) -> Result<()> {
+        let script = format!("#!/bin/sh\nset -eu\n{script}").replace('\'', r"'\''");
+        self.node.check(&format!(
+            "set -e; cp --sparse=always /srv/guest/disk.raw /root/{image}.raw; \
+             mkdir -p /root/{image}.d; mount -o loop /root/{image}.raw /root/{image}.d; \
+             printf %s '{script}' >/root/{image}.d/etc/berth-script; umount /root/{image}.d; \
+             berth-agent image import --name {image} --kernel /srv/guest/vmlinuz \
+             --initrd /srv/guest/initrd --disk /root/{image}.raw \
+             --cmdline 'console=ttyS0 root=/dev/vda rw quiet berth.script'; rm /root/{image}.raw"
+        ))?;
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use super::vfio_nvme::{FIND_DRIVE, make_backing, on_node};
 use crate::lab::devices::Device;
 use crate::lab::host_slots::HostSlot;
-use crate::lab::node::NodeSpec;
+use crate::lab::node::{Iommu, NodeSpec};
 use crate::lab::scenario::Context;
 use crate::lab::scripted_guest::{GuestSpec, ScriptedGuest};
 
@@ -30,7 +30,10 @@ lspci -v -d 1b36:0005 | grep -m1 'size=512G' | sed 's/^/bar /'
 /// The first thing that is not as it should be.
 pub(crate) fn run(context: &Context) -> Result<()> {
     let spec = NodeSpec {
-        iommu_bits: 39,
+        iommu: Iommu::Present {
+            bits: 39,
+            remaps_interrupts: true,
+        },
         devices: vec![
             Device::SharedDisk {
                 image: context.guest.artefacts.clone(),
