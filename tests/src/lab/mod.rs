@@ -20,4 +20,5 @@ pub mod scenario;
 pub mod scenarios;
 pub mod scripted_guest;
 pub mod site;
+pub mod slots;
 pub mod ssh;

@@ -150,6 +150,22 @@ pub const ALL: &[Scenario] = &[
         is_core: false,
         run: scenarios::vfio_bigbar::run,
     },
+    Scenario {
+        name: "slot-life",
+        shows: "a slot goes from one tenant to the next: bound, wiped and proved, and nothing of the \
+                first is left for the second or for the host",
+        node: NodeKind::Installed,
+        is_core: false,
+        run: scenarios::slot_life::run,
+    },
+    Scenario {
+        name: "slot-refusals",
+        shows: "everything that must keep a device from a tenant does, with a reason that its owner can \
+                act on",
+        node: NodeKind::Installed,
+        is_core: false,
+        run: scenarios::slot_refusals::run,
+    },
 ];
 
 /// The scenario of that name.

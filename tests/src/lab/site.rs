@@ -222,10 +222,22 @@ impl<H: Host> Site<H> {
     /// # Errors
     /// If the controller refuses.
     pub fn tenant(&self, name: &str, max_vms: u32) -> Result<String> {
-        let tenant = serde_json::json!({
+        self.tenant_with_slots(name, max_vms, &[])
+    }
+
+    /// The same for a tenant that may have one slot of each of these classes at once.
+    ///
+    /// # Errors
+    /// If the controller refuses.
+    pub fn tenant_with_slots(&self, name: &str, max_vms: u32, classes: &[&str]) -> Result<String> {
+        let mut tenant = serde_json::json!({
             "tenant_id": name, "display_name": name, "max_vms": max_vms,
             "storage_quota_gb": 100, "api_rate_limit_rpm": 6000,
         });
+        if !classes.is_empty() {
+            let limits = classes.iter().map(|class| ((*class).to_owned(), 1.into()));
+            tenant["slot_limits"] = Value::Object(limits.collect());
+        }
         self.expect(201, &self.admin_token, "POST", "/v1/tenants", Some(&tenant))?;
         let wish = serde_json::json!({
             "subject_pubkey": self.new_public_key(name)?,
