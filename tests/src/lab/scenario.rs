@@ -159,6 +159,14 @@ pub const ALL: &[Scenario] = &[
         run: scenarios::slot_life::run,
     },
     Scenario {
+        name: "slot-crash",
+        shows: "the agent killed after every journaled step of claim and release, and the host's power \
+                cut at ten of them: the slot ends where it should, and is never free without proof",
+        node: NodeKind::WithFailPoints,
+        is_core: false,
+        run: scenarios::slot_crash::run,
+    },
+    Scenario {
         name: "slot-refusals",
         shows: "everything that must keep a device from a tenant does, with a reason that its owner can \
                 act on",
