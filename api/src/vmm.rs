@@ -421,6 +421,13 @@ pub enum Warning {
         /// The host's PCI address.
         device: String,
     },
+    /// The host has no io_uring for this disk, so its requests go one after the other.
+    SlowDisk {
+        /// Its place in the start message.
+        disk: usize,
+        /// What the host said.
+        problem: String,
+    },
     /// The guest says by its pvpanic device that it panicked.
     GuestPanicked {
         /// Whether it goes on into its own crash kernel.

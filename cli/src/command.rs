@@ -7,6 +7,7 @@ pub(crate) mod host;
 pub(crate) mod ledger;
 pub(crate) mod node;
 pub(crate) mod shell;
+pub(crate) mod slot;
 pub(crate) mod tenant;
 pub(crate) mod token;
 pub(crate) mod vm;

@@ -26,8 +26,8 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::client::Client;
 use crate::command::{
-    api, catalogue, explain, host as host_command, ledger as ledger_command, node, shell, tenant,
-    token, vm,
+    api, catalogue, explain, host as host_command, ledger as ledger_command, node, shell, slot,
+    tenant, token, vm,
 };
 use crate::connection::ConnectionArguments;
 use crate::failure::Failure;
@@ -94,6 +94,9 @@ enum RemoteCommand {
     /// Hosts that run VMs (operators)
     #[command(subcommand)]
     Node(node::NodeCommand),
+    /// Slots: bundles of one host's devices that are rented as a whole
+    #[command(subcommand)]
+    Slot(slot::SlotCommand),
     /// What VMs are made from
     #[command(subcommand)]
     Image(catalogue::ImageCommand),
@@ -148,6 +151,9 @@ pub fn berthctl() -> ExitCode {
         Command::Remote(RemoteCommand::Token(token::TokenCommand::Keygen { file })) => {
             global.alone(|screen| token::keygen(screen, &file))
         }
+        Command::Remote(RemoteCommand::Slot(slot::SlotCommand::Local(command))) => {
+            global.alone(|screen| slot::local::run(screen, &command))
+        }
         Command::Remote(command) => global.connected(|session| remote(session, command)),
     }
 }
@@ -174,6 +180,9 @@ fn remote(session: &mut Session, command: RemoteCommand) -> Result<(), Failure> 
         RemoteCommand::Token(command) => token::run(session, command),
         RemoteCommand::Vm(command) => vm::run(session, command),
         RemoteCommand::Node(command) => node::run(session, command),
+        RemoteCommand::Slot(slot::SlotCommand::Local(command)) => {
+            slot::local::run(&mut session.screen, &command)
+        }
         RemoteCommand::Image(command) => catalogue::image(session, &command),
         RemoteCommand::Usage { tenant } => catalogue::usage(session, tenant.as_deref()),
         RemoteCommand::Ledger(command) => ledger_command::run(session, command),

@@ -11,12 +11,14 @@
 
 mod device;
 mod device_mapping;
+mod hot_reset;
 mod iommufd;
 mod kernel_call;
 mod type1;
 
 pub use device::{DeviceInfo, InterruptInfo, RegionInfo, VfioDevice};
 pub use device_mapping::DeviceMapping;
+pub use hot_reset::HotResetFunction;
 pub use iommufd::Iommufd;
 pub use type1::Type1;
 

@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, ensure};
-use berth_tests::lab::contest::{self, ContestReport};
+use berth_tests::lab::contest::{self, ContestReport, Work};
 use berth_tests::lab::scenario::NodeKind;
 use berth_tests::progress::{self, Progress, say};
 use berth_tests::startup::{self, Options, Peer, Report};
@@ -45,6 +45,9 @@ enum Measurement {
         /// How often each contender does each piece of work in the lab
         #[arg(long, default_value_t = contest::DEFAULT_ROUNDS)]
         rounds: usize,
+        /// Only this: boot, block, network or passthrough; may be repeated
+        #[arg(long, conflicts_with = "write")]
+        work: Vec<Work>,
         /// Print one JSON document on standard output instead of a table
         #[arg(long)]
         json: bool,
@@ -76,6 +79,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
         Measurement::Vmm {
             peer,
             rounds,
+            work,
             json,
             write,
             check,
@@ -86,6 +90,11 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
             progress.phase("measure in the lab");
             let options = contest::Options {
                 rounds,
+                work: if work.is_empty() {
+                    Work::ALL.to_vec()
+                } else {
+                    work
+                },
                 peers: peer,
             };
             let contest = contest::run(&context, &options)?;

@@ -5,5 +5,8 @@
 //! on it.
 
 pub mod approval;
+pub mod device_memory;
+pub mod judge;
+pub mod reset;
 pub mod snapshot;
 pub mod wipe;

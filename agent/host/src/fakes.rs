@@ -3,6 +3,7 @@
 //! [`Fuse`] is how a test kills an agent: from a chosen step on, no call has any effect. What was
 //! done before stays, as it does when a process dies, and the next agent finds it.
 
+mod slot_devices;
 mod units;
 mod wire;
 
@@ -19,6 +20,7 @@ use tokio::sync::watch;
 use crate::service_manager::{DescriptorStore, NotifyError};
 use crate::vm_files::{FilePresence, GuestFiles, LinuxVmFiles, VmFiles, VmFilesError};
 
+pub use slot_devices::{DeviceCall, DeviceFault, FakeDevice, FakeSlotDevices, GUEST_PID};
 pub use units::{FakeUnits, GuestBehaviour};
 pub use wire::{HeardStart, receive_datagram, receive_start};
 

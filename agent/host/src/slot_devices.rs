@@ -5,6 +5,8 @@
 //! device to a host driver that was not asked for. Calls block, some of them for hours: each belongs on
 //! a thread of its own.
 
+mod linux;
+
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
@@ -13,6 +15,8 @@ use berth_agent_core::slot::snapshot::HostSnapshot;
 use berth_agent_core::slot::wipe::{WipeJournal, WipePolicy, WipeRun};
 use berth_api::pci::PciAddress;
 use berth_api::slot::{DeviceWipe, SlotProblemCode};
+
+pub use self::linux::{DRIVER_LIMIT, LinuxSlotDevices};
 
 /// Why a step on a device failed: a code for the controller and a message for people.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +29,28 @@ pub struct DeviceError {
     /// Whether the device itself is in doubt, so that its slot has to be quarantined.
     pub is_device_suspect: bool,
 }
+
+impl DeviceError {
+    /// A failure that says nothing against the device.
+    #[must_use]
+    pub fn new(code: SlotProblemCode, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+            is_device_suspect: false,
+        }
+    }
+
+    /// The same failure, with the device itself in doubt.
+    #[must_use]
+    pub fn suspect(mut self) -> Self {
+        self.is_device_suspect = true;
+        self
+    }
+}
+
+/// The driver that a slot's devices have, from their approval on.
+pub const VFIO_PCI: &str = "vfio-pci";
 
 /// What a step changed or found, in words for a receipt, such as `nvme -> vfio-pci`.
 pub type Found = String;
@@ -90,7 +116,7 @@ pub trait SlotDevices: Send + Sync + 'static {
     /// Processes that have a device's VFIO group or device open, other than this one.
     ///
     /// # Errors
-    /// If procfs cannot be read.
+    /// If procfs cannot be read; `ForeignUser` if somebody has it who does not show in there.
     fn users(&self, device: PciAddress) -> Result<Vec<u32>, DeviceError>;
 
     /// Open a slot's devices for a guest.
@@ -103,7 +129,8 @@ pub trait SlotDevices: Send + Sync + 'static {
     /// earlier agent noted last before it ended.
     ///
     /// # Errors
-    /// `WipeFailed`. Nothing but `Ok` is a proof.
+    /// `WipeFailed`. Nothing but `Ok` is a proof. If the journal said that the agent is about to end,
+    /// the device is not in doubt: the next agent continues.
     fn wipe(
         &self,
         device: &ApprovedDevice,

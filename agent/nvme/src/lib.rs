@@ -5,3 +5,29 @@
 //! implementation, in `berth-agent-host`; a scriptable controller model is the other. Opens no file
 //! and has no unsafe code.
 #![forbid(unsafe_code)]
+
+mod blocks;
+mod command;
+pub mod drive;
+pub mod error;
+mod features;
+mod fields;
+mod format;
+pub mod identify;
+mod marks;
+mod namespaces;
+mod overwrite;
+mod plan;
+mod queue;
+mod read_back;
+mod registers;
+mod restore;
+mod sample;
+mod sanitize;
+mod sanitize_log;
+mod security;
+pub mod status;
+mod stream;
+pub mod transport;
+pub mod wipe;
+pub mod wipe_error;

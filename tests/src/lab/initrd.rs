@@ -28,6 +28,7 @@ const INIT: &str = r#"#!/bin/busybox sh
 /bin/busybox mount -t devtmpfs devtmpfs /dev
 /bin/busybox mount -t proc proc /proc
 /bin/busybox mount -t sysfs sysfs /sys
+case $(/bin/busybox cat /proc/cmdline) in *berth.script*) echo "<1>BERTH-INIT" >/dev/kmsg ;; esac
 load() { while read -r module; do /bin/busybox insmod "/modules/$module"; done <"$1"; }
 load /modules/order
 root=/dev/vda

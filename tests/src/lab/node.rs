@@ -355,9 +355,10 @@ fn qemu(image: &NodeImage, spec: &NodeSpec, port: u16, folder: &Path) -> Command
     command
 }
 
-/// NVMe and ext4 are built into the kernel, so that the node needs no initrd.
+/// NVMe and ext4 are built into the kernel, so that the node needs no initrd. On a
+/// busy machine the emulated timer is late for the kernel's check of it.
 const KERNEL_ARGUMENTS: &str = "root=/dev/nvme0n1 rootfstype=ext4 rw console=ttyS0 quiet \
-    net.ifnames=0 intel_iommu=on systemd.show_status=no";
+    net.ifnames=0 no_timer_check intel_iommu=on systemd.show_status=no";
 
 #[cfg(test)]
 mod tests {

@@ -128,8 +128,14 @@ fn virtio_devices(
 ) -> Result<Vec<NamedDevice>, BuildMachineError> {
     let mut devices: Vec<NamedDevice> = Vec::new();
     for (position, disk) in input.disks.into_iter().enumerate() {
-        let disk = disk_file::device(disk, position, &input.disk_failures, memory)
-            .map_err(host("prepare a disk"))?;
+        let disk = disk_file::device(
+            disk,
+            position,
+            &input.disk_failures,
+            &input.warnings,
+            memory,
+        )
+        .map_err(host("prepare a disk"))?;
         devices.push((format!("disk{position}"), Box::new(disk)));
     }
     for (position, network) in input.networks.into_iter().enumerate() {

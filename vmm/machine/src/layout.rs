@@ -256,6 +256,56 @@ mod tests {
         assert_eq!(RamLayout::new(3 * GIB).high_bytes, 0);
     }
 
+    /// Every size up to 16 GiB, those around each power of two beyond, and the largest.
+    fn sizes_mib() -> impl Iterator<Item = u64> {
+        use berth_api::vmm::{MAX_MEMORY_MIB, MIN_MEMORY_MIB};
+
+        let beyond = (14..=22).flat_map(|power| {
+            let size = 1_u64 << power;
+            [size - 1, size, size + 1]
+        });
+        (MIN_MEMORY_MIB..=16 * 1024)
+            .chain(beyond)
+            .filter(|mib| *mib <= MAX_MEMORY_MIB)
+            .chain([MAX_MEMORY_MIB])
+    }
+
+    #[test]
+    fn every_size_lies_in_ranges_that_add_up_and_meet_nothing_else() {
+        let devices = [PCI_WINDOW, ECAM_RESERVED, IOAPIC, LOCAL_APIC, TSS];
+        for bytes in sizes_mib().map(|mib| mib << 20) {
+            let ranges = RamLayout::new(bytes).ranges();
+            assert_eq!(ranges.iter().map(|range| range.bytes()).sum::<u64>(), bytes);
+            for range in &ranges {
+                assert!(range.start < range.end);
+                assert!(range.start % PAGE_BYTES == 0 && range.end % PAGE_BYTES == 0);
+                let meets = |other: &Range| range.start < other.end && other.start < range.end;
+                assert!(!devices.iter().any(meets), "{bytes:#x}");
+            }
+            assert!(ranges.windows(2).all(|pair| pair[0].end <= pair[1].start));
+        }
+    }
+
+    #[test]
+    fn every_map_tells_of_ram_only_where_ram_is() {
+        for bytes in sizes_mib().map(|mib| mib << 20) {
+            let layout = RamLayout::new(bytes);
+            let ranges = layout.ranges();
+            let map = layout.memory_map();
+            assert!(
+                map.windows(2)
+                    .all(|pair| pair[0].range.end <= pair[1].range.start)
+            );
+            for entry in map.iter().filter(|entry| entry.kind == MapKind::Usable) {
+                let is_inside = |range: &Range| {
+                    range.start <= entry.range.start && entry.range.end <= range.end
+                };
+                assert!(ranges.iter().any(is_inside), "{bytes:#x} {entry:?}");
+            }
+            assert_eq!(usable_bytes(layout), bytes - (KERNEL_START - BASE_RAM.end));
+        }
+    }
+
     #[test]
     fn the_memory_map_is_ascending_and_without_overlap() {
         for mib in [32, 3072, 3073, 6144] {

@@ -71,7 +71,9 @@ pub(super) fn run(arguments: &[&str], log: &str, tally: &mut Tally) -> Result<()
     let mut cargo = cargo_command();
     cargo
         .args(["test", "--locked", "--no-fail-fast"])
-        .args(arguments);
+        .args(arguments)
+        // What a test that passed printed, to see whether it did not run in truth.
+        .args(["--", "--show-output"]);
     let result = logged(&mut cargo, log);
     let output = std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
     let counted = count(
@@ -90,23 +92,39 @@ pub(super) fn run(arguments: &[&str], log: &str, tally: &mut Tally) -> Result<()
     Ok(())
 }
 
-/// Counts by the lines of libtest's plain output.
+/// What a test prints, and why, when this machine lacks what it needs.
+const SKIPPED: &str = "SKIPPED";
+
+/// Counts by the lines of libtest's plain output. A test that passed and printed [`SKIPPED`] was
+/// skipped, wholly or in part.
 fn count(output: &str, log: &str) -> Tally {
     let mut tally = Tally::default();
+    let mut speaker = None;
     for line in output.lines() {
-        let Some(rest) = line.strip_prefix("test ") else {
-            continue;
-        };
-        match rest.rsplit_once(" ... ") {
-            Some((_, "ok")) => tally.passed += 1,
-            Some((name, "FAILED")) => tally.failed.push(format!("{name} (see {log})")),
-            Some((name, word)) if word.starts_with("ignored") => {
-                tally.skipped.push(format!("{name}: {word}"));
+        let heading = line.strip_prefix("---- ");
+        if let Some(name) = heading.and_then(|rest| rest.strip_suffix(" stdout ----")) {
+            speaker = Some(name);
+        } else if let (Some(name), true) = (speaker, line.starts_with(SKIPPED)) {
+            tally.passed = tally.passed.saturating_sub(1);
+            tally.skipped.push(format!("{name}: {line}"));
+            speaker = None;
+        } else if let Some((name, word)) = verdict(line) {
+            match word {
+                "ok" => tally.passed += 1,
+                "FAILED" => tally.failed.push(format!("{name} (see {log})")),
+                word if word.starts_with("ignored") => {
+                    tally.skipped.push(format!("{name}: {word}"));
+                }
+                _ => {}
             }
-            _ => {}
         }
     }
     tally
+}
+
+/// The name of a test and how it ended, from a line such as `test a::b ... ok`.
+fn verdict(line: &str) -> Option<(&str, &str)> {
+    line.strip_prefix("test ")?.rsplit_once(" ... ")
 }
 
 #[cfg(test)]
@@ -121,5 +139,14 @@ mod unit_tests {
         assert_eq!(tally.passed, 1);
         assert_eq!(tally.failed, ["a::c (see log)"]);
         assert_eq!(tally.skipped, ["d: ignored, no device"]);
+    }
+
+    #[test]
+    fn a_test_that_says_that_it_was_skipped_has_not_passed() {
+        let output = "test a ... ok\ntest b ... ok\n\nsuccesses:\n\n---- a stdout ----\nSKIPPED: no \
+            device\nSKIPPED: nor another\n\n---- b stdout ----\nhello\n";
+        let tally = count(output, "log");
+        assert_eq!(tally.passed, 1);
+        assert_eq!(tally.skipped, ["a: SKIPPED: no device"]);
     }
 }

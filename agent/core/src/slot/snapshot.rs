@@ -98,6 +98,8 @@ pub struct ConfigFacts {
     pub port_kind: Option<u8>,
     /// Access control services that are on; `None` without that capability.
     pub acs: Option<AcsControl>,
+    /// Access control services that the function can switch on; `None` without that capability.
+    pub acs_capable: Option<AcsControl>,
     /// Whether it has an SR-IOV capability, and how many virtual functions are on.
     pub virtual_functions: Option<u16>,
     /// The physical function that it is a virtual function of.
@@ -106,6 +108,9 @@ pub struct ConfigFacts {
     pub has_msi: bool,
     /// Power state as PMCSR has it: 0 is D0, 3 is D3hot; `None` without that capability.
     pub power_state: Option<u8>,
+    /// Why what is said here may not be all: it could not be read whole, or its lists of capabilities
+    /// run in a circle or out of it. `None` if nothing is in doubt.
+    pub fault: Option<String>,
 }
 
 /// Access control services of a port or function that are switched on (PCI Express 7.7.8.3).

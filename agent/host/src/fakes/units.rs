@@ -35,6 +35,8 @@ pub enum GuestBehaviour {
 struct Unit {
     state: UnitState,
     launch: u32,
+    /// What its process has open. Closed when that ends, as a kernel does.
+    descriptors: Vec<OwnedFd>,
 }
 
 #[derive(Debug)]
@@ -96,7 +98,14 @@ impl FakeUnits {
             pid: 4242,
             invocation_id: "planted".to_owned(),
         };
-        lock(&self.shared.units).insert(vm_id, Unit { state, launch: 0 });
+        lock(&self.shared.units).insert(
+            vm_id,
+            Unit {
+                state,
+                launch: 0,
+                descriptors: Vec::new(),
+            },
+        );
     }
 
     /// End a service from outside, as a signal would.
@@ -127,11 +136,24 @@ impl Shared {
                 status,
                 result: result.to_owned(),
             });
+            unit.descriptors.clear();
         }
         drop(units);
         self.changed.notify_all();
         // Nobody may be listening.
         drop(self.changes.send(vm_id));
+    }
+
+    /// Keeps descriptors open for as long as the service runs.
+    fn keep_open(&self, vm_id: VmId, launch: u32, descriptors: Vec<OwnedFd>) {
+        let mut units = lock(&self.units);
+        let unit = units.get_mut(&vm_id);
+        let running = unit.filter(|unit| {
+            unit.launch == launch && matches!(unit.state, UnitState::Running { .. })
+        });
+        if let Some(unit) = running {
+            unit.descriptors = descriptors;
+        }
     }
 
     fn is_current(&self, vm_id: VmId, launch: u32) -> bool {
@@ -182,9 +204,10 @@ fn play_vmm(shared: &Shared, vm_id: VmId, launch: u32, stdin: &OwnedFd) {
         );
     };
     let behaviour = *lock(&shared.behaviour);
-    if receive_start(stdin).is_err() {
+    let Ok(heard) = receive_start(stdin) else {
         return shared.end(vm_id, launch, ProcessEnd::Exited(65), "exit-code");
-    }
+    };
+    shared.keep_open(vm_id, launch, heard.descriptors);
     if behaviour == GuestBehaviour::Refused {
         say(
             stdin,
@@ -246,7 +269,15 @@ impl VmmUnits for FakeUnits {
                 pid: launch,
                 invocation_id: format!("{launch:032x}"),
             };
-            units.insert(vm_id, Unit { state, launch });
+            let descriptors = Vec::new();
+            units.insert(
+                vm_id,
+                Unit {
+                    state,
+                    launch,
+                    descriptors,
+                },
+            );
             let shared = Arc::clone(&self.shared);
             std::thread::spawn(move || play_vmm(&shared, vm_id, launch, &stdin));
             Ok(())

@@ -12,9 +12,10 @@ use std::path::Path;
 use anyhow::{Context as _, Result, ensure};
 
 pub use report::ContestReport;
+pub use work::Work;
 
 use self::contender::Contender;
-use self::work::{Figures, Work};
+use self::work::Figures;
 use super::devices::Device;
 use super::host::Host as _;
 use super::node::{Node, NodeSpec, run_folder};
@@ -33,6 +34,8 @@ const DRIVE_BYTES: u64 = 256 << 20;
 pub struct Options {
     /// How often, after one warm-up of the boot.
     pub rounds: usize,
+    /// What to have done; each once at most.
+    pub work: Vec<Work>,
     /// Whom to compare with.
     pub peers: Vec<Peer>,
 }
@@ -93,7 +96,10 @@ fn measure(node: &Node, context: &Context, options: &Options) -> Result<ContestR
     }
     node.check(work::PREPARE_NODE)?;
     let mut figures = Figures::default();
-    for work in Work::ALL {
+    for work in Work::ALL
+        .into_iter()
+        .filter(|work| options.work.contains(work))
+    {
         // The first boot of each fills the page cache and is no measurement.
         let warm_ups = usize::from(work == Work::Boot);
         for round in 0..options.rounds + warm_ups {

@@ -13,9 +13,10 @@ use crate::startup::{Spread, describe_host};
 /// What the figures mean, for whoever reads them later.
 const DEFINITION: &str = "\
 All in one sitting on one emulated host (QEMU with SVM and an IOMMU), contenders in turn, medians.
-Boot: from starting the VMM to the first line of a script that systemd runs in an unmodified Debian
-guest, 1 vCPU, 256 MiB (user-visible boot: launcher and kernel loading included), and the processor
-time of the control group, launcher and guest included, up to that line. Block: fio in the guest, 4 KiB random,
+Boot: from starting the VMM to the first act of init in the initial RAM disk of an unmodified Debian
+cloud kernel, 1 vCPU, 256 MiB (launcher and kernel loading included), the
+processor time of the control group, launcher and guest included, up to then, and the time to the first
+line of a script that systemd runs. Block: fio in the guest, 4 KiB random,
 libaio, depth 32, O_DIRECT, a raw disk behind the host's page cache with flushes honoured. Network:
 iperf3 between guest and host over one tap, TCP in Mbit/s and 64-byte UDP in packets per second. NVMe:
 the same fio on a drive that is passed through, beside the host's own on the same drive.";

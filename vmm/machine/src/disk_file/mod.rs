@@ -14,7 +14,7 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use berth_api::vmm::RateLimit;
+use berth_api::vmm::{RateLimit, Warning};
 use berth_vmm_devices::memory::Memory;
 use berth_vmm_devices::rate_limit::{Limits, Throttle};
 use berth_vmm_devices::virtio::block::backend::{BlockBackend, DiskFacts, Space};
@@ -27,6 +27,7 @@ use self::ring::RingDisk;
 use crate::disk_failures::DiskFailures;
 use crate::spec::DiskSpec;
 use crate::timer::TimerFd;
+use crate::warnings::Warnings;
 
 /// What hosts free at once: a block of a file system or of a drive.
 const BLOCK_BYTES: u64 = 4096;
@@ -50,6 +51,7 @@ pub fn device(
     spec: DiskSpec,
     position: usize,
     failures: &Arc<DiskFailures>,
+    warnings: &Warnings,
     memory: &Memory,
 ) -> io::Result<Block> {
     let options = BlockOptions {
@@ -63,10 +65,17 @@ pub fn device(
     } = spec.rate_limit;
     let requests = spec.queues.saturating_mul(REQUESTS_PER_QUEUE);
     let disk = DiskFile::new(spec, position, Arc::clone(failures))?;
-    // Without io_uring a guest has a slower disk, and a disk all the same.
+    // Without io_uring a guest has a slower disk, and a disk all the same; its operator is told.
     let backend: Box<dyn BlockBackend> = match RingDisk::new(disk, memory.clone(), requests) {
         Ok(disk) => Box::new(disk),
-        Err(disk) => Box::new(PositionedDisk::new(disk)),
+        Err(refused) => {
+            let (disk, error) = *refused;
+            warnings.tell(Warning::SlowDisk {
+                disk: position,
+                problem: error.to_string(),
+            });
+            Box::new(PositionedDisk::new(disk))
+        }
     };
     let block = Block::new(backend, options);
     Ok(match Limits::new(bytes_per_second, requests_per_second) {

@@ -38,9 +38,13 @@ enum Otherwise {
 }
 
 impl RingDisk {
-    /// A disk with up to `requests` requests at once, or `disk` as it was if the host has no
-    /// io_uring for us.
-    pub(super) fn new(disk: DiskFile, memory: Memory, requests: u16) -> Result<Self, DiskFile> {
+    /// A disk with up to `requests` requests at once, or `disk` as it was, and why, if
+    /// the host has no io_uring for us.
+    pub(super) fn new(
+        disk: DiskFile,
+        memory: Memory,
+        requests: u16,
+    ) -> Result<Self, Box<(DiskFile, io::Error)>> {
         match IoRing::new(disk.file.as_fd(), memory, requests) {
             Ok(ring) => Ok(Self {
                 disk,
@@ -48,7 +52,7 @@ impl RingDisk {
                 otherwise: vec![Otherwise::Fail; usize::from(requests)].into(),
                 completed: VecDeque::new(),
             }),
-            Err(_) => Err(disk),
+            Err(error) => Err(Box::new((disk, error))),
         }
     }
 

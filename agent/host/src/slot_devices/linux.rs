@@ -1,0 +1,184 @@
+//! The devices of a Linux host: sysfs to bind them, VFIO for everything else.
+//!
+//! Thin: the order of steps is `bind`'s, the choice of resets and of memory is `berth_agent_core`'s, the
+//! wiping of drives is `berth_nvme`'s. Paths are below a root that the caller names, `/` in an agent.
+
+mod bind;
+mod block_claims;
+mod device_registers;
+mod disposable;
+mod driver_core;
+mod memory_overwrite;
+mod nvme_transport;
+mod open_slot;
+mod reset;
+mod users;
+mod wipe;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use berth_agent_core::slot::approval::ApprovedDevice;
+use berth_agent_core::slot::device_memory::MEMORY_BAR;
+use berth_agent_core::slot::snapshot::HostSnapshot;
+use berth_agent_core::slot::wipe::{WipeJournal, WipePolicy, WipeRun};
+use berth_api::pci::PciAddress;
+use berth_api::slot::{DeviceKind, DeviceWipe, SlotProblemCode};
+
+use self::driver_core::Sysfs;
+use self::nvme_transport::NvmeTransport;
+use self::open_slot::{OpenDevice, OpenSlot, group_of, is_busy, open_container, open_groups};
+use self::wipe::{Order, chain};
+use super::{DeviceError, Found, GuestDevices, SlotDevices};
+
+/// How long a driver may take to let a device go or to take it. NVMe drives take up to half a minute to
+/// shut down when they say so.
+pub const DRIVER_LIMIT: Duration = Duration::from_secs(60);
+
+/// The devices of the host that this runs on.
+#[derive(Debug, Clone)]
+pub struct LinuxSlotDevices {
+    root: PathBuf,
+    sysfs: Sysfs,
+}
+
+impl LinuxSlotDevices {
+    /// Those of the host whose file system has this root. A driver that takes longer than
+    /// `driver_limit`, such as [`DRIVER_LIMIT`], is given up.
+    #[must_use]
+    pub fn new(root: &Path, driver_limit: Duration) -> Self {
+        Self {
+            root: root.to_owned(),
+            sysfs: Sysfs::new(root, driver_limit),
+        }
+    }
+
+    fn open_one(&self, at: PciAddress) -> Result<OpenSlot, DeviceError> {
+        OpenSlot::open(&self.root, &[at])
+    }
+
+    fn identify_drive(&self, at: PciAddress) -> Result<BTreeMap<String, String>, DeviceError> {
+        let slot = self.open_one(at)?;
+        let silent = |why: String| {
+            let message = format!("{at} does not say what it is: {why}");
+            DeviceError::new(SlotProblemCode::DeviceIdentityChanged, message).suspect()
+        };
+        let transport = transport(&slot, at).map_err(silent)?;
+        let _ = (transport, chain);
+        Ok(BTreeMap::new())
+    }
+}
+
+fn transport(slot: &OpenSlot, at: PciAddress) -> Result<NvmeTransport<'_>, String> {
+    let open: Option<&OpenDevice> = slot.devices.iter().find(|open| open.address == at);
+    let open = open.ok_or("it was not opened")?;
+    NvmeTransport::new(&open.device, &slot.iommu).map_err(|error| {
+        format!("it cannot share memory with us: {error} (does LimitMEMLOCK= allow 1 MiB?)")
+    })
+}
+
+impl SlotDevices for LinuxSlotDevices {
+    fn snapshot(&self) -> Result<HostSnapshot, DeviceError> {
+        Ok(HostSnapshot::default())
+    }
+
+    fn ensure_bound(&self, device: PciAddress) -> Result<Found, DeviceError> {
+        bind::ensure_bound(&self.sysfs, device, || {
+            block_claims::claim(&self.root, device)
+        })
+    }
+
+    fn ensure_unbound(
+        &self,
+        device: PciAddress,
+        driver: Option<&str>,
+    ) -> Result<Found, DeviceError> {
+        // The kernel would keep the writer waiting until they are gone, whatever it is sent.
+        match self.users(device)?.first() {
+            None => bind::ensure_unbound(&self.sysfs, device, driver),
+            Some(pid) => Err(DeviceError::new(
+                SlotProblemCode::ForeignUser,
+                format!("{device} is open in process {pid}"),
+            )),
+        }
+    }
+
+    fn reset(&self, devices: &[PciAddress]) -> Result<Found, DeviceError> {
+        let before = reset::look(&self.root, devices)?;
+        let slot = OpenSlot::open(&self.root, devices)?;
+        reset::reset(&self.root, &slot, &before)
+    }
+
+    fn identify(
+        &self,
+        device: &ApprovedDevice,
+        at: PciAddress,
+    ) -> Result<BTreeMap<String, String>, DeviceError> {
+        match device.kind {
+            DeviceKind::Nvme => self.identify_drive(at),
+            // Not the device's own words, but the owner's: which memory of it is wiped.
+            DeviceKind::Gpu | DeviceKind::Network | DeviceKind::Other => {
+                let bar = device.settings.get_key_value(MEMORY_BAR);
+                Ok(bar
+                    .map(|(name, bar)| (name.clone(), bar.clone()))
+                    .into_iter()
+                    .collect())
+            }
+        }
+    }
+
+    fn users(&self, device: PciAddress) -> Result<Vec<u32>, DeviceError> {
+        let Ok(group) = group_of(&self.root, device) else {
+            return Ok(Vec::new());
+        };
+        let files = users::files(&self.root, device, Some(group));
+        let all = users::find(&self.root, &files).map_err(|error| {
+            let message = format!("{device}: its users cannot be found out: {error}");
+            DeviceError::new(SlotProblemCode::ForeignUser, message)
+        })?;
+        if all.is_empty() && is_busy(&self.root, group) {
+            let message = format!("{device}: a process that does not show it has group {group}");
+            return Err(DeviceError::new(SlotProblemCode::ForeignUser, message));
+        }
+        let own = std::process::id();
+        Ok(all.into_iter().filter(|pid| *pid != own).collect())
+    }
+
+    fn open_for_guest(&self, devices: &[PciAddress]) -> Result<GuestDevices, DeviceError> {
+        let groups = open_groups(&self.root, devices)?;
+        let container = open_container(&self.root)?;
+        let devices = devices.iter().map(|&device| {
+            let group = group_of(&self.root, device)?;
+            Ok((device, group))
+        });
+        Ok(GuestDevices {
+            container,
+            groups,
+            devices: devices.collect::<Result<_, DeviceError>>()?,
+        })
+    }
+
+    fn wipe(
+        &self,
+        device: &ApprovedDevice,
+        at: PciAddress,
+        policy: &WipePolicy,
+        earlier: Option<&WipeRun>,
+        journal: &mut dyn WipeJournal,
+    ) -> Result<DeviceWipe, DeviceError> {
+        let order = Order {
+            root: &self.root,
+            device,
+            at,
+            policy,
+        };
+        match device.kind {
+            DeviceKind::Nvme => {
+                let _ = earlier;
+                Err(order.failed("not yet"))
+            }
+            DeviceKind::Gpu | DeviceKind::Network | DeviceKind::Other => wipe::wipe(order, journal),
+        }
+    }
+}
