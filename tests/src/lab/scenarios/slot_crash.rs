@@ -135,7 +135,7 @@ impl CrashingHost<'_> {
         let drive = slots::address_of_drive(&site.node, "slot1")?;
         let (name, class) = (OFFER.name, OFFER.class);
         site.show(&format!(
-            "berthctl slot approve --name {name} --class {class} {drive}"
+            "berthctl slot approve --yes --name {name} --class {class} {drive}"
         ))?;
         site.enrol()?;
         slots::admit(site, name)?;

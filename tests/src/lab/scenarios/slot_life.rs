@@ -75,7 +75,7 @@ fn run_on(site: &Site, backing: &Path, say: fn(&str)) -> Result<()> {
     site.show("berthctl slot candidates")?;
     let approved = watch.now(site)?;
     site.show(&format!(
-        "berthctl slot approve --name {} --class {} {drive} {display}",
+        "berthctl slot approve --yes --name {} --class {} {drive} {display}",
         OFFER.name, OFFER.class
     ))?;
     site.show("berthctl slot check")?;

@@ -96,7 +96,7 @@ impl Work<'_> {
         for name in SLOTS {
             let drive = slots::address_of_drive(&self.site.node, name)?;
             self.check(&format!(
-                "berthctl slot approve --name {name} --class {name} {drive}"
+                "berthctl slot approve --yes --name {name} --class {name} {drive}"
             ))?;
         }
         self.wipe_policy("liar", r#"methods = ["nvme_sanitize_crypto"]"#)?;

@@ -77,6 +77,7 @@ fn devices() -> Result<Vec<Device>> {
         Device::NvmeTwins([drive("twin0")?, drive("twin1")?]),
         Device::NvmesBehindSwitch([drive("left")?, drive("right")?]),
         Device::BehindPlainBridge,
+        Device::DisplaySlot,
         Device::Unresettable,
         Device::NvmeWithFunctions {
             serial: "many".to_owned(),
@@ -96,6 +97,7 @@ fn cases(node: &Node) -> Result<Vec<Case>> {
     let (left, right) = (drive("left")?, drive("right")?);
     let (good, many, root) = (drive("good")?, drive("many")?, drive("root")?);
     let display = address_of(node, "0x1234", "0x1111")?;
+    let gpu = address_of(node, "0x1af4", "0x1050")?;
     let network = address_of(node, "0x1af4", "0x1000")?;
     let unresettable = on_root_bus(node, "0x1234", "0x11e8")?;
     let block = node.check(&format!(
@@ -157,7 +159,13 @@ fn cases(node: &Node) -> Result<Vec<Case>> {
             ),
             format!("echo 0 >/sys/bus/pci/devices/{many}/sriov_numvfs"),
         ),
-        Case::new("asleep", &display, "reset_failed", &["D3hot"]),
+        Case::new("asleep", &gpu, "reset_failed", &["D3hot"]).with(
+            format!(
+                "echo {gpu} >/sys/bus/pci/devices/{gpu}/driver/unbind; \
+                 setpci -s {gpu} CAP_PM+4.w=3:3"
+            ),
+            format!("setpci -s {gpu} CAP_PM+4.w=0:3"),
+        ),
     ])
 }
 
@@ -199,7 +207,7 @@ fn look(node: &Node, say: fn(&str)) -> Result<()> {
 /// Nothing is written that an agent could read.
 fn refuses_to_approve(node: &Node, device: &str) -> Result<()> {
     let script = format!(
-        "! berthctl slot approve --name no --class no {device} && \
+        "! berthctl slot approve --yes --name no --class no {device} && \
          [ -z \"$(ls /etc/berth/slots.d 2>/dev/null)\" ]"
     );
     node.check(&script)?;
