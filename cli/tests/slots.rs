@@ -136,6 +136,41 @@ mod tests {
         fails(&output, 3, "no slot \"disk-1\"");
     }
 
+    /// The commands of `docs/slots.md`, in order.
+    fn documented() -> Vec<String> {
+        let document = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/slots.md");
+        let text = fs::read_to_string(document).unwrap();
+        let mut commands = Vec::new();
+        let mut is_inside = false;
+        for line in text.lines() {
+            match line {
+                "```sh" => is_inside = true,
+                "```" => is_inside = false,
+                line if is_inside => commands.push(line.to_owned()),
+                _ => {}
+            }
+        }
+        commands
+    }
+
+    #[test]
+    fn the_documents_commands_work_in_their_order() {
+        let machine = machine();
+        let commands = documented();
+        assert!(commands.len() >= 7, "{commands:?}");
+        for command in commands {
+            let mut words = command.split(' ');
+            assert_eq!(words.next(), Some("berthctl"), "{command}");
+            let words: Vec<&str> = words.collect();
+            if words == ["host", "check"] {
+                continue;
+            }
+            assert_eq!(words[0], "slot", "{command}");
+            let output = slot(&machine, &words[1..]);
+            assert_eq!(output.status.code(), Some(0), "{command}: {output:?}");
+        }
+    }
+
     #[test]
     fn a_device_with_a_finding_is_not_approved_and_nothing_is_written() {
         let machine = machine();
