@@ -26,6 +26,8 @@ use berth_agent_core::slot::wipe::{WipeJournal, WipePolicy, WipeRun};
 use berth_api::pci::PciAddress;
 use berth_api::slot::{DeviceKind, DeviceWipe, SlotProblemCode};
 
+use berth_nvme::drive::Drive;
+
 use self::driver_core::Sysfs;
 use self::nvme_transport::NvmeTransport;
 use self::open_slot::{OpenDevice, OpenSlot, group_of, is_busy, open_container, open_groups};
@@ -64,9 +66,13 @@ impl LinuxSlotDevices {
             let message = format!("{at} does not say what it is: {why}");
             DeviceError::new(SlotProblemCode::DeviceIdentityChanged, message).suspect()
         };
-        let transport = transport(&slot, at).map_err(silent)?;
-        let _ = (transport, chain);
-        Ok(BTreeMap::new())
+        let mut transport = transport(&slot, at).map_err(silent)?;
+        let mut drive = Drive::open(&mut transport).map_err(|error| silent(chain(&error)))?;
+        let said = berth_nvme::identify::identify(&mut drive);
+        let closed = drive.close();
+        let said = said.map_err(|error| silent(chain(&error)))?;
+        closed.map_err(|error| silent(chain(&error)))?;
+        Ok(said)
     }
 }
 
@@ -95,13 +101,14 @@ impl SlotDevices for LinuxSlotDevices {
         driver: Option<&str>,
     ) -> Result<Found, DeviceError> {
         // The kernel would keep the writer waiting until they are gone, whatever it is sent.
-        match self.users(device)?.first() {
-            None => bind::ensure_unbound(&self.sysfs, device, driver),
-            Some(pid) => Err(DeviceError::new(
-                SlotProblemCode::ForeignUser,
-                format!("{device} is open in process {pid}"),
-            )),
-        }
+        let is_held = group_of(&self.root, device).is_ok_and(|group| is_busy(&self.root, group));
+        let user = match self.users(device)?.first() {
+            Some(pid) => format!("process {pid}"),
+            None if is_held => "this agent".to_owned(),
+            None => return bind::ensure_unbound(&self.sysfs, device, driver),
+        };
+        let message = format!("{device} is open in {user}");
+        Err(DeviceError::new(SlotProblemCode::ForeignUser, message))
     }
 
     fn reset(&self, devices: &[PciAddress]) -> Result<Found, DeviceError> {
