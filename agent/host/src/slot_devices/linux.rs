@@ -7,6 +7,7 @@ mod bind;
 mod block_claims;
 mod device_registers;
 mod disposable;
+mod drive;
 mod driver_core;
 mod memory_overwrite;
 mod nvme_transport;
@@ -26,12 +27,9 @@ use berth_agent_core::slot::wipe::{WipeJournal, WipePolicy, WipeRun};
 use berth_api::pci::PciAddress;
 use berth_api::slot::{DeviceKind, DeviceWipe, SlotProblemCode};
 
-use berth_nvme::drive::Drive;
-
 use self::driver_core::Sysfs;
-use self::nvme_transport::NvmeTransport;
-use self::open_slot::{OpenDevice, OpenSlot, group_of, is_busy, open_container, open_groups};
-use self::wipe::{Order, chain};
+use self::open_slot::{OpenSlot, group_of, is_busy, open_container, open_groups};
+use self::wipe::Order;
 use super::{DeviceError, Found, GuestDevices, SlotDevices};
 
 /// How long a driver may take to let a device go or to take it. NVMe drives take up to half a minute to
@@ -55,33 +53,6 @@ impl LinuxSlotDevices {
             sysfs: Sysfs::new(root, driver_limit),
         }
     }
-
-    fn open_one(&self, at: PciAddress) -> Result<OpenSlot, DeviceError> {
-        OpenSlot::open(&self.root, &[at])
-    }
-
-    fn identify_drive(&self, at: PciAddress) -> Result<BTreeMap<String, String>, DeviceError> {
-        let slot = self.open_one(at)?;
-        let silent = |why: String| {
-            let message = format!("{at} does not say what it is: {why}");
-            DeviceError::new(SlotProblemCode::DeviceIdentityChanged, message).suspect()
-        };
-        let mut transport = transport(&slot, at).map_err(silent)?;
-        let mut drive = Drive::open(&mut transport).map_err(|error| silent(chain(&error)))?;
-        let said = berth_nvme::identify::identify(&mut drive);
-        let closed = drive.close();
-        let said = said.map_err(|error| silent(chain(&error)))?;
-        closed.map_err(|error| silent(chain(&error)))?;
-        Ok(said)
-    }
-}
-
-fn transport(slot: &OpenSlot, at: PciAddress) -> Result<NvmeTransport<'_>, String> {
-    let open: Option<&OpenDevice> = slot.devices.iter().find(|open| open.address == at);
-    let open = open.ok_or("it was not opened")?;
-    NvmeTransport::new(&open.device, &slot.iommu).map_err(|error| {
-        format!("it cannot share memory with us: {error} (does LimitMEMLOCK= allow 1 MiB?)")
-    })
 }
 
 impl SlotDevices for LinuxSlotDevices {
@@ -123,7 +94,7 @@ impl SlotDevices for LinuxSlotDevices {
         at: PciAddress,
     ) -> Result<BTreeMap<String, String>, DeviceError> {
         match device.kind {
-            DeviceKind::Nvme => self.identify_drive(at),
+            DeviceKind::Nvme => drive::identify(&self.root, at),
             // Not the device's own words, but the owner's: which memory of it is wiped.
             DeviceKind::Gpu | DeviceKind::Network | DeviceKind::Other => {
                 let bar = device.settings.get_key_value(MEMORY_BAR);
@@ -181,10 +152,7 @@ impl SlotDevices for LinuxSlotDevices {
             policy,
         };
         match device.kind {
-            DeviceKind::Nvme => {
-                let _ = earlier;
-                Err(order.failed("not yet"))
-            }
+            DeviceKind::Nvme => drive::wipe(order, earlier, journal),
             DeviceKind::Gpu | DeviceKind::Network | DeviceKind::Other => wipe::wipe(order, journal),
         }
     }
