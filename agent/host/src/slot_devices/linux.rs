@@ -9,6 +9,7 @@ mod device_registers;
 mod disposable;
 mod drive;
 mod driver_core;
+mod host_use;
 mod memory_overwrite;
 mod nvme_transport;
 mod open_slot;
@@ -28,6 +29,7 @@ use berth_api::pci::PciAddress;
 use berth_api::slot::{DeviceKind, DeviceWipe, SlotProblemCode};
 
 use self::driver_core::Sysfs;
+use self::host_use::Looks;
 use self::open_slot::{OpenSlot, group_of, is_busy, open_container, open_groups};
 use self::wipe::Order;
 use super::{DeviceError, Found, GuestDevices, SlotDevices};
@@ -41,6 +43,7 @@ pub const DRIVER_LIMIT: Duration = Duration::from_secs(60);
 pub struct LinuxSlotDevices {
     root: PathBuf,
     sysfs: Sysfs,
+    looks: Looks,
 }
 
 impl LinuxSlotDevices {
@@ -51,17 +54,19 @@ impl LinuxSlotDevices {
         Self {
             root: root.to_owned(),
             sysfs: Sysfs::new(root, driver_limit),
+            looks: Looks::new(root),
         }
     }
 }
 
 impl SlotDevices for LinuxSlotDevices {
     fn snapshot(&self) -> Result<HostSnapshot, DeviceError> {
-        Ok(HostSnapshot::default())
+        self.looks.look()
     }
 
     fn ensure_bound(&self, device: PciAddress) -> Result<Found, DeviceError> {
         bind::ensure_bound(&self.sysfs, device, || {
+            host_use::refuse_if_used(&self.looks.look()?, device)?;
             block_claims::claim(&self.root, device)
         })
     }
