@@ -419,17 +419,22 @@ mod tests {
                 | ErrorCode::InvalidToken
                 | ErrorCode::TokenExpired
                 | ErrorCode::TokenRevoked
-                | ErrorCode::PermissionDenied => Exit::Denied,
+                | ErrorCode::PermissionDenied
+                | ErrorCode::SlotClassNotAllowed
+                | ErrorCode::SlotNotApproved => Exit::Denied,
                 ErrorCode::NotFound => Exit::NotFound,
                 ErrorCode::WaitTimeout | ErrorCode::NodeTimeout => Exit::Timeout,
                 ErrorCode::AlreadyExists
                 | ErrorCode::TenantExists
                 | ErrorCode::InvalidState
                 | ErrorCode::TenantNotEmpty
+                | ErrorCode::ClaimConflict
                 | ErrorCode::IdempotencyConflict => Exit::Conflict,
                 ErrorCode::PlacementImpossible | ErrorCode::NoCapacity => Exit::Capacity,
                 ErrorCode::QuotaExceeded | ErrorCode::RateLimited => Exit::Quota,
                 ErrorCode::MethodNotAllowed
+                | ErrorCode::IommuGroupUnsafe
+                | ErrorCode::DeviceIdentityChanged
                 | ErrorCode::Internal
                 | ErrorCode::NodeError
                 | ErrorCode::AuditUnavailable
