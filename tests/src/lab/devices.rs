@@ -32,6 +32,14 @@ pub enum Device {
         /// The BAR's length: a power of two.
         gib: u32,
     },
+    /// The same below a switch's downstream port, whose secondary bus reset works; that of an emulated root
+    /// port does not.
+    SwitchedMemorySlot {
+        /// The file, as long as the BAR.
+        file: PathBuf,
+        /// The BAR's length: a power of two.
+        mib: u32,
+    },
 }
 
 impl Device {
@@ -80,6 +88,24 @@ impl Device {
                 let object = [OsString::from("-object"), backend];
                 let device = port().into_iter().chain([device.into()]);
                 object.into_iter().chain(device).collect()
+            }
+            Self::SwitchedMemorySlot { file, mib } => {
+                let memory = format!("memory{number}");
+                let mut backend = OsString::from(format!(
+                    "memory-backend-file,id={memory},share=on,size={mib}M,mem-path="
+                ));
+                backend.push(file.to_string_lossy().replace(',', ",,"));
+                let switch = [
+                    format!("x3130-upstream,id=up{number},bus=port{number}"),
+                    format!(
+                        "xio3130-downstream,id=down{number},bus=up{number},slot={number},chassis=1{number}"
+                    ),
+                    format!("ivshmem-plain,bus=down{number},memdev={memory}"),
+                ];
+                let [up, down, device] = switch.map(OsString::from);
+                let object = [OsString::from("-object"), backend];
+                let behind = [up, "-device".into(), down, "-device".into(), device];
+                object.into_iter().chain(port()).chain(behind).collect()
             }
         }
     }

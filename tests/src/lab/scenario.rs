@@ -146,6 +146,14 @@ pub const ALL: &[Scenario] = &[
         is_core: false,
         run: scenarios::vfio_bigbar::run,
     },
+    Scenario {
+        name: "slot-devices",
+        shows: "what the agent does with a slot's devices, step by step on real ones: refused while the host \
+                uses them, bound, reset, identified, wiped, with their files looked at from outside",
+        node: NodeKind::Bare,
+        is_core: false,
+        run: scenarios::slot_devices::run,
+    },
 ];
 
 /// The scenario of that name.
