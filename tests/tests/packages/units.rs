@@ -123,7 +123,7 @@ fn the_daemons_keep_what_restarts_and_guests_rely_on() {
         "Restart=always",
         "StateDirectoryMode=0700",
         "Type=notify",
-        "CapabilityBoundingSet=",
+        "CapabilityBoundingSet=CAP_SYS_ADMIN",
     ] {
         has("berth-agent.service", line);
     }
