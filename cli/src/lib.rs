@@ -183,6 +183,9 @@ fn remote(session: &mut Session, command: RemoteCommand) -> Result<(), Failure> 
         RemoteCommand::Slot(slot::SlotCommand::Local(command)) => {
             slot::local::run(&mut session.screen, &command)
         }
+        RemoteCommand::Slot(slot::SlotCommand::Remote(command)) => {
+            slot::remote::run(session, command)
+        }
         RemoteCommand::Image(command) => catalogue::image(session, &command),
         RemoteCommand::Usage { tenant } => catalogue::usage(session, tenant.as_deref()),
         RemoteCommand::Ledger(command) => ledger_command::run(session, command),

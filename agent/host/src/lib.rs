@@ -16,6 +16,7 @@ pub mod images;
 pub mod kernel_check;
 pub mod service_manager;
 pub mod slot_devices;
+pub mod slot_files;
 pub mod vm_files;
 pub mod vmm_socket;
 pub mod vmm_unit;

@@ -26,6 +26,8 @@ mod routes;
 #[cfg(test)]
 mod seed_001;
 #[cfg(test)]
+mod slots;
+#[cfg(test)]
 mod stops;
 #[cfg(test)]
 mod tokens;

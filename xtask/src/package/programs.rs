@@ -24,6 +24,8 @@ const PROFILE: &str = "release";
 const VMM_PROFILE: &str = "vmm";
 /// The program that runs guests.
 pub(super) const VMM: &str = "berth-vmm";
+/// The program that serves one host, and its package.
+const AGENT: &str = "berth-agent";
 /// Beside the programs: the name of the C library that is in the static ones.
 pub(super) const STATIC_LIBC: &str = "static-libc";
 
@@ -76,6 +78,21 @@ pub(super) fn build_for_lab() -> Result<PathBuf> {
     cargo.args(["build", "--profile", PROFILE, "--locked", "--bins"]);
     run_logged(cargo.args(["-p", "berth-tests"]), &log())?;
     Ok(workspace::target_dir().join(PROFILE))
+}
+
+/// Builds the agent with its fail points, puts it beside the packaged programs' folder, and returns it.
+///
+/// # Errors
+/// If cargo fails; the message quotes its log.
+pub(super) fn build_failing_agent() -> Result<PathBuf> {
+    let folder = workspace::build_dir().join("programs-with-fail-points");
+    std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    let mut cargo = cargo(&flags()?);
+    cargo.args(["build", "--profile", PROFILE, "--locked", "--bin", AGENT]);
+    cargo.args(["-p", AGENT, "--features", "fail-points"]);
+    run_logged(&mut cargo, &log())?;
+    gather(AGENT, None, PROFILE, &folder)?;
+    Ok(folder.join(AGENT))
 }
 
 fn profile(program: &Program) -> &'static str {

@@ -218,7 +218,7 @@ fn scenarios(tally: &mut Tally) -> Result<()> {
         progress.phase(scenario.name);
         let context = match scenario.node {
             NodeKind::Bare => &bare,
-            NodeKind::Installed => &installed,
+            NodeKind::Installed | NodeKind::WithFailPoints => &installed,
         };
         let result = lab::run_one(scenario, context);
         tally.repeated.extend(context.repeats.take());
