@@ -3,9 +3,11 @@
 //! Owns the texts and codes for people and for scripts. It prints nothing; `screen` does.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use berth_agent_core::slot::approval::{ProposeError, RenderApprovalError};
 use berth_api::rest::ErrorCode;
+use berth_inventory::ReadHostError;
 use berth_ledger::chain::VerifyError;
 use berth_ledger::keys::{GenerateKeyError, ReadKeyError};
 use serde_json::{Value, json};
@@ -172,6 +174,39 @@ pub(crate) enum Failure {
         /// How many.
         count: usize,
     },
+    /// Something stands against slots; the report was printed.
+    #[error("{count} of what was looked at cannot be rented out")]
+    SlotUnfit {
+        /// How many.
+        count: usize,
+    },
+    /// This host has no such slot.
+    #[error("this host has no slot {name:?}, and it is no address of a device")]
+    NoSuchSlot {
+        /// What was asked for.
+        name: String,
+    },
+    /// Another approval is in the way.
+    #[error("the slot cannot be approved: {reason}")]
+    SlotTaken {
+        /// Which, and how.
+        reason: String,
+    },
+    /// Only this host's owner may do it.
+    #[error("only root can decide what this host rents out")]
+    NotRoot,
+    /// The answer was no.
+    #[error("nothing was changed")]
+    Declined,
+    /// What was to be a slot cannot be one.
+    #[error(transparent)]
+    Propose(#[from] ProposeError),
+    /// What was to be approved cannot be written.
+    #[error(transparent)]
+    Render(#[from] RenderApprovalError),
+    /// This host cannot be looked at.
+    #[error(transparent)]
+    ReadHost(#[from] ReadHostError),
 }
 
 /// An HTTP reply outside 2xx.
@@ -224,9 +259,11 @@ impl Failure {
     #[must_use]
     pub(crate) fn exit(&self) -> Exit {
         match self {
-            Self::Usage { .. } | Self::PublicKey { .. } => Exit::Usage,
+            Self::Usage { .. } | Self::PublicKey { .. } | Self::Propose(_) => Exit::Usage,
+            Self::NoSuchSlot { .. } => Exit::NotFound,
+            Self::SlotTaken { .. } => Exit::Conflict,
             Self::Refused(refusal) => refusal.exit(),
-            Self::NoToken { .. } | Self::MalformedToken { .. } => Exit::Denied,
+            Self::NoToken { .. } | Self::MalformedToken { .. } | Self::NotRoot => Exit::Denied,
             Self::WaitTimeout { .. } | Self::NoAnswer { .. } => Exit::Timeout,
             Self::NotReachable { .. }
             | Self::Transport { .. }
@@ -237,7 +274,11 @@ impl Failure {
             | Self::GenerateKey(_)
             | Self::File { .. }
             | Self::Output(_)
-            | Self::HostUnfit { .. } => Exit::Error,
+            | Self::HostUnfit { .. }
+            | Self::SlotUnfit { .. }
+            | Self::Declined
+            | Self::Render(_)
+            | Self::ReadHost(_) => Exit::Error,
         }
     }
 
@@ -262,6 +303,14 @@ impl Failure {
             Self::File { .. } => "file",
             Self::Output(_) => "output",
             Self::HostUnfit { .. } => "host_unfit",
+            Self::SlotUnfit { .. } => "slot_unfit",
+            Self::NoSuchSlot { .. } => "no_such_slot",
+            Self::SlotTaken { .. } => "slot_taken",
+            Self::NotRoot => "not_root",
+            Self::Declined => "declined",
+            Self::Propose(_) => "cannot_propose",
+            Self::Render(_) => "cannot_render",
+            Self::ReadHost(_) => "cannot_read_host",
         }
     }
 
@@ -313,8 +362,27 @@ impl Failure {
                     .to_owned()
             }
             Self::HostUnfit { .. } => "Each failed line says what to do.".to_owned(),
-            Self::GenerateKey(_) | Self::File { .. } | Self::Output(_) => String::new(),
+            Self::SlotUnfit { .. } => "Each line that is not fit says what to do.".to_owned(),
+            Self::NoSuchSlot { .. } | Self::Propose(_) => {
+                "See `berthctl slot check` and `berthctl slot candidates`.".to_owned()
+            }
+            Self::SlotTaken { .. } => {
+                "Take the other approval back first: `berthctl slot unapprove`.".to_owned()
+            }
+            Self::NotRoot => "Run it as root, on the host itself.".to_owned(),
+            Self::Declined
+            | Self::Render(_)
+            | Self::ReadHost(_)
+            | Self::GenerateKey(_)
+            | Self::File { .. }
+            | Self::Output(_) => String::new(),
         }
+    }
+
+    /// For a file or folder, what was done with it.
+    pub(crate) fn file(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |cause| Self::File { doing, path, cause }
     }
 
     /// Whether it is only the reader of our output having gone away.

@@ -13,4 +13,5 @@ pub mod plan;
 pub mod record;
 pub mod reset;
 pub mod snapshot;
+pub mod udev_rules;
 pub mod wipe;

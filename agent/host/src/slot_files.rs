@@ -44,8 +44,8 @@ pub enum SlotFilesError {
         #[source]
         cause: serde_json::Error,
     },
-    /// There are receipts of a slot that has no record.
-    #[error("the record of {slot_id} is missing, but there are receipts of it")]
+    /// There are traces of a slot that has no record.
+    #[error("the record of {slot_id} is missing, but there are traces of it")]
     Missing {
         /// Whose.
         slot_id: SlotId,
@@ -143,6 +143,12 @@ impl LinuxSlotFiles {
         Ok(names)
     }
 
+    /// Whether there are traces of a record: receipts, or one that was set aside.
+    fn had_record(&self, slot_id: SlotId) -> io::Result<bool> {
+        let damaged = self.path(slot_id).join(DAMAGED_RECORD);
+        Ok(damaged.try_exists()? || !self.receipts(slot_id)?.is_empty())
+    }
+
     fn write_receipt(&self, slot_id: SlotId, name: &str, content: &[u8]) -> io::Result<()> {
         self.folder(slot_id)?;
         let folder = Folder::ensure(&self.path(slot_id).join(RECEIPTS))?;
@@ -181,12 +187,11 @@ impl SlotFiles for LinuxSlotFiles {
         };
         let content = read().map_err(failed("read the record of", &slot_id))?;
         let Some(content) = content else {
-            let receipts = self.receipts(slot_id);
-            let receipts = receipts.map_err(failed("look for receipts of", &slot_id))?;
-            return if receipts.is_empty() {
-                Ok(None)
-            } else {
+            let had_one = self.had_record(slot_id);
+            return if had_one.map_err(failed("look for traces of", &slot_id))? {
                 Err(SlotFilesError::Missing { slot_id })
+            } else {
+                Ok(None)
             };
         };
         serde_json::from_slice(&content)

@@ -20,6 +20,8 @@ mod resource_flag {
     pub(super) const PREFETCHABLE: u64 = 0x2000;
 }
 
+/// What the block layer counts in, whatever a drive's blocks are.
+const SECTOR: u64 = 512;
 /// Base address registers of a function; what follows in `resource` is ROM, virtual functions' and
 /// bridges' windows.
 const BARS: usize = 6;
@@ -164,7 +166,7 @@ fn nvme(folder: &Path) -> (Named, Named) {
             })
             .collect()
     };
-    let mut serials = read([
+    let serials = read([
         ("serial", serial_kind::NVME_SERIAL),
         ("model", serial_kind::NVME_MODEL),
     ]);
@@ -172,13 +174,42 @@ fn nvme(folder: &Path) -> (Named, Named) {
     if let Some(firmware) = text(&folder.join(&controller).join("firmware_rev")) {
         settings.insert(setting::NVME_FIRMWARE.to_owned(), firmware);
     }
-    serials.retain(|_, value| !value.is_empty());
+    if let Some(namespaces) = namespaces(&folder.join(&controller)) {
+        settings.insert(setting::NVME_NAMESPACES.to_owned(), namespaces);
+    }
     (serials, settings)
+}
+
+/// The namespaces as the drive itself would tell them; nothing if sysfs does not show all that
+/// belongs to it, as of blocks with metadata.
+fn namespaces(controller: &Path) -> Option<String> {
+    let mut found: BTreeMap<u32, String> = BTreeMap::new();
+    for name in names(controller) {
+        let at = |file: &str| text(&controller.join(&name).join(file));
+        let Some(id) = at("nsid").and_then(|id| id.parse().ok()) else {
+            continue;
+        };
+        let sectors: u64 = at("size")?.parse().ok()?;
+        let block: u64 = at("queue/logical_block_size")?.parse().ok()?;
+        let has_metadata = at("integrity/format").is_some_and(|format| format != "none")
+            || at("metadata_bytes").is_some_and(|bytes| bytes != "0");
+        let bytes = sectors.checked_mul(SECTOR)?;
+        if bytes == 0 || has_metadata {
+            return None;
+        }
+        found.insert(
+            id,
+            format!("{id}:{}x{block}+0/0", bytes.checked_div(block)?),
+        );
+    }
+    let texts: Vec<String> = found.into_values().collect();
+    (!texts.is_empty()).then(|| texts.join(", "))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tree::Tree;
 
     #[track_caller]
     fn place_is(device: &str, path: &str, parent: Option<&str>) {
@@ -213,6 +244,27 @@ mod tests {
     fn what_is_on_no_root_bus_has_no_place() {
         assert_eq!(place(Path::new("/sys/devices/virtual/net/lo")), None);
         assert_eq!(place(Path::new("/sys/devices/pci0000:00")), None);
+    }
+
+    #[test]
+    fn namespaces_are_told_as_the_drive_tells_them() {
+        let tree = Tree::new();
+        let controller = tree.root().join("sys/nvme0");
+        let namespace = |name: &str, id: &str, size: &str, block: &str| {
+            tree.file(&format!("sys/nvme0/{name}/nsid"), id);
+            tree.file(&format!("sys/nvme0/{name}/size"), size);
+            tree.file(&format!("sys/nvme0/{name}/queue/logical_block_size"), block);
+        };
+        tree.file("sys/nvme0/power/control", "auto\n");
+        assert_eq!(namespaces(&controller), None);
+        namespace("nvme0n1", "1\n", "131072\n", "512\n");
+        namespace("nvme0c0n2", "2\n", "800\n", "4096\n");
+        assert_eq!(
+            namespaces(&controller).as_deref(),
+            Some("1:131072x512+0/0, 2:100x4096+0/0")
+        );
+        tree.file("sys/nvme0/nvme0n1/integrity/format", "T10-DIF-TYPE1-CRC\n");
+        assert_eq!(namespaces(&controller), None);
     }
 
     #[test]

@@ -142,9 +142,13 @@ fn the_daemons_keep_what_restarts_and_guests_rely_on() {
 
 /// The rules as udev splits them: lines of `KEY op "value"` parts.
 fn rules() -> Vec<Vec<String>> {
+    rules_of("60-berth.rules")
+}
+
+fn rules_of(file: &str) -> Vec<Vec<String>> {
     let root = unpacked("berth-agent");
-    let text =
-        std::fs::read_to_string(root.path().join("usr/lib/udev/rules.d/60-berth.rules")).unwrap();
+    let folder = root.path().join("usr/lib/udev/rules.d");
+    let text = std::fs::read_to_string(folder.join(file)).unwrap();
     let lines = text
         .lines()
         .filter(|line| !line.is_empty() && !line.starts_with('#'));
@@ -175,6 +179,31 @@ fn rules_begin_with_their_guards_and_run_nothing() {
         let key = part.split(['=', '!', '+']).next().unwrap();
         assert!(KEYS.contains(&key), "{part} does more than permissions");
         assert!(part.ends_with('"'), "{part} does not end");
+    }
+}
+
+#[test]
+fn rules_for_slots_touch_slots_alone_and_run_no_program() {
+    let rules = rules_of("59-berth-slots.rules");
+    assert_eq!(
+        rules[1],
+        ["ENV{BERTH_SLOT}!=\"?*\"", "GOTO=\"berth_slots_end\""]
+    );
+    for part in rules.iter().flatten() {
+        assert!(part.ends_with('"'), "{part} does not end");
+        let runs = ["RUN+", "RUN=", "PROGRAM", "IMPORT{program}"];
+        assert!(!runs.iter().any(|run| part.starts_with(run)), "{part}");
+    }
+    // Whatever names a slot's devices and whatever probes drives sorts around this file.
+    let name = "59-berth-slots.rules";
+    assert!("58-berth-slots.rules" < name && name < "60-persistent-storage.rules");
+    for flag in [
+        "ENV{SYSTEMD_READY}=\"0\"",
+        "ENV{UDEV_DISABLE_PERSISTENT_STORAGE_RULES_FLAG}=\"1\"",
+        "ENV{UDISKS_IGNORE}=\"1\"",
+        "OPTIONS:=\"nowatch\"",
+    ] {
+        assert!(rules.iter().any(|rule| rule == &[flag]), "{flag}");
     }
 }
 
