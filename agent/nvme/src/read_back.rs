@@ -96,7 +96,7 @@ pub(crate) fn sample(run: &mut Run<'_, '_>, look: &Look) -> Result<Reader, WipeE
         reader.add(*place, &block, is_canary || is_as_before);
         run.keep_time(deadline)?;
         let percent = plan::percent(index, count, 90, 99);
-        run.journal.progress(percent, None);
+        run.progress(percent, None);
     }
     Ok(reader)
 }
