@@ -445,7 +445,8 @@ fn a_slot_that_is_free_without_a_proof_is_wiped_before_anybody_gets_it() {
     agent.slots.fault = SlotFault::WipesAreSkipped;
     acme.delete("/v1/vms/web").expect(202);
     assert_eq!(agent.sync(0).unwrap(), 1);
-    // Its host says that it is free now.
+    // Its host says that it is free now, with receipts that do not prove it.
+    assert_eq!(agent.sync(0).unwrap(), 0);
     assert_eq!(agent.sync(0).unwrap(), 1, "it is told to wipe it");
     stands(&controller, slots[0], "releasing", json!("wiping"));
     assert_eq!(agent.slots.orders, [SlotAction::Wipe {}]);
@@ -674,6 +675,13 @@ fn a_host_speaks_of_its_own_slots_alone() {
     let now = honest.slots.slots.insert(slots[0], past);
     honest.sync(0).unwrap();
     assert_eq!(slot(&controller, slots[0])["host_state"], "in_use");
+    honest.sync(0).unwrap();
+    let denied = audit_bodies(&controller.admin(), "event_type=SLOT_REPORT_DENIED");
+    let codes: Vec<_> = denied.iter().map(|d| d["code"].as_str().unwrap()).collect();
+    assert_eq!(
+        codes[2..],
+        ["not_believable", "unknown_slot", "older_than_known"]
+    );
     honest.slots.slots.insert(slots[0], now.unwrap());
     honest.settle().unwrap();
     controller.assert_sound();
