@@ -73,15 +73,21 @@ fn a_sanitize_that_never_ran_on_a_new_drive_is_not_shown() {
 
 #[test]
 fn a_log_of_another_command_is_not_ours() {
-    let error = error_of(sanitizing(Sanitizing::LogsAnother), CRYPTO);
-    let is_ours = matches!(
-        error,
-        WipeError::SanitizeNotOurs {
-            issued: 0x204,
-            found: 0x202
-        }
-    );
-    assert!(is_ours, "{error}");
+    for takes in [Duration::ZERO, Duration::from_secs(40)] {
+        let script = Script {
+            sanitize_takes: takes,
+            ..sanitizing(Sanitizing::LogsAnother)
+        };
+        let error = error_of(script, CRYPTO);
+        let is_told = matches!(
+            error,
+            WipeError::SanitizeNotOurs {
+                issued: 0x204,
+                found: 0x202
+            }
+        );
+        assert!(is_told, "{takes:?}: {error}");
+    }
 }
 
 #[test]
@@ -189,6 +195,24 @@ fn a_format_that_erases_nothing_or_half_is_found_out() {
         };
         assert_eq!(blocks, left);
     }
+}
+
+#[test]
+fn a_format_that_erases_only_what_was_written_last_is_found_out_by_digests() {
+    let mut model = filled(Script {
+        formatting: Formatting::ErasesRecent,
+        ..small(200)
+    });
+    let mut policy = policy(&[FORMAT]);
+    policy.sample_blocks = 200;
+    let found = Call::default().make(&mut model, &policy, &mut Notes::default());
+    let Err(WipeError::ContentLeft { blocks, .. }) = found else {
+        panic!("{found:?}");
+    };
+    assert!(
+        (130..150).contains(&blocks),
+        "all but the canaries: {blocks}"
+    );
 }
 
 #[test]
