@@ -9,6 +9,7 @@ use berth_nvme::identify::identify;
 use berth_nvme::model::script::{Break, Formatting, Patch, Sanitizing, Script};
 use berth_nvme::status::{Status, StatusKind};
 use berth_nvme::suite::Notes;
+use berth_nvme::transport::Transport as _;
 use berth_nvme::wipe_error::WipeError;
 
 use super::bench::{Call, METHODS, PATTERN, filled, policy, small, wipe_by};
@@ -314,6 +315,19 @@ fn each_break_is_told_as_what_it_is() {
             panic!("{error}");
         };
         assert_eq!(what, field);
+    }
+}
+
+#[test]
+fn a_drive_that_falls_silent_is_not_waited_for_longer_than_its_command() {
+    for method in METHODS {
+        let mut model = filled(Script {
+            breaks: Some((20, Break::Silent)),
+            ..small(64)
+        });
+        wipe_by(&mut model, method).unwrap_err();
+        let waited = model.now();
+        assert!(waited < Duration::from_secs(35), "{method:?}: {waited:?}");
     }
 }
 
