@@ -445,7 +445,8 @@ fn a_slot_that_is_free_without_a_proof_is_wiped_before_anybody_gets_it() {
     agent.slots.fault = SlotFault::WipesAreSkipped;
     acme.delete("/v1/vms/web").expect(202);
     assert_eq!(agent.sync(0).unwrap(), 1);
-    // Its host says that it is free now.
+    // Its host says that it is free now, with receipts that do not prove it.
+    assert_eq!(agent.sync(0).unwrap(), 0);
     assert_eq!(agent.sync(0).unwrap(), 1, "it is told to wipe it");
     stands(&controller, slots[0], "releasing", json!("wiping"));
     assert_eq!(agent.slots.orders, [SlotAction::Wipe {}]);
