@@ -230,7 +230,7 @@ fn refuse_what_somebody_has(context: &Context, node: &Node, at: &str) -> Result<
         refused(
             context,
             node,
-            &format!("{command} nvme={at}"),
+            &format!("{SUITE} {command} nvme={at}"),
             "ForeignUser",
             &why,
         )?;
@@ -239,7 +239,7 @@ fn refuse_what_somebody_has(context: &Context, node: &Node, at: &str) -> Result<
     refused(
         context,
         node,
-        &format!("none nvme={at}"),
+        &format!("{SUITE} none nvme={at}"),
         "ForeignUser",
         &why,
     )?;
