@@ -190,7 +190,7 @@ fn refuse_what_the_host_uses(
         ),
         (
             format!("addpart {block} 1 2048 16384 && mkswap -q {block}p1 && swapon {block}p1"),
-            format!("swapoff {block}p1 && delpart {block} 1"),
+            format!("swapoff {block}p1 && udevadm settle --timeout=60 && delpart {block} 1"),
             "p1",
         ),
         (
