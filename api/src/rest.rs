@@ -7,8 +7,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::agent::StopMode;
-use crate::ids::{EventId, NodeId, OperationId, RequestId, TenantId, TokenId, VmId};
+use crate::agent::{SignedEnvelope, StopMode};
+use crate::ids::{
+    ClaimId, EventId, NodeId, OperationId, ReceiptId, RequestId, SlotId, TaskId, TenantId, TokenId,
+    VmId,
+};
+use crate::slot::{SlotDevice, SlotProblem, SlotState};
 
 /// Where a controller listens unless told otherwise.
 pub const DEFAULT_URL: &str = "http://127.0.0.1:9221";
@@ -46,6 +50,9 @@ pub struct CreateTenant {
     pub storage_quota_gb: u32,
     /// Requests per minute.
     pub api_rate_limit_rpm: u32,
+    /// Slots that may be held at once, by class. A class that is not named may not be used.
+    #[serde(default)]
+    pub slot_limits: BTreeMap<String, u32>,
 }
 
 /// A tenant.
@@ -61,6 +68,9 @@ pub struct Tenant {
     pub storage_quota_gb: u32,
     /// Requests per minute.
     pub api_rate_limit_rpm: u32,
+    /// Slots that may be held at once, by class. A class that is not named may not be used.
+    #[serde(default)]
+    pub slot_limits: BTreeMap<String, u32>,
     /// RFC 3339.
     pub created_at: String,
     /// Counts changes, from 1.
@@ -176,9 +186,31 @@ pub struct CreateVm {
     pub image: String,
     /// Must be the caller's own if given; another one is `tenant_mismatch`.
     pub tenant_id: Option<String>,
+    /// Slots whose devices the guest gets; all on one node.
+    #[serde(default)]
+    pub slots: Vec<SlotRequest>,
     /// Free labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+}
+
+/// Slots of one class, or one slot by its id.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SlotRequest {
+    /// A class as in `GET /v1/slot-classes`; not together with `slot_id`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<String>,
+    /// How many of the class; 1 unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub count: Option<u32>,
+    /// This slot and no other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot_id: Option<SlotId>,
+    /// `none`, which is the default. What asks for more is refused, as no fabric's isolation is
+    /// verified.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fabric: Option<String>,
 }
 
 /// A VM's state as its tenant sees it.
@@ -247,12 +279,165 @@ pub struct Vm {
     pub image: String,
     /// Where it runs, once placed.
     pub node_id: Option<NodeId>,
+    /// The slots that it holds.
+    #[serde(default)]
+    pub slots: Vec<VmSlot>,
     /// Free labels.
     pub labels: BTreeMap<String, String>,
     /// RFC 3339.
     pub created_at: String,
     /// The operation that works on it.
     pub operation: Option<OperationId>,
+}
+
+/// A slot as the VM that holds it shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmSlot {
+    /// Which slot.
+    pub slot_id: SlotId,
+    /// Its class.
+    pub class: String,
+    /// The right by which it is held.
+    pub claim_id: ClaimId,
+    /// Where it stands on its host.
+    pub state: SlotState,
+    /// What is wrong with it, if anything.
+    pub problem: Option<SlotProblem>,
+}
+
+/// `GET /v1/vms/{vm}/receipts`: a host's signed statement, as it came.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredReceipt {
+    /// Its id.
+    pub receipt_id: ReceiptId,
+    /// The slot.
+    pub slot_id: SlotId,
+    /// The VM that had the slot, if one had.
+    pub vm_id: Option<VmId>,
+    /// `approval`, `claim`, `release`, `wipe` or `quarantine`.
+    pub kind: String,
+    /// When the host wrote it, RFC 3339.
+    pub at: String,
+    /// The slot's generation then.
+    pub generation: u64,
+    /// SHA-256 of the signed bytes, lower-case hex; the ledger entry has it too.
+    pub sha256: String,
+    /// Index of the ledger entry that recorded it.
+    pub audit_index: u64,
+    /// The host that signed.
+    pub node_id: NodeId,
+    /// Standard base64 of the host's public key.
+    pub node_public_key: String,
+    /// The statement: an envelope of `berth_api::slot::Receipt`.
+    pub envelope: SignedEnvelope,
+}
+
+/// A slot as operators see it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Slot {
+    /// Its id.
+    pub id: SlotId,
+    /// What its host's owner calls it.
+    pub name: String,
+    /// What a tenant asks for.
+    pub class: String,
+    /// The host that has it.
+    pub node_id: NodeId,
+    /// Where it stands, all considered.
+    pub state: SlotState,
+    /// Where it stands by its host's own word.
+    pub host_state: SlotState,
+    /// Whether it can be claimed now.
+    pub claimable: bool,
+    /// Why it cannot be claimed, as a word such as `claimed` or `not_admitted`.
+    pub obstacle: Option<String>,
+    /// What its host says is wrong with it.
+    pub problem: Option<SlotProblem>,
+    /// How much of a wipe is done, in percent, while there is one.
+    pub progress_percent: Option<u8>,
+    /// The operator's admission.
+    pub admission: Option<SlotAdmission>,
+    /// The controller's quarantine.
+    pub quarantine: Option<SlotQuarantine>,
+    /// Whether it has to be wiped before anybody gets it.
+    pub wipe_required: bool,
+    /// Who has it, or had it and left it unproved.
+    pub claim: Option<SlotClaim>,
+    /// Rises with each change on its host.
+    pub generation: u64,
+    /// The highest claim that its host has seen.
+    pub fencing_epoch: u64,
+    /// Its devices.
+    pub devices: Vec<SlotDevice>,
+    /// When its host last changed what it says of it, RFC 3339.
+    pub reported_at: String,
+    /// The order to its host that is not answered yet.
+    pub pending_task: Option<TaskId>,
+    /// Its newest receipts, newest first; only with `GET /v1/slots/{slot}`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub receipts: Vec<StoredReceipt>,
+}
+
+/// That an operator lets tenants have a slot, beside the approval on its host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotAdmission {
+    /// RFC 3339.
+    pub at: String,
+    /// The token by which it was done.
+    pub by: String,
+    /// Whether class and devices are still those that were admitted.
+    pub holds: bool,
+}
+
+/// That nobody gets a slot until an operator decides.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotQuarantine {
+    /// RFC 3339.
+    pub at: String,
+    /// The token by which it was done; `controller` if it was its own doing.
+    pub by: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// A claim as operators see it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotClaim {
+    /// Its id.
+    pub claim_id: ClaimId,
+    /// For which VM.
+    pub vm_id: VmId,
+    /// Whose.
+    pub tenant_id: TenantId,
+    /// Its rank among the slot's claims.
+    pub fencing_epoch: u64,
+    /// RFC 3339.
+    pub claimed_at: String,
+    /// Whether its tenant is charged for it.
+    pub charged: bool,
+}
+
+/// `POST /v1/slots/{slot}/quarantine`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QuarantineSlot {
+    /// Why; 1 to 500 characters.
+    pub reason: String,
+}
+
+/// `GET /v1/slot-classes`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotClass {
+    /// Its name.
+    pub class: String,
+    /// Slots that can be claimed now: `0`, `1-3` or `4+`.
+    pub available: String,
+    /// The same as a number, for operators.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub free: Option<u32>,
+    /// All slots of the class, for operators.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total: Option<u32>,
 }
 
 /// `POST /v1/vms/{vm}/stop`; the body may be left out.
@@ -328,7 +513,7 @@ pub struct Node {
 /// `GET /v1/usage`: one resource.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
-    /// `vms` or `storage_gb`.
+    /// `vms`, `storage_gb` or `slots.` and a class.
     pub resource: String,
     /// The ceiling.
     pub limit: u64,
@@ -512,6 +697,10 @@ error_codes! {
     TokenRevoked = "token_revoked", 401, "Token revoked";
     /// The token does not cover this.
     PermissionDenied = "permission_denied", 403, "Permission denied";
+    /// The tenant may not use slots of this class.
+    SlotClassNotAllowed = "slot_class_not_allowed", 403, "Slot class not allowed";
+    /// The slot was not approved on its host, or not admitted by an operator.
+    SlotNotApproved = "slot_not_approved", 403, "Slot not approved";
     /// Absent, or somebody else's.
     NotFound = "not_found", 404, "Not found";
     /// The path exists, the method does not.
@@ -524,6 +713,8 @@ error_codes! {
     TenantExists = "tenant_exists", 409, "Tenant exists";
     /// Not possible in the object's state.
     InvalidState = "invalid_state", 409, "Invalid state";
+    /// Somebody else has the slot.
+    ClaimConflict = "claim_conflict", 409, "Claim conflict";
     /// The tenant still owns something.
     TenantNotEmpty = "tenant_not_empty", 409, "Tenant not empty";
     /// The same key with another body.
@@ -534,6 +725,10 @@ error_codes! {
     UnsupportedMediaType = "unsupported_media_type", 415, "Unsupported media type";
     /// No node can ever take it as things are; see `reasons`.
     PlacementImpossible = "placement_impossible", 422, "Placement impossible";
+    /// The host does not isolate the slot's devices.
+    IommuGroupUnsafe = "iommu_group_unsafe", 422, "IOMMU group unsafe";
+    /// The slot's devices are not those that were approved.
+    DeviceIdentityChanged = "device_identity_changed", 422, "Device identity changed";
     /// The tenant's ceiling is reached.
     QuotaExceeded = "quota_exceeded", 429, "Quota exceeded";
     /// Too many requests.
@@ -589,7 +784,8 @@ pub struct ErrorBody {
     /// For `quota_exceeded`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quota: Option<QuotaDetail>,
-    /// For `placement_impossible` and `no_capacity`: nodes per rejection.
+    /// For `placement_impossible` and `no_capacity`: nodes per rejection, and slots per rejection as
+    /// `slots.<class>.<why>`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub reasons: BTreeMap<String, u32>,
 }
@@ -597,7 +793,7 @@ pub struct ErrorBody {
 /// The numbers behind a `quota_exceeded`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QuotaDetail {
-    /// `vms` or `storage_gb`.
+    /// `vms`, `storage_gb` or `slots.` and a class.
     pub resource: String,
     /// The ceiling.
     pub limit: u64,

@@ -127,6 +127,8 @@ pub enum SlotProblemCode {
     WipeFailed,
     /// A claim is older than one that this host has seen.
     StaleClaim,
+    /// Another claim has the slot, or it is being taken back or wiped.
+    SlotBusy,
     /// Somebody has the device who should not.
     ForeignUser,
     /// An operator wanted it.

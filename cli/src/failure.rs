@@ -3,11 +3,14 @@
 //! Owns the texts and codes for people and for scripts. It prints nothing; `screen` does.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use berth_agent_core::slot::approval::{ProposeError, RenderApprovalError};
 use berth_api::rest::ErrorCode;
+use berth_inventory::ReadHostError;
 use berth_ledger::chain::VerifyError;
 use berth_ledger::keys::{GenerateKeyError, ReadKeyError};
+use berth_ledger::receipt::{ChainFault, ReceiptError};
 use serde_json::{Value, json};
 
 /// What a command's exit code says; every command ends with one of these.
@@ -140,6 +143,18 @@ pub(crate) enum Failure {
         /// From the caller.
         pinned: String,
     },
+    /// A receipt does not show what it should.
+    #[error("{} shows nothing", path.display())]
+    Receipt {
+        /// Its file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        cause: ReceiptError,
+    },
+    /// Receipts contradict each other.
+    #[error("the receipts do not form a chain")]
+    ReceiptChain(#[source] ChainFault),
     /// A text that should be a public key.
     #[error("`{text}` is not a public key")]
     PublicKey {
@@ -172,6 +187,39 @@ pub(crate) enum Failure {
         /// How many.
         count: usize,
     },
+    /// Something stands against slots; the report was printed.
+    #[error("{count} of what was looked at cannot be rented out")]
+    SlotUnfit {
+        /// How many.
+        count: usize,
+    },
+    /// This host has no such slot.
+    #[error("this host has no slot {name:?}, and it is no address of a device")]
+    NoSuchSlot {
+        /// What was asked for.
+        name: String,
+    },
+    /// Another approval is in the way.
+    #[error("the slot cannot be approved: {reason}")]
+    SlotTaken {
+        /// Which, and how.
+        reason: String,
+    },
+    /// Only this host's owner may do it.
+    #[error("only root can decide what this host rents out")]
+    NotRoot,
+    /// The answer was no.
+    #[error("nothing was changed")]
+    Declined,
+    /// What was to be a slot cannot be one.
+    #[error(transparent)]
+    Propose(#[from] ProposeError),
+    /// What was to be approved cannot be written.
+    #[error(transparent)]
+    Render(#[from] RenderApprovalError),
+    /// This host cannot be looked at.
+    #[error(transparent)]
+    ReadHost(#[from] ReadHostError),
 }
 
 /// An HTTP reply outside 2xx.
@@ -224,9 +272,11 @@ impl Failure {
     #[must_use]
     pub(crate) fn exit(&self) -> Exit {
         match self {
-            Self::Usage { .. } | Self::PublicKey { .. } => Exit::Usage,
+            Self::Usage { .. } | Self::PublicKey { .. } | Self::Propose(_) => Exit::Usage,
+            Self::NoSuchSlot { .. } => Exit::NotFound,
+            Self::SlotTaken { .. } => Exit::Conflict,
             Self::Refused(refusal) => refusal.exit(),
-            Self::NoToken { .. } | Self::MalformedToken { .. } => Exit::Denied,
+            Self::NoToken { .. } | Self::MalformedToken { .. } | Self::NotRoot => Exit::Denied,
             Self::WaitTimeout { .. } | Self::NoAnswer { .. } => Exit::Timeout,
             Self::NotReachable { .. }
             | Self::Transport { .. }
@@ -234,10 +284,16 @@ impl Failure {
             | Self::WaitHopeless { .. }
             | Self::Ledger(_)
             | Self::LedgerKey { .. }
+            | Self::Receipt { .. }
+            | Self::ReceiptChain(_)
             | Self::GenerateKey(_)
             | Self::File { .. }
             | Self::Output(_)
-            | Self::HostUnfit { .. } => Exit::Error,
+            | Self::HostUnfit { .. }
+            | Self::SlotUnfit { .. }
+            | Self::Declined
+            | Self::Render(_)
+            | Self::ReadHost(_) => Exit::Error,
         }
     }
 
@@ -257,11 +313,21 @@ impl Failure {
             Self::WaitHopeless { .. } => "wait_hopeless",
             Self::Ledger(_) => "ledger_broken",
             Self::LedgerKey { .. } => "ledger_key",
+            Self::Receipt { .. } => "receipt",
+            Self::ReceiptChain(_) => "receipt_chain",
             Self::PublicKey { .. } => "public_key",
             Self::GenerateKey(_) => "generate_key",
             Self::File { .. } => "file",
             Self::Output(_) => "output",
             Self::HostUnfit { .. } => "host_unfit",
+            Self::SlotUnfit { .. } => "slot_unfit",
+            Self::NoSuchSlot { .. } => "no_such_slot",
+            Self::SlotTaken { .. } => "slot_taken",
+            Self::NotRoot => "not_root",
+            Self::Declined => "declined",
+            Self::Propose(_) => "cannot_propose",
+            Self::Render(_) => "cannot_render",
+            Self::ReadHost(_) => "cannot_read_host",
         }
     }
 
@@ -308,13 +374,41 @@ impl Failure {
                 "Do not trust this controller's ledger until somebody explains the change of key."
                     .to_owned()
             }
+            Self::Receipt { .. } => {
+                "Do not take the slot for wiped; ask the host's owner for the receipt as the host \
+                 keeps it, in /var/lib/berth/agent/slots."
+                    .to_owned()
+            }
+            Self::ReceiptChain(_) => {
+                "See whether receipts are missing; if none is, the slot was handed on as it was."
+                    .to_owned()
+            }
             Self::PublicKey { .. } => {
                 "Give 32 bytes in standard base64, as `berthctl ledger head` prints them."
                     .to_owned()
             }
             Self::HostUnfit { .. } => "Each failed line says what to do.".to_owned(),
-            Self::GenerateKey(_) | Self::File { .. } | Self::Output(_) => String::new(),
+            Self::SlotUnfit { .. } => "Each line that is not fit says what to do.".to_owned(),
+            Self::NoSuchSlot { .. } | Self::Propose(_) => {
+                "See `berthctl slot check` and `berthctl slot candidates`.".to_owned()
+            }
+            Self::SlotTaken { .. } => {
+                "Take the other approval back first: `berthctl slot unapprove`.".to_owned()
+            }
+            Self::NotRoot => "Run it as root, on the host itself.".to_owned(),
+            Self::Declined
+            | Self::Render(_)
+            | Self::ReadHost(_)
+            | Self::GenerateKey(_)
+            | Self::File { .. }
+            | Self::Output(_) => String::new(),
         }
+    }
+
+    /// For a file or folder, what was done with it.
+    pub(crate) fn file(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |cause| Self::File { doing, path, cause }
     }
 
     /// Whether it is only the reader of our output having gone away.
@@ -419,17 +513,22 @@ mod tests {
                 | ErrorCode::InvalidToken
                 | ErrorCode::TokenExpired
                 | ErrorCode::TokenRevoked
-                | ErrorCode::PermissionDenied => Exit::Denied,
+                | ErrorCode::PermissionDenied
+                | ErrorCode::SlotClassNotAllowed
+                | ErrorCode::SlotNotApproved => Exit::Denied,
                 ErrorCode::NotFound => Exit::NotFound,
                 ErrorCode::WaitTimeout | ErrorCode::NodeTimeout => Exit::Timeout,
                 ErrorCode::AlreadyExists
                 | ErrorCode::TenantExists
                 | ErrorCode::InvalidState
                 | ErrorCode::TenantNotEmpty
+                | ErrorCode::ClaimConflict
                 | ErrorCode::IdempotencyConflict => Exit::Conflict,
                 ErrorCode::PlacementImpossible | ErrorCode::NoCapacity => Exit::Capacity,
                 ErrorCode::QuotaExceeded | ErrorCode::RateLimited => Exit::Quota,
                 ErrorCode::MethodNotAllowed
+                | ErrorCode::IommuGroupUnsafe
+                | ErrorCode::DeviceIdentityChanged
                 | ErrorCode::Internal
                 | ErrorCode::NodeError
                 | ErrorCode::AuditUnavailable

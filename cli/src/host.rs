@@ -5,4 +5,5 @@
 
 pub(crate) mod judge;
 pub(crate) mod probe;
+pub(crate) mod slots;
 pub(crate) mod snapshot;

@@ -261,6 +261,7 @@ mod tests {
             disk_gb: 1,
             image: "debian".to_owned(),
             node_id: None,
+            slots: Vec::new(),
             labels: std::collections::BTreeMap::new(),
             created_at: String::new(),
             operation: None,

@@ -26,6 +26,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path();
         write(root, "dev/kvm", "");
+        write(root, "proc/self/mountinfo", "");
         write(root, "proc/cpuinfo", "flags\t\t: svm pdpe1gb\n");
         write(root, "proc/interrupts", "  8: 0 IR-IO-APIC 8-edge rtc0\n");
         write(root, "proc/sys/kernel/osrelease", "6.1.0-28-amd64\n");
@@ -78,7 +79,7 @@ mod tests {
         let output = check(machine.path(), &["--no-headers"]);
         let shown = String::from_utf8(output.stdout).unwrap();
         assert_eq!(output.status.code(), Some(0), "{shown}");
-        assert_eq!(shown.lines().count(), 11, "{shown}");
+        assert_eq!(shown.lines().count(), 12, "{shown}");
         assert!(shown.lines().all(|line| line.contains("  ok ")), "{shown}");
     }
 

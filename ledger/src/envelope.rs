@@ -6,6 +6,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use berth_api::agent::{EnvelopeSignature, SignedEnvelope};
+use ring::digest::{SHA256, digest};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -85,6 +86,26 @@ pub fn open<T: DeserializeOwned>(
     key.verify(&pre_authentication_encoding(payload_type, &payload), &bytes)
         .map_err(|_| OpenError::BadSignature)?;
     serde_json::from_slice(&payload).map_err(OpenError::Payload)
+}
+
+/// SHA-256 of the signed bytes, lower-case hex; `None` if they are not base64.
+#[must_use]
+pub fn payload_sha256(envelope: &SignedEnvelope) -> Option<String> {
+    let payload = STANDARD.decode(&envelope.payload).ok()?;
+    let sum = digest(&SHA256, &payload);
+    Some(
+        sum.as_ref()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect(),
+    )
+}
+
+/// What an envelope holds by its own word. Proves nothing: for naming what is refused.
+#[must_use]
+pub fn read_unverified<T: DeserializeOwned>(envelope: &SignedEnvelope) -> Option<T> {
+    let payload = STANDARD.decode(&envelope.payload).ok()?;
+    serde_json::from_slice(&payload).ok()
 }
 
 /// Open an envelope whose signer is named in its own payload, as an enrolment's is: the caller must

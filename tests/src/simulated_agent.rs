@@ -4,6 +4,8 @@
 //! generations, repeats results until they are acknowledged), but starts nothing. Many of them
 //! stand in for a fleet. A test may reach into [`SimulatedAgent`] to make it forget or lie.
 
+mod slots;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,8 +22,11 @@ use berth_api::agent::{
     TASK_PAYLOAD_TYPE, Task, TaskAction, TaskOutcome, TaskResult,
 };
 use berth_api::ids::{AgentInstanceId, NodeId, TaskId, TenantId, VmId};
+use berth_api::slot::{SLOT_TASK_PAYLOAD_TYPE, SlotTask};
 use berth_ledger::envelope;
 use berth_ledger::keys::{PublicKey, SigningKey};
+
+pub use slots::{SimulatedSlots, SlotFault};
 
 /// A VM on the host that is not there.
 #[derive(Clone, Debug)]
@@ -85,6 +90,8 @@ pub struct SimulatedAgent {
     pub boot_id: String,
     /// Number of the last sync.
     pub seq: u64,
+    /// The slots of its host.
+    pub slots: SimulatedSlots,
     /// The VMs on its host.
     pub vms: BTreeMap<VmId, SimulatedVm>,
     /// Results that were not acknowledged.
@@ -159,6 +166,7 @@ impl SimulatedAgent {
             .iter()
             .map(|text| PublicKey::from_base64(text))
             .collect::<Result<_, _>>()?;
+        let slots = SimulatedSlots::new(SigningKey::from_seed(key.seed())?, reply.node_id);
         Ok(Self {
             http,
             url,
@@ -170,6 +178,7 @@ impl SimulatedAgent {
             instance: AgentInstanceId::generate(),
             boot_id: "first-boot".to_owned(),
             seq: 0,
+            slots,
             vms: BTreeMap::new(),
             results: Vec::new(),
             console: b"Welcome to a simulated guest\n".to_vec(),
@@ -195,8 +204,8 @@ impl SimulatedAgent {
             clock: now_s(),
             wait_seconds,
             results: self.results.clone(),
-            slots: Vec::new(),
-            receipts: Vec::new(),
+            slots: self.slots.slots.values().cloned().collect(),
+            receipts: self.slots.receipts.clone(),
             vms: self
                 .vms
                 .iter()
@@ -249,15 +258,19 @@ impl SimulatedAgent {
         let reply: SyncReply = serde_json::from_str(&body)?;
         self.results
             .retain(|result| !reply.acknowledged.contains(&result.task_id));
+        self.slots.acknowledge(&reply.acknowledged_receipts);
         for sealed in &reply.tasks {
             self.carry_out(sealed)?;
         }
-        Ok(reply.tasks.len())
+        for sealed in &reply.slot_tasks {
+            self.carry_out_for_slot(sealed)?;
+        }
+        Ok(reply.tasks.len() + reply.slot_tasks.len())
     }
 
     /// Sync until there is nothing to do and nothing to tell.
     pub fn settle(&mut self) -> anyhow::Result<()> {
-        while self.sync(0)? > 0 || !self.results.is_empty() {}
+        while self.sync(0)? > 0 || !self.results.is_empty() || !self.slots.receipts.is_empty() {}
         Ok(())
     }
 
@@ -289,6 +302,18 @@ impl SimulatedAgent {
             }
         };
         self.end(task.task_id, outcome, started_at);
+        Ok(())
+    }
+
+    fn carry_out_for_slot(&mut self, sealed: &SignedEnvelope) -> anyhow::Result<()> {
+        let task: SlotTask = envelope::open(&self.task_keys, SLOT_TASK_PAYLOAD_TYPE, sealed)?;
+        ensure!(task.node_id == self.node_id, "a slot task for another node");
+        let known = |result: &TaskResult| result.task_id == task.task_id;
+        if !self.results.iter().any(known) {
+            let started_at = now_s();
+            let outcome = self.slots.act(&task);
+            self.end(task.task_id, outcome, started_at);
+        }
         Ok(())
     }
 
@@ -362,6 +387,11 @@ impl SimulatedAgent {
                         message: "told to fail".to_owned(),
                     };
                 }
+                if let TaskAction::VmCreate { claims, .. } = &task.action
+                    && let Err(failed) = self.slots.claim(task.vm_id, &task.tenant_id, claims)
+                {
+                    return failed;
+                }
                 Some(ObservedState::Running { pid: 4242 })
             }
             TaskAction::VmStop { mode, timeout_s } => {
@@ -370,7 +400,10 @@ impl SimulatedAgent {
                     reason: StoppedReason::Requested,
                 })
             }
-            TaskAction::VmDelete {} => None,
+            TaskAction::VmDelete {} => {
+                self.slots.release(task.vm_id);
+                None
+            }
         };
         self.carried_out += 1;
         match state {

@@ -71,16 +71,23 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 ///
 /// # Errors
 /// If one of the builds fails.
-pub(crate) fn prepare(progress: &mut Progress, node: NodeKind) -> Result<Context> {
+pub(crate) fn prepare(progress: &mut Progress, node_kind: NodeKind) -> Result<Context> {
     setup::ensure(&[Need::Compile, Need::Package, Need::Lab])?;
     progress.phase("build the programs");
-    let (vmm, packages) = match node {
+    let (vmm, packages) = match node_kind {
         NodeKind::Bare => (package::vmm()?, Vec::new()),
-        NodeKind::Installed => {
+        NodeKind::Installed | NodeKind::WithFailPoints => {
             let programs = package::programs()?;
             progress.phase("pack");
             (programs.join("berth-vmm"), package::debs()?)
         }
+    };
+    let failing_agent = match node_kind {
+        NodeKind::WithFailPoints => {
+            progress.phase("build the agent that ends where it is told to");
+            Some(package::failing_agent()?)
+        }
+        NodeKind::Bare | NodeKind::Installed => None,
     };
     progress.phase("build the lab's own programs");
     let programs = package::lab_programs()?;
@@ -95,6 +102,7 @@ pub(crate) fn prepare(progress: &mut Progress, node: NodeKind) -> Result<Context
         guest,
         programs,
         vmm,
+        failing_agent,
         say,
         repeats: Repeats::default(),
     })

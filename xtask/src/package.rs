@@ -35,7 +35,7 @@ use stage::Staged;
 
 /// What packages are made from, for the time that they carry; a commit to anything else, such as a
 /// test, leaves every package as it is.
-const PACKAGED: [&str; 13] = [
+const PACKAGED: [&str; 14] = [
     "Cargo.lock",
     "Cargo.toml",
     "CHANGELOG.md",
@@ -48,6 +48,7 @@ const PACKAGED: [&str; 13] = [
     "packaging",
     "systemd",
     "udev",
+    "vfio",
     "vmm",
 ];
 
@@ -147,6 +148,14 @@ pub(crate) fn vmm() -> Result<PathBuf> {
 /// If cargo fails; the message quotes its log.
 pub(crate) fn lab_programs() -> Result<PathBuf> {
     programs::build_for_lab()
+}
+
+/// Builds the agent that ends itself at the step that its environment names, and returns it.
+///
+/// # Errors
+/// If cargo fails; the message quotes its log.
+pub(crate) fn failing_agent() -> Result<PathBuf> {
+    programs::build_failing_agent()
 }
 
 /// Makes the .debs from the programs that were built last.

@@ -27,6 +27,28 @@ pub struct Observed {
     pub files: bool,
     /// The unit.
     pub unit: UnitPresence,
+    /// The slots.
+    pub slots: SlotPresence,
+}
+
+/// What a VM has to do with slots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SlotPresence {
+    /// Whether its definition names claims.
+    pub wanted: bool,
+    /// What it holds.
+    pub held: HeldSlots,
+}
+
+/// What slots a VM holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeldSlots {
+    /// None.
+    None,
+    /// Some, and no guest has their devices.
+    Idle,
+    /// Some whose devices a guest has, or was about to get.
+    InUse,
 }
 
 /// What is left of a VM's unit.
@@ -49,8 +71,14 @@ pub enum Step {
     EnsureUnitGone,
     /// A root disk made from the image.
     EnsureDisk,
+    /// All claimed slots checked, bound and reset for the next guest.
+    EnsureSlotsReady,
     /// A VMM process with its socket.
     EnsureUnit,
+    /// No slot said to be in use by a guest.
+    EnsureSlotsIdle,
+    /// No slot held.
+    EnsureSlotsReleased,
     /// No file beside the record.
     EnsureFilesGone,
 }
@@ -79,8 +107,18 @@ pub fn plan(want: Want, observed: Observed) -> Result<Vec<Step>, DiskMissing> {
         }
         steps.push(Step::EnsureDisk);
     }
+    if launch && observed.slots.wanted {
+        // Last before the process: a disk that cannot be made must not cost a wipe.
+        steps.push(Step::EnsureSlotsReady);
+    }
     if launch {
         steps.push(Step::EnsureUnit);
+    }
+    if want == Want::NoGuest && observed.slots.held == HeldSlots::InUse {
+        steps.push(Step::EnsureSlotsIdle);
+    }
+    if want == Want::Nothing && observed.slots.held != HeldSlots::None {
+        steps.push(Step::EnsureSlotsReleased);
     }
     if want == Want::Nothing && observed.files {
         steps.push(Step::EnsureFilesGone);
@@ -107,6 +145,12 @@ mod tests {
         UnitPresence::Ending,
     ];
 
+    const HELD: [HeldSlots; 3] = [HeldSlots::None, HeldSlots::Idle, HeldSlots::InUse];
+    const NO_SLOTS: SlotPresence = SlotPresence {
+        wanted: false,
+        held: HeldSlots::None,
+    };
+
     fn apply(mut observed: Observed, step: Step) -> Observed {
         match step {
             Step::EnsureUnitGone => observed.unit = UnitPresence::Absent,
@@ -114,10 +158,30 @@ mod tests {
                 observed.disk = true;
                 observed.files = true;
             }
+            Step::EnsureSlotsReady => {
+                assert_eq!(
+                    observed.unit,
+                    UnitPresence::Absent,
+                    "a reset under a process"
+                );
+                observed.slots.held = HeldSlots::Idle;
+            }
             Step::EnsureUnit => {
                 assert_eq!(observed.unit, UnitPresence::Absent, "a second process");
                 assert!(observed.disk, "a process without a disk");
+                if observed.slots.wanted {
+                    assert_eq!(observed.slots.held, HeldSlots::Idle, "devices not ready");
+                    observed.slots.held = HeldSlots::InUse;
+                }
                 observed.unit = UnitPresence::Reachable;
+            }
+            Step::EnsureSlotsIdle => {
+                assert_eq!(observed.unit, UnitPresence::Absent, "a guest has them");
+                observed.slots.held = HeldSlots::Idle;
+            }
+            Step::EnsureSlotsReleased => {
+                assert_eq!(observed.unit, UnitPresence::Absent, "a wipe under a guest");
+                observed.slots.held = HeldSlots::None;
             }
             Step::EnsureFilesGone => {
                 assert_eq!(observed.unit, UnitPresence::Absent, "files under a process");
@@ -135,9 +199,12 @@ mod tests {
             unit in proptest::sample::select(&UNITS),
             disk in any::<bool>(),
             other_files in any::<bool>(),
-            cut in 0_usize..5,
+            wanted in any::<bool>(),
+            held in proptest::sample::select(&HELD),
+            cut in 0_usize..6,
         ) {
-            let observed = Observed { disk, files: disk || other_files, unit };
+            let slots = SlotPresence { wanted, held };
+            let observed = Observed { disk, files: disk || other_files, unit, slots };
             let Ok(steps) = plan(want, observed) else {
                 prop_assert!(want == Want::Guest && !disk);
                 return Ok(());
@@ -155,6 +222,7 @@ mod tests {
             disk: true,
             files: true,
             unit: UnitPresence::Reachable,
+            slots: NO_SLOTS,
         };
         for want in [Want::NewGuest, Want::Guest, Want::AsItIs] {
             assert_eq!(plan(want, observed), Ok(Vec::new()));
@@ -167,6 +235,7 @@ mod tests {
             disk: false,
             files: true,
             unit: UnitPresence::Absent,
+            slots: NO_SLOTS,
         };
         assert_eq!(plan(Want::Guest, observed), Err(DiskMissing));
         assert_eq!(

@@ -6,7 +6,8 @@
 use std::collections::BTreeSet;
 
 use berth_api::agent::VmSpec;
-use berth_api::vmm::{MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB};
+use berth_api::slot::Claim;
+use berth_api::vmm::{MAX_MEMORY_MIB, MAX_PASSTHROUGH, MAX_VCPUS, MIN_MEMORY_MIB};
 use serde::Deserialize;
 
 use crate::image_name::ImageName;
@@ -30,6 +31,8 @@ pub struct Policy {
     pub max_disk_mib: u64,
     /// The images that may be started; all where absent.
     pub allowed_images: Option<BTreeSet<String>>,
+    /// Most slots. Which slots there are is said by the approvals alone.
+    pub max_slots: u32,
 }
 
 impl Default for Policy {
@@ -39,6 +42,7 @@ impl Default for Policy {
             max_memory_mib: MAX_MEMORY_MIB,
             max_disk_mib: DEFAULT_MAX_DISK_MIB,
             allowed_images: None,
+            max_slots: u32::try_from(MAX_PASSTHROUGH).unwrap_or(u32::MAX),
         }
     }
 }
@@ -88,6 +92,9 @@ pub enum PolicyDenied {
         /// Its name.
         image: String,
     },
+    /// One slot is claimed twice.
+    #[error("claims names a slot twice")]
+    SlotTwice,
     /// The VM's name is too long or not printable.
     #[error("name has 1 to 64 printable ASCII characters")]
     Name,
@@ -145,6 +152,24 @@ impl Policy {
         self.check_image(&spec.image)
     }
 
+    /// Whether a VM may have so many slots, each of them once.
+    pub fn check_claims(&self, claims: &[Claim]) -> Result<(), PolicyDenied> {
+        let slots: BTreeSet<_> = claims.iter().map(|claim| claim.slot_id).collect();
+        let count = u64::try_from(claims.len()).unwrap_or(u64::MAX);
+        if slots.len() != claims.len() {
+            return Err(PolicyDenied::SlotTwice);
+        }
+        if count > self.max_slots.into() {
+            return Err(PolicyDenied::Size {
+                field: "claims",
+                value: count,
+                least: 0,
+                most: self.max_slots.into(),
+            });
+        }
+        Ok(())
+    }
+
     fn check_image(&self, image: &str) -> Result<(), PolicyDenied> {
         let image = image.to_owned();
         if image.parse::<ImageName>().is_err() {
@@ -160,6 +185,7 @@ impl Policy {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use berth_api::ids::{ClaimId, SlotId};
 
     fn spec() -> VmSpec {
         VmSpec {
@@ -244,6 +270,25 @@ mod tests {
             "",
             |spec| spec.name = "a\nb".to_owned(),
             "name has 1 to 64 printable ASCII characters",
+        );
+    }
+
+    #[test]
+    fn claims_are_counted_and_differ() {
+        let claim = || Claim {
+            slot_id: SlotId::generate(),
+            claim_id: ClaimId::generate(),
+            fencing_epoch: 1,
+        };
+        let policy = Policy::read("max_slots = 1", 0, 0o600, 0).unwrap();
+        assert_eq!(policy.check_claims(&[]), Ok(()));
+        assert_eq!(policy.check_claims(&[claim()]), Ok(()));
+        let two = policy.check_claims(&[claim(), claim()]).unwrap_err();
+        assert_eq!(two.to_string(), "claims is 2, this host allows 0 to 1");
+        let one = claim();
+        assert_eq!(
+            Policy::default().check_claims(&[one.clone(), one]),
+            Err(PolicyDenied::SlotTwice)
         );
     }
 

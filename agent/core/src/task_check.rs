@@ -11,8 +11,10 @@ use berth_api::agent::{
     TaskAction, VmSpec,
 };
 use berth_api::ids::{NodeId, TaskId, TenantId};
+use berth_api::slot::{Claim, SLOT_TASK_PAYLOAD_TYPE, SlotTask};
 use berth_ledger::envelope::{OpenError, open};
 use berth_ledger::keys::PublicKey;
+use serde::de::DeserializeOwned;
 
 use crate::policy::Policy;
 
@@ -38,6 +40,8 @@ pub struct KnownVm {
     pub generation: u64,
     /// What it is made of, unless it is a tombstone.
     pub spec: Option<VmSpec>,
+    /// The slots of its guest.
+    pub claims: Vec<Claim>,
 }
 
 /// Why a task is not obeyed.
@@ -72,7 +76,15 @@ pub fn claimed_task_id(envelope: &SignedEnvelope) -> Option<TaskId> {
 impl Trust {
     /// Check the signature and read the task.
     pub fn open(&self, envelope: &SignedEnvelope) -> Result<Task, TaskRefused> {
-        open(&self.task_keys, TASK_PAYLOAD_TYPE, envelope).map_err(|error| {
+        self.open_as(TASK_PAYLOAD_TYPE, envelope)
+    }
+
+    fn open_as<T: DeserializeOwned>(
+        &self,
+        payload_type: &str,
+        envelope: &SignedEnvelope,
+    ) -> Result<T, TaskRefused> {
+        open(&self.task_keys, payload_type, envelope).map_err(|error| {
             let code = match &error {
                 OpenError::PayloadType | OpenError::Payload(_) => RefusalCode::Unsupported,
                 OpenError::Malformed | OpenError::UnknownKey | OpenError::BadSignature => {
@@ -90,13 +102,16 @@ impl Trust {
     /// Check what a signed task says against this node, its memory of the VM, the clock (`now` in
     /// seconds since the epoch) and the policy.
     pub fn check(&self, task: &Task, known: Option<&KnownVm>, now: i64) -> Result<(), TaskRefused> {
-        self.check_node(task)?;
-        check_time(task, now)?;
+        self.check_node(task.node_id, task.node_epoch)?;
+        check_time(task.not_before, task.expires_at, now)?;
         if let Some(known) = known {
             check_history(task, known)?;
         }
         match &task.action {
-            TaskAction::VmCreate { spec, .. } => self.check_spec(spec, known),
+            TaskAction::VmCreate { spec, claims } => {
+                self.check_spec(spec, known)?;
+                self.check_claims(claims, known)
+            }
             TaskAction::VmConsoleRead { tail_bytes } if *tail_bytes > MAX_CONSOLE_BYTES => refuse(
                 RefusalCode::Unsupported,
                 format!("tail_bytes is {tail_bytes}, at most {MAX_CONSOLE_BYTES} are sent"),
@@ -108,23 +123,68 @@ impl Trust {
         }
     }
 
-    fn check_node(&self, task: &Task) -> Result<(), TaskRefused> {
-        if task.node_id != self.node_id {
-            return refuse(
-                RefusalCode::WrongNode,
-                format!("the task is for {}, this is {}", task.node_id, self.node_id),
-            );
-        }
-        if task.node_epoch != self.node_epoch {
+    /// Check the signature and read the task of a slot.
+    pub fn open_slot_task(&self, envelope: &SignedEnvelope) -> Result<SlotTask, TaskRefused> {
+        self.open_as(SLOT_TASK_PAYLOAD_TYPE, envelope)
+    }
+
+    /// Check what a slot's signed task says against this node, the highest claim that it has seen of
+    /// the slot, and the clock.
+    pub fn check_slot_task(
+        &self,
+        task: &SlotTask,
+        fencing_epoch: u64,
+        now: i64,
+    ) -> Result<(), TaskRefused> {
+        self.check_node(task.node_id, task.node_epoch)?;
+        check_time(task.not_before, task.expires_at, now)?;
+        if task.fencing_epoch < fencing_epoch {
             return refuse(
                 RefusalCode::OldEpoch,
                 format!(
-                    "the task is from epoch {}, this node is in epoch {}",
-                    task.node_epoch, self.node_epoch
+                    "the task has the slot's epoch {}, this host has seen {fencing_epoch}",
+                    task.fencing_epoch
                 ),
             );
         }
         Ok(())
+    }
+
+    fn check_node(&self, node_id: NodeId, node_epoch: u64) -> Result<(), TaskRefused> {
+        if node_id != self.node_id {
+            return refuse(
+                RefusalCode::WrongNode,
+                format!("the task is for {node_id}, this is {}", self.node_id),
+            );
+        }
+        if node_epoch != self.node_epoch {
+            return refuse(
+                RefusalCode::OldEpoch,
+                format!(
+                    "the task is from epoch {node_epoch}, this node is in epoch {}",
+                    self.node_epoch
+                ),
+            );
+        }
+        Ok(())
+    }
+
+    fn check_claims(&self, claims: &[Claim], known: Option<&KnownVm>) -> Result<(), TaskRefused> {
+        if let Some(known) = known
+            && known.spec.is_some()
+            && known.claims != claims
+        {
+            return refuse(
+                RefusalCode::Unsupported,
+                "the VM exists with other claims, which cannot be changed",
+            );
+        }
+        self.policy
+            .check_claims(claims)
+            .map_err(|denied| TaskRefused {
+                code: RefusalCode::Policy,
+                message: denied.to_string(),
+            })
     }
 
     fn check_spec(&self, spec: &VmSpec, known: Option<&KnownVm>) -> Result<(), TaskRefused> {
@@ -143,23 +203,17 @@ impl Trust {
     }
 }
 
-fn check_time(task: &Task, now: i64) -> Result<(), TaskRefused> {
-    if now.saturating_add(CLOCK_SKEW_SECONDS) < task.not_before {
+fn check_time(not_before: i64, expires_at: i64, now: i64) -> Result<(), TaskRefused> {
+    if now.saturating_add(CLOCK_SKEW_SECONDS) < not_before {
         return refuse(
             RefusalCode::ClockSkew,
-            format!(
-                "the task is valid from {}, this host has {now}",
-                task.not_before
-            ),
+            format!("the task is valid from {not_before}, this host has {now}"),
         );
     }
-    if now.saturating_sub(CLOCK_SKEW_SECONDS) >= task.expires_at {
+    if now.saturating_sub(CLOCK_SKEW_SECONDS) >= expires_at {
         return refuse(
             RefusalCode::ClockSkew,
-            format!(
-                "the task expired at {}, this host has {now}",
-                task.expires_at
-            ),
+            format!("the task expired at {expires_at}, this host has {now}"),
         );
     }
     Ok(())

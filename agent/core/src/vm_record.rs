@@ -10,6 +10,7 @@ use berth_api::agent::{
     ObservedState, ObservedVm, StopMode, Task, TaskAction, TaskOutcome, TaskResult, VmSpec,
 };
 use berth_api::ids::{TaskId, TenantId, VmId};
+use berth_api::slot::Claim;
 use serde::{Deserialize, Serialize};
 
 use crate::phase::{Busy, Effect, End, Event, Phase, Verdict, transition};
@@ -57,6 +58,9 @@ pub struct VmRecord {
 pub struct Definition {
     /// The task's specification.
     pub spec: VmSpec,
+    /// The slots whose devices its guest gets.
+    #[serde(default)]
+    pub claims: Vec<Claim>,
     /// The image's digest when the disk was made; `None` until then.
     pub image_digest: Option<String>,
 }
@@ -100,6 +104,15 @@ impl VmRecord {
         }
     }
 
+    /// The claims of the VM's guest; none for a tombstone.
+    #[must_use]
+    pub fn claims(&self) -> &[Claim] {
+        match (&self.phase, &self.definition) {
+            (Phase::Deleted, _) | (_, None) => &[],
+            (_, Some(definition)) => &definition.claims,
+        }
+    }
+
     /// Whether a task can be taken up now, or has to wait for the one at work.
     #[must_use]
     pub fn has_room_for(&self, task: &Task) -> bool {
@@ -137,13 +150,14 @@ impl VmRecord {
                 | Effect::Finish(_) => left.push(effect),
             }
         }
-        if let TaskAction::VmCreate { spec, .. } = &task.action
+        if let TaskAction::VmCreate { spec, claims } = &task.action
             && self.phase == Phase::Deleted
         {
             self.resets = 0;
             self.recent_resets.clear();
             self.definition = Some(Definition {
                 spec: spec.clone(),
+                claims: claims.clone(),
                 image_digest: None,
             });
         }

@@ -11,26 +11,31 @@ use berth_agent_core::phase::Phase;
 use berth_agent_core::task_check::{KnownVm, TaskRefused, Trust, claimed_task_id};
 use berth_agent_core::vm_record::{Recall, VmRecord};
 use berth_agent_host::service_manager::DescriptorStore;
+use berth_agent_host::slot_files::SlotFilesError;
 use berth_agent_host::vm_files::{VmFiles, VmFilesError};
 use berth_agent_host::vmm_socket::VmmSocket;
 use berth_agent_host::vmm_unit::{UnitError, VmmUnits};
 use berth_api::agent::{FailureCode, SignedEnvelope, Task, TaskAction, TaskOutcome};
-use berth_api::ids::{TaskId, VmId};
+use berth_api::ids::{ReceiptId, TaskId, VmId};
 use tokio::sync::{Notify, broadcast, mpsc, watch};
 
 use crate::clock;
 use crate::host::Host;
 use crate::launch::{in_one_line, socket_name};
 use crate::registry::{Mailbox, Registry};
+use crate::slots::Slots;
 use crate::vm_actor::{Beginning, VmActor};
 
 pub use crate::registry::Report;
+
+mod slots;
 
 /// One agent on one host.
 #[derive(Debug)]
 pub struct Agent<U, F, S> {
     host: Arc<Host<U, F, S>>,
     registry: Arc<Registry>,
+    slots: Arc<Slots>,
     trust: Trust,
 }
 
@@ -40,6 +45,9 @@ pub enum AdoptError {
     /// The VMs' folder could not be read.
     #[error(transparent)]
     Files(#[from] VmFilesError),
+    /// The slots' folder could not be read.
+    #[error(transparent)]
+    SlotFiles(#[from] SlotFilesError),
     /// systemd could not be asked.
     #[error(transparent)]
     Units(#[from] UnitError),
@@ -55,8 +63,10 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> Agent<U, F, S> {
         inherited: Vec<(String, OwnedFd)>,
     ) -> Result<Self, AdoptError> {
         let host = Arc::new(host);
+        let registry = Arc::new(Registry::new());
         let agent = Self {
-            registry: Arc::new(Registry::new()),
+            slots: Arc::new(Slots::new(Arc::clone(&registry))),
+            registry,
             host: Arc::clone(&host),
             trust,
         };
@@ -65,6 +75,10 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> Agent<U, F, S> {
             host.units.changes(),
             Arc::clone(&agent.registry),
         ));
+        agent.adopt_slots().await?;
+        // Of a VM whose record cannot be read nobody knows what it has.
+        let mut unreadable = Vec::new();
+        let mut claims = Vec::new();
         let mut sockets: BTreeMap<String, OwnedFd> = inherited.into_iter().collect();
         let mut orphans = host.units.list().await?;
         for vm_id in host.on_files(VmFiles::list).await? {
@@ -76,9 +90,11 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> Agent<U, F, S> {
                 Err(error) => {
                     tracing::error!(VM_ID = %vm_id, "VM left alone: {}", in_one_line(&error));
                     orphans.retain(|unit| unit.vm_id != Some(vm_id));
+                    unreadable.push(vm_id);
                     continue;
                 }
             };
+            claims.extend(record.claims().iter().map(|claim| (vm_id, claim.clone())));
             let has_unit = orphans.iter().any(|unit| unit.vm_id == Some(vm_id));
             orphans.retain(|unit| unit.vm_id != Some(vm_id));
             let socket = sockets.remove(&socket_name(vm_id));
@@ -87,6 +103,7 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> Agent<U, F, S> {
             }
             agent.spawn(record, take_up(vm_id, socket), Beginning::Adopted);
         }
+        agent.release_orphans(&unreadable, &claims).await;
         for unit in orphans {
             tracing::error!(
                 UNIT_NAME = unit.unit,
@@ -114,6 +131,7 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> Agent<U, F, S> {
         let actor = VmActor::new(
             Arc::clone(&self.host),
             Arc::clone(&self.registry),
+            Arc::clone(&self.slots),
             record,
             socket,
         );
@@ -134,7 +152,8 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> Agent<U, F, S> {
     /// What the controller is to be told.
     #[must_use]
     pub fn report(&self) -> Report {
-        self.registry.report()
+        self.registry
+            .report(self.slots.report(&self.host.slots.key))
     }
 
     /// The host that this agent works on.
@@ -143,9 +162,10 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> Agent<U, F, S> {
         &self.host
     }
 
-    /// The controller stored these results.
-    pub fn acknowledge(&self, acknowledged: &[TaskId]) {
-        self.registry.acknowledge(acknowledged);
+    /// The controller stored these results and receipts.
+    pub fn acknowledge(&self, results: &[TaskId], receipts: &[ReceiptId]) {
+        self.registry.acknowledge(results);
+        self.slots.acknowledge(results, receipts);
     }
 
     /// Take tasks as they come from the controller. Returns how many of them were news.
@@ -193,6 +213,9 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> Agent<U, F, S> {
             .trust
             .check(&task, known.as_ref().map(known_vm).as_ref(), now)
         {
+            return self.refuse(task.task_id, refused, now);
+        }
+        if let Err(refused) = self.check_slots(&task) {
             return self.refuse(task.task_id, refused, now);
         }
         self.begin(task, known, now)
@@ -305,6 +328,7 @@ fn known_vm(record: &VmRecord) -> KnownVm {
         tenant_id: record.tenant_id.clone(),
         generation: record.generation,
         spec,
+        claims: record.claims().to_vec(),
     }
 }
 

@@ -21,6 +21,8 @@ pub struct Config {
     pub vmm: PathBuf,
     /// The host's policy file; may be absent.
     pub policy: PathBuf,
+    /// The folder of approvals of slots; may be absent.
+    pub slots: PathBuf,
 }
 
 impl Default for Config {
@@ -29,6 +31,7 @@ impl Default for Config {
             state_dir: PathBuf::from("/var/lib/berth/agent"),
             vmm: PathBuf::from("/usr/libexec/berth/berth-vmm"),
             policy: PathBuf::from("/etc/berth/agent-policy.toml"),
+            slots: PathBuf::from("/etc/berth/slots.d"),
         }
     }
 }

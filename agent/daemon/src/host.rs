@@ -9,6 +9,8 @@ use berth_agent_host::service_manager::DescriptorStore;
 use berth_agent_host::vm_files::{VmFiles, VmFilesError};
 use berth_agent_host::vmm_unit::VmmUnits;
 
+use crate::slots::SlotHost;
+
 /// Everything through which the daemon changes the host.
 #[derive(Debug)]
 pub struct Host<U, F, S> {
@@ -18,6 +20,8 @@ pub struct Host<U, F, S> {
     pub files: Arc<F>,
     /// Where sockets outlive the agent.
     pub store: Arc<S>,
+    /// The slots' devices and files.
+    pub slots: SlotHost,
     /// The images.
     pub images: Images,
     /// The VMM's executable, absolute.

@@ -1,5 +1,6 @@
 //! Carries out the steps of a plan. No decisions.
 
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -11,14 +12,17 @@ use berth_agent_core::plan::DiskMissing;
 use berth_agent_core::vm_record::VmRecord;
 use berth_agent_host::images::{OpenImage, OpenImageError};
 use berth_agent_host::service_manager::{DescriptorStore, NotifyError};
+use berth_agent_host::slot_devices::{DeviceError, GuestDevices};
 use berth_agent_host::vm_files::{GuestFiles, VmFiles, VmFilesError};
 use berth_agent_host::vmm_socket::{LaunchSockets, PrepareLaunchError, VmmSocket, prepare_launch};
 use berth_agent_host::vmm_unit::{UnitError, UnitSpec, VmmUnits};
-use berth_api::agent::{FailureCode, VmSpec};
+use berth_api::agent::FailureCode;
 use berth_api::ids::VmId;
-use berth_api::vmm::{Console, Disk, FdIndex, Start};
+use berth_api::pci::PciAddress;
+use berth_api::vmm::{Console, Disk, FdIndex, Iommu, Start, Vfio, VfioDevice};
 
 use crate::host::{Host, blocking};
+use crate::slots::{SlotUnusable, Slots};
 
 /// Why a step failed.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +49,10 @@ pub(crate) enum StepError {
     Keep(#[from] NotifyError),
     #[error("could not take up the control socket")]
     Socket(#[source] io::Error),
+    #[error(transparent)]
+    Slot(#[from] SlotUnusable),
+    #[error("the slots' devices could not be opened")]
+    Devices(#[from] DeviceError),
 }
 
 impl StepError {
@@ -61,6 +69,7 @@ impl StepError {
             Self::Image(OpenImageError::Unknown { .. }) | Self::ImageName(_) => {
                 FailureCode::ImageUnknown
             }
+            Self::Slot(_) | Self::Devices(_) => FailureCode::SlotUnusable,
             Self::Files(_)
             | Self::Image(OpenImageError::Io { .. })
             | Self::Disk(_)
@@ -122,13 +131,15 @@ pub(crate) async fn ensure_disk<U: VmmUnits, F: VmFiles, S: DescriptorStore>(
 /// Start the VMM's unit, its `Start` waiting in its standard input.
 pub(crate) async fn start_unit<U: VmmUnits, F: VmFiles, S: DescriptorStore>(
     host: &Host<U, F, S>,
+    slots: &Slots,
     record: &VmRecord,
 ) -> Result<VmmSocket, StepError> {
     let spec = &record.definition.as_ref().ok_or(StepError::Undefined)?.spec;
     let image = open_image(host, record).await?;
     let vm_id = record.vm_id;
     let guest = host.on_files(move |files| files.open_guest(vm_id)).await?;
-    let sockets = prepare(host, record.vm_id, spec, &image, &guest)?;
+    let devices = open_devices(host, slots, record).await?;
+    let sockets = prepare(host, record, &image, &guest, devices.as_ref())?;
     // In the store before the process exists: an agent that dies in between leaves a socket that
     // the next one throws away, and never a process that nobody can talk to.
     let store = Arc::clone(&host.store);
@@ -146,19 +157,36 @@ pub(crate) async fn start_unit<U: VmmUnits, F: VmFiles, S: DescriptorStore>(
         executable: host.vmm.clone(),
         memory_mib: spec.memory_mib,
         vcpus: spec.vcpus,
-        locks_memory: false,
+        locks_memory: devices.is_some(),
     };
     host.units.start(&unit, sockets.vmm).await?;
     VmmSocket::new(agent).map_err(StepError::Socket)
 }
 
+/// Open the devices of a VM's slots, which are noted to be in use before.
+async fn open_devices<U: VmmUnits, F: VmFiles, S: DescriptorStore>(
+    host: &Host<U, F, S>,
+    slots: &Slots,
+    record: &VmRecord,
+) -> Result<Option<GuestDevices>, StepError> {
+    let claims = record.claims();
+    if claims.is_empty() {
+        return Ok(None);
+    }
+    let addresses = slots.open(record.vm_id, claims).await?;
+    let devices = Arc::clone(&host.slots.devices);
+    let opened = blocking(move || devices.open_for_guest(&addresses)).await?;
+    Ok(Some(opened))
+}
+
 fn prepare<U, F, S>(
     host: &Host<U, F, S>,
-    vm_id: VmId,
-    spec: &VmSpec,
+    record: &VmRecord,
     image: &OpenImage,
     guest: &GuestFiles,
+    devices: Option<&GuestDevices>,
 ) -> Result<LaunchSockets, StepError> {
+    let spec = &record.definition.as_ref().ok_or(StepError::Undefined)?.spec;
     let kvm = OpenOptions::new()
         .read(true)
         .write(true)
@@ -171,7 +199,7 @@ fn prepare<U, F, S>(
         index
     };
     let (kvm, kernel) = (add(kvm.as_fd()), add(image.kernel.as_fd()));
-    let start = Start::new(vm_id.to_string(), kvm, kernel);
+    let start = Start::new(record.vm_id.to_string(), kvm, kernel);
     let start = Start {
         vcpus: spec.vcpus,
         memory_mib: spec.memory_mib,
@@ -185,11 +213,35 @@ fn prepare<U, F, S>(
             fds: guest.consoles.each_ref().map(|file| add(file.as_fd())),
             segment_bytes: SEGMENT_BYTES,
         }),
+        vfio: devices.map(|devices| passed_through(devices, &mut add)),
         entropy: true,
         host_facts: host.host_facts.as_ref().map(|file| add(file.as_fd())),
         ..start
     };
     Ok(prepare_launch(&start, &descriptors)?)
+}
+
+/// What the VMM is told of the devices; each group is sent once.
+fn passed_through<'a>(
+    devices: &'a GuestDevices,
+    add: &mut impl FnMut(BorrowedFd<'a>) -> FdIndex,
+) -> Vfio {
+    let container = add(devices.container.as_fd());
+    let groups: BTreeMap<u32, FdIndex> = devices
+        .groups
+        .iter()
+        .map(|(group, fd)| (*group, add(fd.as_fd())))
+        .collect();
+    let device = |(address, group): &(PciAddress, u32)| {
+        let fd = *groups.get(group)?;
+        let address = address.to_string();
+        Some(VfioDevice { address, fd })
+    };
+    Vfio {
+        iommu: Iommu::Type1 { container },
+        devices: devices.devices.iter().filter_map(device).collect(),
+        peer_to_peer: false,
+    }
 }
 
 /// Ensure that neither process nor socket is left.

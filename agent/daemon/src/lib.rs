@@ -14,5 +14,7 @@ pub mod join;
 mod launch;
 pub mod node;
 mod registry;
+pub mod slot_sources;
+pub mod slots;
 pub mod sync_loop;
 mod vm_actor;

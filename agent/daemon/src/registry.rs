@@ -8,9 +8,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use berth_agent_core::vm_record::{Recall, VmRecord};
-use berth_api::agent::{ObservedVm, Task, TaskOutcome, TaskResult};
+use berth_api::agent::{ObservedVm, SignedEnvelope, Task, TaskOutcome, TaskResult};
 use berth_api::ids::{TaskId, VmId};
+use berth_api::slot::ObservedSlot;
 use tokio::sync::{Notify, mpsc, watch};
+
+use crate::slots::SlotReport;
 
 /// Results without a record that are kept until they are acknowledged. A controller that sends
 /// more nonsense than this loses the oldest answers.
@@ -60,6 +63,10 @@ pub struct Report {
     pub results: Vec<TaskResult>,
     /// All VMs.
     pub vms: Vec<ObservedVm>,
+    /// All slots.
+    pub slots: Vec<ObservedSlot>,
+    /// Receipts that the controller has not acknowledged, oldest first; not all if they are many.
+    pub receipts: Vec<SignedEnvelope>,
 }
 
 #[derive(Debug)]
@@ -255,7 +262,7 @@ impl Registry {
         }
     }
 
-    pub(crate) fn report(&self) -> Report {
+    pub(crate) fn report(&self, slots: SlotReport) -> Report {
         let state = self.state();
         let mut results: Vec<TaskResult> = state
             .vms
@@ -274,7 +281,10 @@ impl Registry {
                 })
                 .cloned(),
         );
+        results.extend(slots.results);
         Report {
+            slots: slots.slots,
+            receipts: slots.receipts,
             results,
             vms: state
                 .vms

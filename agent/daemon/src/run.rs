@@ -1,5 +1,6 @@
 //! `berth-agent run`: the daemon's wiring, from the descriptors it inherits to its last word.
 
+use std::convert::Infallible;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,13 +11,17 @@ use berth_agent::config::Config;
 use berth_agent::controller::{Controller, ControllerUrl};
 use berth_agent::host::Host;
 use berth_agent::node::{Node, load_key};
+use berth_agent::slot_sources::{ApprovalFolder, SlotChanges};
+use berth_agent::slots::SlotHost;
 use berth_agent::sync_loop::SyncLoop;
 use berth_agent_core::task_check::Trust;
 use berth_agent_host::capacity::{self, KVM_DEVICE};
+use berth_agent_host::folder_watch::FolderWatch;
 use berth_agent_host::host_facts;
-use berth_agent_host::image_watch::ImageWatch;
 use berth_agent_host::images::Images;
 use berth_agent_host::service_manager::{DescriptorStore, ServiceManager, inherited_descriptors};
+use berth_agent_host::slot_devices::{DRIVER_LIMIT, LinuxSlotDevices};
+use berth_agent_host::slot_files::LinuxSlotFiles;
 use berth_agent_host::vm_files::{LinuxVmFiles, VmFiles};
 use berth_agent_host::vmm_unit::{SystemdUnits, VmmUnits};
 use tokio::signal::unix::{SignalKind, signal};
@@ -29,7 +34,7 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<()> {
     // Held until the process ends: two agents on one state would both act on every task.
     let _lock = lock(config)?;
     let node = Node::load(&config.state_dir)?;
-    let key = load_key(&config.state_dir)?;
+    let key = Arc::new(load_key(&config.state_dir)?);
     let Some(task_keys) = node.task_keys() else {
         bail!("node.json holds a task key that is not a key; join again");
     };
@@ -39,6 +44,13 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<()> {
         task_keys,
         policy: config.read_policy(berth_agent_host::capacity::own_uid())?,
     };
+    let slots = SlotHost {
+        devices: Arc::new(LinuxSlotDevices::new(Path::new("/"), DRIVER_LIMIT)),
+        files: Arc::new(LinuxSlotFiles::new(config.state_dir.join("slots"))?),
+        approvals: Arc::new(ApprovalFolder::new(&config.slots)),
+        node_id: node.node_id,
+        key: Arc::clone(&key),
+    };
     let sync_loop = SyncLoop {
         controller: Controller::new(ControllerUrl::parse(&node.controller_url)?),
         node,
@@ -46,7 +58,7 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<()> {
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         state_dir: config.state_dir.clone(),
     };
-    crate::runtime()?.block_on(serve(config, trust, sync_loop, inherited))
+    crate::runtime()?.block_on(serve(config, trust, sync_loop, slots, inherited))
 }
 
 fn lock(config: &Config) -> anyhow::Result<File> {
@@ -62,6 +74,7 @@ async fn serve(
     config: &Config,
     trust: Trust,
     sync_loop: SyncLoop,
+    slots: SlotHost,
     inherited: Vec<(String, std::os::fd::OwnedFd)>,
 ) -> anyhow::Result<()> {
     let manager = Arc::new(
@@ -74,6 +87,7 @@ async fn serve(
         units,
         files: Arc::new(LinuxVmFiles::new(config.state_dir.join("vms"))?),
         store: Arc::clone(&manager),
+        slots,
         images: Images::new(config.state_dir.join("images"))
             .context("could not open the images")?,
         vmm: config.vmm.clone(),
@@ -81,7 +95,9 @@ async fn serve(
         host_facts: find_facts(&config.vmm),
         boot_id: capacity::identity()?.boot_id,
     };
-    let image_watch = ImageWatch::open(host.images.root()).context("could not watch the images")?;
+    let images = FolderWatch::open(host.images.root()).context("could not watch the images")?;
+    // Listened to before the first look, so that no change falls in between.
+    let changes = SlotChanges::open(&config.slots);
     let agent = Agent::adopt(host, trust, inherited).await?;
     manager.ready()?;
     tracing::info!(NODE_ID = %sync_loop.node.node_id, "ready");
@@ -92,7 +108,8 @@ async fn serve(
     tokio::select! {
         () = sync_loop.run(&agent) => bail!("the sync loop ended"),
         failed = keep_alive(&manager) => failed?,
-        () = tell_of_images(image_watch, &agent) => bail!("the watch over the images ended"),
+        () = tell_of_images(images, &agent) => bail!("the watch over the images ended"),
+        never = look_at_slots(changes, &agent) => match never {},
         () = disconnected => bail!("the connection to systemd ended"),
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
@@ -111,11 +128,22 @@ fn find_facts(vmm: &Path) -> Option<File> {
 
 /// Make every change of the images news for the controller.
 async fn tell_of_images<U: VmmUnits, F: VmFiles, S: DescriptorStore>(
-    mut watch: ImageWatch,
+    mut watch: FolderWatch,
     agent: &Agent<U, F, S>,
 ) {
     while watch.changed().await {
         agent.host_changed();
+    }
+}
+
+/// Look at the slots whenever something about them may have changed.
+async fn look_at_slots<U: VmmUnits, F: VmFiles, S: DescriptorStore>(
+    mut changes: SlotChanges,
+    agent: &Agent<U, F, S>,
+) -> Infallible {
+    loop {
+        changes.next().await;
+        agent.look_at_slots().await;
     }
 }
 

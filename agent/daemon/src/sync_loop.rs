@@ -7,6 +7,7 @@
 //! pause, so that a thousand agents do not come back at once.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -73,7 +74,7 @@ pub struct SyncLoop {
     /// Who we are.
     pub node: Node,
     /// Our key.
-    pub key: SigningKey,
+    pub key: Arc<SigningKey>,
     /// Our version.
     pub agent_version: String,
     /// The agent's folder, for its free space.
@@ -135,8 +136,12 @@ impl SyncLoop {
                     took_ms = asked.elapsed().as_millis(),
                     "sync answered"
                 );
-                agent.acknowledge(&reply.acknowledged);
-                let news = agent.take(&reply.tasks).await > 0 || !reply.acknowledged.is_empty();
+                agent.acknowledge(&reply.acknowledged, &reply.acknowledged_receipts);
+                let taken = agent.take(&reply.tasks).await;
+                let taken = taken.saturating_add(agent.take_slot_tasks(&reply.slot_tasks));
+                let news = taken > 0
+                    || !reply.acknowledged.is_empty()
+                    || !reply.acknowledged_receipts.is_empty();
                 // A controller that does not hold the poll, or repeats what is at work already,
                 // must not keep this host busy.
                 if wait_seconds == 0 || news || asked.elapsed() >= NOTHING_NEW_PAUSE {
@@ -191,8 +196,8 @@ impl SyncLoop {
             wait_seconds,
             results: report.results,
             vms: report.vms,
-            slots: Vec::new(),
-            receipts: Vec::new(),
+            slots: report.slots,
+            receipts: report.receipts,
             images: images.map_err(|error| in_one_line(&error))?,
             capacity: capacity.map_err(|error| in_one_line(&error))?,
         })

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use berth_agent_core::phase::{Effect, End, Event, Phase};
-use berth_agent_core::plan::{Observed, Step, UnitPresence, Want, plan};
+use berth_agent_core::plan::{Observed, SlotPresence, Step, UnitPresence, Want, plan};
 use berth_agent_core::vm_record::VmRecord;
 use berth_agent_host::service_manager::DescriptorStore;
 use berth_agent_host::vm_files::{VmFiles, VmFilesError};
@@ -25,6 +25,7 @@ use crate::clock;
 use crate::host::Host;
 use crate::launch::{self, StepError, in_one_line};
 use crate::registry::{Message, Registry};
+use crate::slots::Slots;
 
 /// Longest time from a unit's start, or from the last word that its memory is being prepared, to
 /// its guest's first instruction. Building a machine takes milliseconds; a host that swaps takes
@@ -38,6 +39,7 @@ const MAX_VMM_WORDS: usize = 1000;
 pub(crate) struct VmActor<U, F, S> {
     host: Arc<Host<U, F, S>>,
     registry: Arc<Registry>,
+    slots: Arc<Slots>,
     record: VmRecord,
     socket: Option<VmmSocket>,
     /// When a launch or a graceful stop has taken too long.
@@ -56,12 +58,14 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> VmActor<U, F, S> {
     pub(crate) fn new(
         host: Arc<Host<U, F, S>>,
         registry: Arc<Registry>,
+        slots: Arc<Slots>,
         record: VmRecord,
         socket: Option<VmmSocket>,
     ) -> Self {
         Self {
             host,
             registry,
+            slots,
             record,
             socket,
             deadline: None,
@@ -429,10 +433,18 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> VmActor<U, F, S> {
                     self.socket = None;
                 }
                 Step::EnsureDisk => self.ensure_disk().await?,
+                Step::EnsureSlotsReady => {
+                    let (vm_id, tenant_id) = (self.record.vm_id, &self.record.tenant_id);
+                    let claims = self.record.claims();
+                    self.slots.ensure_ready(vm_id, tenant_id, claims).await?;
+                }
                 Step::EnsureUnit => {
-                    self.socket = Some(launch::start_unit(&self.host, &self.record).await?);
+                    let started = launch::start_unit(&self.host, &self.slots, &self.record);
+                    self.socket = Some(started.await?);
                     self.deadline = Some(Instant::now() + LAUNCH_TIMEOUT);
                 }
+                Step::EnsureSlotsIdle => self.slots.guest_gone(self.record.vm_id).await?,
+                Step::EnsureSlotsReleased => self.slots.release(self.record.vm_id).await?,
                 Step::EnsureFilesGone => {
                     let vm_id = self.record.vm_id;
                     self.host
@@ -460,6 +472,10 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> VmActor<U, F, S> {
             disk: files.disk,
             files: files.any,
             unit,
+            slots: SlotPresence {
+                wanted: !self.record.claims().is_empty(),
+                held: self.slots.held_by(vm_id),
+            },
         })
     }
 

@@ -12,12 +12,15 @@ use std::fs::File;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use berth_agent_core::slot::record::SlotRecord;
 use berth_agent_core::vm_record::VmRecord;
-use berth_api::ids::VmId;
+use berth_api::agent::SignedEnvelope;
+use berth_api::ids::{ReceiptId, SlotId, VmId};
 
 use tokio::sync::watch;
 
 use crate::service_manager::{DescriptorStore, NotifyError};
+use crate::slot_files::{LinuxSlotFiles, SlotFiles, SlotFilesError};
 use crate::vm_files::{FilePresence, GuestFiles, LinuxVmFiles, VmFiles, VmFilesError};
 
 pub use slot_devices::{DeviceCall, DeviceFault, FakeDevice, FakeSlotDevices, GUEST_PID};
@@ -181,6 +184,55 @@ impl VmFiles for FaultyVmFiles {
 
     fn ensure_gone(&self, vm_id: VmId) -> Result<(), VmFilesError> {
         self.guard(|| self.inner.ensure_gone(vm_id))
+    }
+}
+
+/// Real files of slots with a fuse.
+#[derive(Debug)]
+pub struct FaultySlotFiles {
+    inner: LinuxSlotFiles,
+    fuse: Fuse,
+}
+
+impl FaultySlotFiles {
+    /// Files that fail when the fuse burns.
+    #[must_use]
+    pub fn new(inner: LinuxSlotFiles, fuse: Fuse) -> Self {
+        Self { inner, fuse }
+    }
+
+    fn guard<T>(
+        &self,
+        act: impl FnOnce() -> Result<T, SlotFilesError>,
+    ) -> Result<T, SlotFilesError> {
+        self.fuse.guard(|| SlotFilesError::Injected, act)
+    }
+}
+
+impl SlotFiles for FaultySlotFiles {
+    fn list(&self) -> Result<Vec<SlotId>, SlotFilesError> {
+        self.inner.list()
+    }
+
+    fn read_record(&self, slot_id: SlotId) -> Result<Option<SlotRecord>, SlotFilesError> {
+        self.inner.read_record(slot_id)
+    }
+
+    fn set_record_aside(&self, slot_id: SlotId) -> Result<(), SlotFilesError> {
+        self.guard(|| self.inner.set_record_aside(slot_id))
+    }
+
+    fn write_record(&self, record: &SlotRecord) -> Result<(), SlotFilesError> {
+        self.guard(|| self.inner.write_record(record))
+    }
+
+    fn ensure_receipt(
+        &self,
+        slot_id: SlotId,
+        receipt_id: ReceiptId,
+        receipt: &SignedEnvelope,
+    ) -> Result<(), SlotFilesError> {
+        self.guard(|| self.inner.ensure_receipt(slot_id, receipt_id, receipt))
     }
 }
 

@@ -98,6 +98,12 @@ impl Folder {
         self.sync()
     }
 
+    /// Give a file another name; the name is on the disk when this returns.
+    pub(crate) fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        renameat(&self.fd, from, &self.fd, to)?;
+        self.sync()
+    }
+
     /// Replace a small file as a whole.
     pub(crate) fn replace(&self, name: &str, content: &[u8]) -> io::Result<()> {
         let temporary = format!("{name}.new");

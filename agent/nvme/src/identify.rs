@@ -93,7 +93,6 @@ pub fn identify(drive: &mut Drive<'_>) -> Result<BTreeMap<String, String>, Drive
         || "none".to_owned(),
         |found| format!("{} bytes each, {} active", found.bytes, found.active),
     );
-    let slots = firmware_slots(drive)?;
     let controller = &look.controller;
     let capabilities = format!(
         "oacs {:04x}, fna {:02x}, sanicap {:08x}, cmic {:02x}",
@@ -113,7 +112,6 @@ pub fn identify(drive: &mut Drive<'_>) -> Result<BTreeMap<String, String>, Drive
         (serial_kind::NVME_SERIAL, controller.serial.clone()),
         (serial_kind::NVME_MODEL, controller.model.clone()),
         (setting::FIRMWARE, controller.firmware.clone()),
-        (setting::FIRMWARE_SLOTS, slots),
         (setting::NAMESPACES, look.layout().to_string()),
         (setting::BOOT_PARTITIONS, boot),
         (setting::VERSION, version),
@@ -121,6 +119,12 @@ pub fn identify(drive: &mut Drive<'_>) -> Result<BTreeMap<String, String>, Drive
     ]
     .map(|(name, value)| (name.to_owned(), value))
     .into();
+    // Refused while a sanitize runs or after one has failed; all else is told then, too.
+    match firmware_slots(drive) {
+        Ok(slots) => drop(found.insert(setting::FIRMWARE_SLOTS.to_owned(), slots)),
+        Err(DriveError::Refused { .. }) => {}
+        Err(error) => return Err(error),
+    }
     if !controller.subsystem_name.is_empty() {
         found.insert(
             setting::SUBSYSTEM.to_owned(),

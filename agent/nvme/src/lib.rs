@@ -6,12 +6,32 @@
 //! and has no unsafe code.
 #![forbid(unsafe_code)]
 
+mod blocks;
 mod command;
 pub mod drive;
 pub mod error;
+mod features;
 mod fields;
+mod format;
 pub mod identify;
+mod marks;
+#[cfg(feature = "model")]
+pub mod model;
+mod namespaces;
+mod overwrite;
+mod plan;
 mod queue;
+mod read_back;
 mod registers;
+mod restore;
+mod sample;
+mod sanitize;
+mod sanitize_log;
+mod security;
 pub mod status;
+mod stream;
+#[cfg(feature = "model")]
+pub mod suite;
 pub mod transport;
+pub mod wipe;
+pub mod wipe_error;

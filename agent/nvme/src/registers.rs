@@ -78,6 +78,11 @@ impl Capabilities {
         self.field(45, 1) != 0
     }
 
+    /// Whether there is a persistent memory region (PMRS).
+    pub(crate) fn has_persistent_memory(self) -> bool {
+        self.field(56, 1) != 0
+    }
+
     /// Bytes of the smallest page (MPSMIN).
     pub(crate) fn min_page_bytes(self) -> u64 {
         4096 << self.field(48, 4)

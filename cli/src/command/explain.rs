@@ -92,7 +92,7 @@ fn texts(code: ErrorCode) -> (&'static str, &'static str) {
         ),
         ErrorCode::ShapeNotSupported => (
             "No host could ever run a VM of this size and kind.",
-            "Ask for fewer vCPUs, less memory or a smaller disk.",
+            "Ask for fewer vCPUs, less memory or a smaller disk, and for whole devices without a fabric.",
         ),
         ErrorCode::Unauthorized => (
             "The request carries no token.",
@@ -113,6 +113,14 @@ fn texts(code: ErrorCode) -> (&'static str, &'static str) {
         ErrorCode::PermissionDenied => (
             "The token is good but its scope does not cover this.",
             "Use a token with the scope in `required_scope`; `berthctl me` shows what yours has.",
+        ),
+        ErrorCode::SlotClassNotAllowed => (
+            "The tenant has no ceiling for slots of this class, so it may use none.",
+            "Ask an operator (`berthctl tenant update --slot-limit CLASS=N`), or ask for a class that `berthctl slot classes` lists.",
+        ),
+        ErrorCode::SlotNotApproved => (
+            "The owner of the slot's host has not approved it, or no operator has admitted it.",
+            "On its host: `berthctl slot check` and `berthctl slot approve`; then an operator: `berthctl slot admit`.",
         ),
         ErrorCode::NotFound => (
             "There is no such object, or it is not yours to see.",
@@ -138,6 +146,10 @@ fn texts(code: ErrorCode) -> (&'static str, &'static str) {
             "The object's present state does not allow this.",
             "The error names the state and those that allow it; `berthctl vm wait` waits for one.",
         ),
+        ErrorCode::ClaimConflict => (
+            "Another VM has the slot that was asked for by its id.",
+            "Ask for the slot's class instead, or wait until that VM is gone and the slot is wiped.",
+        ),
         ErrorCode::TenantNotEmpty => (
             "The tenant still owns something.",
             "Delete its VMs first: `berthctl vm list --tenant ID`.",
@@ -158,6 +170,14 @@ fn texts(code: ErrorCode) -> (&'static str, &'static str) {
             "As things are, no node can ever take this VM.",
             "`reasons` counts the nodes by what is wrong; ask for less or for another image, or add a node.",
         ),
+        ErrorCode::IommuGroupUnsafe => (
+            "The slot's host does not keep its devices apart from others, so nobody gets it.",
+            "On its host: `berthctl slot check` names what shares the group and what to change in firmware or on the command line.",
+        ),
+        ErrorCode::DeviceIdentityChanged => (
+            "The slot's devices are not those that were approved: something was swapped, moved or reprogrammed.",
+            "Look at `berthctl slot show`; if the change was wanted, approve the slot on its host and admit it anew.",
+        ),
         ErrorCode::QuotaExceeded => (
             "The tenant's ceiling is reached; `quota` has the numbers.",
             "Delete something, or ask an operator for more (`berthctl tenant update`).",
@@ -176,7 +196,7 @@ fn texts(code: ErrorCode) -> (&'static str, &'static str) {
         ),
         ErrorCode::NoCapacity => (
             "All nodes that could take this VM are full now.",
-            "Try again later, ask for less, or add a node; `reasons` counts the nodes by what they lack.",
+            "Try again later, ask for less, or add a node; `reasons` counts nodes and slots by what they lack.",
         ),
         ErrorCode::AuditUnavailable => (
             "The ledger cannot be written, so nothing is changed.",

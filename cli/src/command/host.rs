@@ -6,14 +6,14 @@ use clap::Subcommand;
 
 use crate::failure::Failure;
 use crate::host::judge::{Check, Status, judge};
-use crate::host::snapshot;
+use crate::host::{slots, snapshot};
 use crate::screen::Screen;
 use crate::table::{Cell, Table, Tone};
 
 /// What can be asked of this host.
 #[derive(Subcommand, Debug)]
 pub(crate) enum HostCommand {
-    /// Check what berth needs: KVM, IOMMU, huge pages, cgroups, versions
+    /// Check what berth needs: KVM, IOMMU, huge pages, cgroups, versions, and what slots need
     ///
     /// Each line says what was found and, if it is not ok, what to do. Exits with 1 if a check
     /// failed; warnings do not count.
@@ -39,7 +39,8 @@ pub(crate) fn run(screen: &mut Screen, command: &HostCommand) -> Result<(), Fail
 }
 
 fn check(screen: &mut Screen, vmm: &Path, sysroot: &Path) -> Result<(), Failure> {
-    let checks = judge(&snapshot::read(sysroot, vmm));
+    let mut checks = judge(&snapshot::read(sysroot, vmm));
+    checks.extend(slots::checks(sysroot));
     screen.show(&checks, || table(&checks))?;
     match checks
         .iter()

@@ -1,5 +1,7 @@
 //! `berthctl tenant`: the namespaces and their ceilings.
 
+use std::collections::BTreeMap;
+
 use berth_api::rest::{CreateTenant, Tenant};
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
@@ -7,7 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::client::Path;
 use crate::failure::Failure;
 use crate::session::Session;
-use crate::table::Table;
+use crate::table::{Cell, Table, optional};
 
 /// What can be done with tenants.
 #[derive(Subcommand, Debug)]
@@ -28,6 +30,9 @@ pub(crate) enum TenantCommand {
         /// Requests per minute
         #[arg(long, value_name = "N")]
         api_rate_limit_rpm: u32,
+        /// Slots of a class that may be held at once; may be repeated. Of other classes none
+        #[arg(long = "slot-limit", value_name = "CLASS=N", value_parser = parse_slot_limit)]
+        slot_limits: Vec<(String, u32)>,
     },
     /// List all tenants
     List {
@@ -70,6 +75,10 @@ pub(crate) struct TenantChanges {
     /// Requests per minute
     #[arg(long, value_name = "N")]
     api_rate_limit_rpm: Option<u32>,
+    /// Slots of a class that may be held at once; may be repeated. Takes the place of all slot limits:
+    /// a class that is not named, or has 0, may not be used
+    #[arg(long = "slot-limit", value_name = "CLASS=N", value_parser = parse_slot_limit)]
+    slot_limits: Vec<(String, u32)>,
 }
 
 impl TenantChanges {
@@ -85,6 +94,10 @@ impl TenantChanges {
                 "api_rate_limit_rpm",
                 self.api_rate_limit_rpm.map(Value::from),
             ),
+            (
+                "slot_limits",
+                (!self.slot_limits.is_empty()).then(|| limits_of(&self.slot_limits)),
+            ),
         ];
         let given: Map<String, Value> = members
             .into_iter()
@@ -92,6 +105,23 @@ impl TenantChanges {
             .collect();
         Value::Object(given)
     }
+}
+
+fn parse_slot_limit(text: &str) -> Result<(String, u32), String> {
+    let parts = text.split_once('=');
+    match parts.and_then(|(class, count)| Some((class, count.parse().ok()?))) {
+        Some((class, count)) if !class.is_empty() => Ok((class.to_owned(), count)),
+        _ => Err("write it as CLASS=N, such as nvme=4".to_owned()),
+    }
+}
+
+fn limits_of(limits: &[(String, u32)]) -> Value {
+    limits
+        .iter()
+        .cloned()
+        .collect::<BTreeMap<_, _>>()
+        .into_iter()
+        .collect()
 }
 
 /// Run one of them.
@@ -104,6 +134,7 @@ pub(crate) fn run(session: &mut Session, command: TenantCommand) -> Result<(), F
             max_vms,
             storage_quota_gb,
             api_rate_limit_rpm,
+            slot_limits,
         } => {
             let body = json!(CreateTenant {
                 display_name: display_name.unwrap_or_else(|| tenant_id.clone()),
@@ -111,6 +142,7 @@ pub(crate) fn run(session: &mut Session, command: TenantCommand) -> Result<(), F
                 max_vms,
                 storage_quota_gb,
                 api_rate_limit_rpm,
+                slot_limits: slot_limits.into_iter().collect(),
             });
             session
                 .client
@@ -159,8 +191,33 @@ pub(crate) fn object_table(tenant: &Tenant) -> Table {
         ("max VMs", tenant.max_vms.into()),
         ("storage quota GB", tenant.storage_quota_gb.into()),
         ("API requests per minute", tenant.api_rate_limit_rpm.into()),
+        ("slots", slot_limits(&tenant.slot_limits)),
         ("created", (&tenant.created_at).into()),
         ("revision", tenant.revision.into()),
         ("ledger entry", tenant.audit_index.into()),
     ])
+}
+
+fn slot_limits(limits: &BTreeMap<String, u32>) -> Cell {
+    let texts: Vec<String> = limits
+        .iter()
+        .map(|(class, count)| format!("{class}={count}"))
+        .collect();
+    optional((!texts.is_empty()).then(|| texts.join(" ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_limit_is_a_class_and_a_number() {
+        assert_eq!(
+            parse_slot_limit("gpu.h100=4"),
+            Ok(("gpu.h100".to_owned(), 4))
+        );
+        for wrong in ["nvme", "nvme=", "=4", "nvme=x", "nvme=-1", ""] {
+            assert!(parse_slot_limit(wrong).is_err(), "{wrong}");
+        }
+    }
 }

@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 
 use berth_api::agent::StopMode;
 use berth_api::ids::{OperationId, VmId};
-use berth_api::rest::{CreateVm, Operation, StopVm, Vm, VmState};
+use berth_api::rest::{CreateVm, Operation, SlotRequest, StopVm, Vm, VmSlot, VmState};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use crate::client::{Path, Reply};
 use crate::command::catalogue::operation_table;
+use crate::command::slot::receipts::{self, ReceiptArguments};
+use crate::command::slot::remote::wire_word;
 use crate::console;
 use crate::duration::parse_seconds;
 use crate::failure::Failure;
@@ -75,6 +77,13 @@ pub(crate) enum VmCommand {
         #[command(flatten)]
         wait: WaitArguments,
     },
+    /// What hosts have signed about the slots of a VM; of a deleted one by its id
+    Receipts {
+        /// Its name or id
+        vm: String,
+        #[command(flatten)]
+        output: ReceiptArguments,
+    },
     /// Wait until a VM is in a state
     Wait {
         /// Its name or id
@@ -105,6 +114,9 @@ pub(crate) struct VmShape {
     /// Root disk in GB [default: the image's own size]
     #[arg(long, value_name = "GB")]
     disk_gb: Option<u32>,
+    /// Slots whose devices the guest gets; may be repeated: class=nvme, class=nvme,count=2 or id=slot_…
+    #[arg(long = "slot", value_name = "SLOT", value_parser = parse_slot)]
+    slots: Vec<SlotRequest>,
     /// A label; may be repeated
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = parse_label)]
     labels: Vec<(String, String)>,
@@ -151,8 +163,32 @@ impl From<VmShape> for CreateVm {
             disk_gb: shape.disk_gb,
             image: shape.image,
             tenant_id: shape.tenant,
+            slots: shape.slots,
             labels: shape.labels.into_iter().collect(),
         }
+    }
+}
+
+fn parse_slot(text: &str) -> Result<SlotRequest, String> {
+    let mut request = SlotRequest::default();
+    for part in text.split(',') {
+        match part.split_once('=') {
+            Some(("class", class)) if request.class.is_none() && !class.is_empty() => {
+                request.class = Some(class.to_owned());
+            }
+            Some(("count", count)) if request.count.is_none() => {
+                let count = count.parse().map_err(|_| "count is a number".to_owned())?;
+                request.count = Some(count);
+            }
+            Some(("id", id)) if request.slot_id.is_none() => {
+                request.slot_id = Some(id.parse().map_err(|error| format!("{error}"))?);
+            }
+            _ => return Err("write it as class=NAME[,count=N] or id=slot_…".to_owned()),
+        }
+    }
+    match (&request.class, &request.slot_id, request.count) {
+        (Some(_), None, _) | (None, Some(_), None) => Ok(request),
+        _ => Err("write it as class=NAME[,count=N] or id=slot_…".to_owned()),
     }
 }
 
@@ -199,6 +235,10 @@ pub(crate) fn run(session: &mut Session, command: VmCommand) -> Result<(), Failu
         VmCommand::Delete { vm, wait } => {
             let reply = session.client.delete(path(&vm))?;
             show_operation_after(session, &reply, VmState::Deleted, &wait)
+        }
+        VmCommand::Receipts { vm, output } => {
+            let items = session.client.list(&verb(&vm, "receipts"), None)?;
+            receipts::show(session, &items, &output)
         }
         VmCommand::Wait { vm, state, timeout } => {
             let goal = Goal {
@@ -317,10 +357,29 @@ pub(crate) fn object_table(vm: &Vm) -> Table {
         ("disk GB", vm.disk_gb.into()),
         ("image", (&vm.image).into()),
         ("node", optional(vm.node_id)),
+        ("slots", slots(&vm.slots)),
         ("labels", labels(&vm.labels)),
         ("created", (&vm.created_at).into()),
         ("operation", optional(vm.operation)),
     ])
+}
+
+/// The slots that a VM has; with their problems, where they have some.
+fn slots(slots: &[VmSlot]) -> Cell {
+    let texts: Vec<String> = slots
+        .iter()
+        .map(|slot| match &slot.problem {
+            None => format!("{} {} {}", slot.slot_id, slot.class, wire_word(&slot.state)),
+            Some(problem) => format!(
+                "{} {} {} ({})",
+                slot.slot_id,
+                slot.class,
+                wire_word(&slot.state),
+                wire_word(&problem.code)
+            ),
+        })
+        .collect();
+    optional((!texts.is_empty()).then(|| texts.join(", ")))
 }
 
 fn labels(labels: &BTreeMap<String, String>) -> Cell {
@@ -372,6 +431,39 @@ mod tests {
         for text in ["0", "3601s", "2h", "", "1d", "4294967297s"] {
             assert!(parse_stop_timeout(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn slots_are_asked_for_by_class_or_by_id() {
+        let of_class = |count| SlotRequest {
+            class: Some("nvme".to_owned()),
+            count,
+            ..SlotRequest::default()
+        };
+        assert_eq!(parse_slot("class=nvme"), Ok(of_class(None)));
+        assert_eq!(parse_slot("class=nvme,count=2"), Ok(of_class(Some(2))));
+        assert_eq!(parse_slot("count=2,class=nvme"), Ok(of_class(Some(2))));
+        let id = berth_api::ids::SlotId::generate();
+        let one = SlotRequest {
+            slot_id: Some(id),
+            ..SlotRequest::default()
+        };
+        assert_eq!(parse_slot(&format!("id={id}")), Ok(one));
+        for wrong in [
+            "",
+            "nvme",
+            "class=",
+            "count=2",
+            "class=a,class=b",
+            "class=a,count=x",
+            "id=vm_x",
+            "class=a,id=slot_x",
+            "class=a,mig=1",
+        ] {
+            assert!(parse_slot(wrong).is_err(), "{wrong}");
+        }
+        parse_slot(&format!("id={id},count=2")).unwrap_err();
+        parse_slot(&format!("id={id},class=nvme")).unwrap_err();
     }
 
     #[test]

@@ -9,5 +9,6 @@ pub mod placement;
 pub mod quota;
 pub mod rate;
 pub mod shape;
+pub mod slot;
 pub mod stop;
 pub mod vm;

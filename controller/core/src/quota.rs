@@ -4,39 +4,40 @@ use berth_api::ids::TenantId;
 use berth_api::rest::{QuotaDetail, Usage};
 
 /// What tenants are charged for.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Resource {
     /// VMs that exist, in whatever state.
     Vms,
     /// Root disks, in GiB.
     StorageGb,
+    /// Slots of a class that VMs hold.
+    Slots(String),
 }
 
 impl Resource {
-    /// Every resource.
-    pub const ALL: &'static [Self] = &[Self::Vms, Self::StorageGb];
-
-    /// The name in bodies and in the database.
+    /// The name in bodies.
     #[must_use]
-    pub fn as_str(self) -> &'static str {
+    pub fn name(&self) -> String {
         match self {
-            Self::Vms => "vms",
-            Self::StorageGb => "storage_gb",
+            Self::Vms => "vms".to_owned(),
+            Self::StorageGb => "storage_gb".to_owned(),
+            Self::Slots(class) => format!("slots.{class}"),
         }
     }
 
     /// What the ceiling is called in a tenant's record.
     #[must_use]
-    pub fn limit_field(self) -> &'static str {
+    pub fn limit_field(&self) -> String {
         match self {
-            Self::Vms => "max_vms",
-            Self::StorageGb => "storage_quota_gb",
+            Self::Vms => "max_vms".to_owned(),
+            Self::StorageGb => "storage_quota_gb".to_owned(),
+            Self::Slots(class) => format!("slot_limits.{class}"),
         }
     }
 }
 
 /// A resource's ceiling and what is charged against it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Counter {
     /// Which resource.
     pub resource: Resource,
@@ -57,7 +58,7 @@ impl Counter {
     #[must_use]
     pub fn to_usage(&self) -> Usage {
         Usage {
-            resource: self.resource.as_str().to_owned(),
+            resource: self.resource.name(),
             limit: self.limit,
             used: self.used,
             remaining: self.remaining(),
@@ -67,7 +68,7 @@ impl Counter {
 
 /// A charge over the ceiling.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("tenant {tenant} may have {} {} and has {}", counter.limit, counter.resource.as_str(), counter.used)]
+#[error("tenant {tenant} may have {} {} and has {}", counter.limit, counter.resource.name(), counter.used)]
 pub struct QuotaDenied {
     /// Whose ceiling.
     pub tenant: TenantId,
@@ -82,7 +83,7 @@ impl QuotaDenied {
     #[must_use]
     pub fn to_detail(&self) -> QuotaDetail {
         QuotaDetail {
-            resource: self.counter.resource.as_str().to_owned(),
+            resource: self.counter.resource.name(),
             limit: self.counter.limit,
             used: self.counter.used,
             requested: self.requested,

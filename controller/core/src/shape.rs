@@ -2,8 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use berth_api::rest::CreateVm;
+use berth_api::rest::{CreateVm, SlotRequest};
 use berth_api::vmm::{MAX_MEMORY_MIB, MAX_VCPUS};
+
+use crate::placement::SlotWish;
+use crate::slot::{is_class_name, is_shared_device_class};
 
 /// vCPUs unless the request says otherwise.
 pub const DEFAULT_VCPUS: u32 = 1;
@@ -13,6 +16,8 @@ pub const DEFAULT_MEMORY_MB: u64 = 512;
 pub const MIN_MEMORY_MB: u64 = 128;
 /// Largest root disk, in GiB.
 pub const MAX_DISK_GB: u32 = 65_536;
+/// Most slots of one VM.
+pub const MAX_SLOTS: u32 = 32;
 const MAX_LABELS: usize = 64;
 const MAX_LABEL_CHARS: usize = 128;
 
@@ -29,6 +34,8 @@ pub struct Shape {
     pub disk_gb: Option<u32>,
     /// Image name.
     pub image: String,
+    /// Slots.
+    pub slots: Vec<SlotWish>,
     /// Free labels.
     pub labels: BTreeMap<String, String>,
 }
@@ -51,6 +58,14 @@ pub enum ShapeDenied {
         field: &'static str,
         /// The most that is possible.
         max: u64,
+    },
+    /// Well-formed, but nothing that berth gives.
+    #[error("field `{field}`: {problem}")]
+    Unsupported {
+        /// Which field.
+        field: &'static str,
+        /// What is given instead.
+        problem: &'static str,
     },
 }
 
@@ -114,8 +129,66 @@ pub fn validate(request: CreateVm) -> Result<Shape, ShapeDenied> {
         memory_mb,
         disk_gb: request.disk_gb,
         image: request.image,
+        slots: slot_wishes(request.slots)?,
         labels: request.labels,
     })
+}
+
+fn slot_wishes(requests: Vec<SlotRequest>) -> Result<Vec<SlotWish>, ShapeDenied> {
+    let mut total = 0_u32;
+    let mut wishes = Vec::new();
+    for request in requests {
+        let wish = slot_wish(request)?;
+        total = total.saturating_add(match &wish {
+            SlotWish::Class { count, .. } => *count,
+            SlotWish::One(_) => 1,
+        });
+        if wishes.contains(&wish) && matches!(wish, SlotWish::One(_)) {
+            return Err(ShapeDenied::Field {
+                field: "slots",
+                problem: "names one slot twice",
+            });
+        }
+        wishes.push(wish);
+    }
+    in_range("slots", total.into(), 0, MAX_SLOTS.into(), "")?;
+    Ok(wishes)
+}
+
+fn slot_wish(request: SlotRequest) -> Result<SlotWish, ShapeDenied> {
+    let wrong = |field, problem| Err(ShapeDenied::Field { field, problem });
+    if request.fabric.is_some_and(|fabric| fabric != "none") {
+        return Err(ShapeDenied::Unsupported {
+            field: "slots.fabric",
+            problem: "no fabric's isolation is verified, so none is given; leave it out",
+        });
+    }
+    match (request.class, request.slot_id) {
+        (Some(class), None) if is_shared_device_class(&class) => Err(ShapeDenied::Unsupported {
+            field: "slots.class",
+            problem: "slots hold whole devices; shared GPUs, MIG and vGPU are not given",
+        }),
+        (Some(class), None) if !is_class_name(&class) => wrong(
+            "slots.class",
+            "name a class as GET /v1/slot-classes lists it",
+        ),
+        (Some(class), None) => {
+            let count = request.count.unwrap_or(1);
+            in_range(
+                "slots.count",
+                count.into(),
+                1,
+                MAX_SLOTS.into(),
+                "at least 1",
+            )?;
+            Ok(SlotWish::Class { class, count })
+        }
+        (None, Some(_)) if request.count.is_some_and(|count| count != 1) => {
+            wrong("slots.count", "a slot_id names one slot")
+        }
+        (None, Some(slot_id)) => Ok(SlotWish::One(slot_id)),
+        (Some(_), Some(_)) | (None, None) => wrong("slots", "give each a class or a slot_id"),
+    }
 }
 
 fn in_range(
@@ -162,7 +235,84 @@ mod tests {
             disk_gb: None,
             image: "debian-12".to_owned(),
             tenant_id: None,
+            slots: Vec::new(),
             labels: BTreeMap::new(),
+        }
+    }
+
+    fn of_class(class: &str, count: Option<u32>) -> SlotRequest {
+        SlotRequest {
+            class: Some(class.to_owned()),
+            count,
+            ..SlotRequest::default()
+        }
+    }
+
+    #[track_caller]
+    fn slots(requests: &[SlotRequest], expected: &str) {
+        let mut asked = request();
+        asked.slots = requests.to_vec();
+        let said = match validate(asked) {
+            Ok(shape) => format!("{} slots", shape.slots.len()),
+            Err(ShapeDenied::Field { field, .. }) => format!("bad {field}"),
+            Err(ShapeDenied::TooLarge { field, .. }) => format!("large {field}"),
+            Err(ShapeDenied::Unsupported { field, .. }) => format!("unsupported {field}"),
+        };
+        assert_eq!(said, expected);
+    }
+
+    #[test]
+    fn slots_are_whole_devices_by_class_or_by_id() {
+        let one = SlotRequest {
+            slot_id: Some(berth_api::ids::SlotId::generate()),
+            ..SlotRequest::default()
+        };
+        slots(&[of_class("nvme", None), one.clone()], "2 slots");
+        slots(&[of_class("gpu.h100", Some(32))], "1 slots");
+        slots(
+            &[of_class("gpu.h100", Some(32)), one.clone()],
+            "large slots",
+        );
+        slots(&[of_class("nvme", Some(0))], "bad slots.count");
+        slots(&[of_class("nvme", Some(33))], "large slots.count");
+        slots(&[of_class("NVMe", None)], "bad slots.class");
+        slots(&[of_class("", None)], "bad slots.class");
+        slots(&[one.clone(), one.clone()], "bad slots");
+        slots(&[SlotRequest::default()], "bad slots");
+        let both = SlotRequest {
+            class: Some("nvme".to_owned()),
+            ..one.clone()
+        };
+        slots(&[both], "bad slots");
+        let two = SlotRequest {
+            count: Some(2),
+            ..one
+        };
+        slots(&[two], "bad slots.count");
+    }
+
+    #[test]
+    fn parts_of_devices_and_fabrics_are_not_given() {
+        for class in [
+            "mig",
+            "gpu.h100.mig-1g",
+            "gpu.vgpu",
+            "shared-gpu",
+            "gpu_mdev",
+        ] {
+            slots(&[of_class(class, None)], "unsupported slots.class");
+        }
+        slots(&[of_class("gpu.migration", None)], "1 slots");
+        for (fabric, expected) in [
+            ("none", "1 slots"),
+            ("required", "unsupported slots.fabric"),
+            ("preferred", "unsupported slots.fabric"),
+        ] {
+            let asked = SlotRequest {
+                fabric: Some(fabric.to_owned()),
+                ..of_class("gpu.h100", None)
+            };
+            slots(&[asked], expected);
         }
     }
 
@@ -183,7 +333,8 @@ mod tests {
             ShapeDenied::Field { field: found, .. } => {
                 assert_eq!((found, false), (field, too_large))
             }
-            ShapeDenied::TooLarge { field: found, .. } => {
+            ShapeDenied::TooLarge { field: found, .. }
+            | ShapeDenied::Unsupported { field: found, .. } => {
                 assert_eq!((found, true), (field, too_large));
             }
         }

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use berth_api::ids::RequestId;
+use berth_api::ids::{RequestId, SlotId};
 use berth_api::rest::{ErrorBody, ErrorCode, QuotaDetail};
 use berth_controller_core::shape::ShapeDenied;
+use berth_controller_core::slot::{Obstacle, is_shared_device_word};
 use berth_controller_core::vm::Denied;
-use berth_controller_store::{ActOnVmDenied, CreateVmDenied, StoreError};
+use berth_controller_store::{ActOnSlotDenied, ActOnVmDenied, CreateVmDenied, StoreError};
 use berth_token::Scope;
 
 /// An error on its way to the client. The request's id is added by the outermost layer.
@@ -74,6 +75,13 @@ impl ApiError {
     }
 
     pub(crate) fn unknown_field(field: &str) -> Self {
+        if is_shared_device_word(field) {
+            return Self::field_as(
+                ErrorCode::ShapeNotSupported,
+                field,
+                "slots hold whole devices; shared GPUs, MIG and vGPU are not given",
+            );
+        }
         let mut error = Self::new(
             ErrorCode::UnknownField,
             format!("there is no field `{field}` here"),
@@ -194,6 +202,9 @@ impl From<ShapeDenied> for ApiError {
                 field,
                 &format!("no host can run that; the most is {max}"),
             ),
+            ShapeDenied::Unsupported { field, problem } => {
+                Self::field_as(ErrorCode::ShapeNotSupported, field, problem)
+            }
         }
     }
 }
@@ -221,10 +232,25 @@ impl From<CreateVmDenied> for ApiError {
             CreateVmDenied::DiskTooSmall { least_gb } => {
                 Self::field("disk_gb", &format!("the image needs at least {least_gb}"))
             }
+            CreateVmDenied::NoSlot(_) => Self::new(
+                ErrorCode::NotFound,
+                "there is no such slot",
+                "Ask for a class instead; GET /v1/slot-classes lists them.",
+            ),
+            CreateVmDenied::SlotClass { class } => Self::new(
+                ErrorCode::SlotClassNotAllowed,
+                format!("the tenant may not use slots of class {class}"),
+                "Ask your administrator to name the class in slot_limits, or ask for another class.",
+            ),
+            CreateVmDenied::Slot {
+                slot_id,
+                class,
+                obstacle,
+            } => unclaimable(slot_id, &class, obstacle),
             CreateVmDenied::Impossible(reasons) => Self::new(
                 ErrorCode::PlacementImpossible,
                 "no node could take this VM even if it were empty",
-                "See `reasons`; GET /v1/images lists the images that nodes have.",
+                "See `reasons`; GET /v1/images and GET /v1/slot-classes list what nodes have.",
             )
             .with_reasons(reasons),
             CreateVmDenied::NoCapacity(reasons) => Self::new(
@@ -234,6 +260,71 @@ impl From<CreateVmDenied> for ApiError {
             )
             .retryable()
             .with_reasons(reasons),
+        }
+    }
+}
+
+/// A slot that was asked for by its id and cannot be had.
+fn unclaimable(slot_id: SlotId, class: &str, obstacle: Obstacle) -> ApiError {
+    let other = "Ask for its class instead of this one, or ask your administrator to look at it.";
+    match obstacle {
+        Obstacle::Unapproved | Obstacle::NotAdmitted => ApiError::new(
+            ErrorCode::SlotNotApproved,
+            format!("slot {slot_id} is not approved"),
+            other,
+        ),
+        Obstacle::IommuGroupUnsafe => ApiError::new(
+            ErrorCode::IommuGroupUnsafe,
+            format!("the host does not isolate slot {slot_id}"),
+            other,
+        ),
+        Obstacle::DeviceIdentityChanged => ApiError::new(
+            ErrorCode::DeviceIdentityChanged,
+            format!("the devices of slot {slot_id} are not those that were approved"),
+            other,
+        ),
+        Obstacle::Claimed => ApiError::new(
+            ErrorCode::ClaimConflict,
+            format!("slot {slot_id} is taken"),
+            "Ask for its class instead of this one, or try again when it is free.",
+        ),
+        Obstacle::Wiping | Obstacle::Quarantined | Obstacle::Missing | Obstacle::Retired => {
+            let reason = format!("slots.{class}.{}", obstacle.code());
+            ApiError::new(
+                ErrorCode::NoCapacity,
+                format!("slot {slot_id} cannot be claimed now"),
+                "Ask for its class instead of this one, or try again later.",
+            )
+            .retryable()
+            .with_reasons(BTreeMap::from([(reason, 1)]))
+        }
+    }
+}
+
+impl From<ActOnSlotDenied> for ApiError {
+    fn from(denied: ActOnSlotDenied) -> Self {
+        match denied {
+            ActOnSlotDenied::NotFound => Self::not_found(),
+            ActOnSlotDenied::NotApproved => Self::new(
+                ErrorCode::SlotNotApproved,
+                denied.to_string(),
+                "The host's owner approves it there first, with `berthctl slot approve`.",
+            ),
+            ActOnSlotDenied::InUse => Self::new(
+                ErrorCode::InvalidState,
+                denied.to_string(),
+                "Delete the VM first; GET /v1/slots/{slot} names it.",
+            ),
+            ActOnSlotDenied::State { state, allowed: [] } => Self::new(
+                ErrorCode::InvalidState,
+                format!("the slot is {}", wire(&state)),
+                "Nothing can be done with it any more.",
+            ),
+            ActOnSlotDenied::State { state, allowed } => Self::new(
+                ErrorCode::InvalidState,
+                format!("the slot is {}", wire(&state)),
+                format!("Possible while it is: {}.", wire_list(allowed)),
+            ),
         }
     }
 }

@@ -12,6 +12,7 @@ mod health;
 mod nodes;
 mod once;
 mod page;
+mod slots;
 mod tenants;
 mod tokens;
 mod vms;
@@ -56,6 +57,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
     };
     let routes = for_everybody(routes);
     let routes = for_operators(routes);
+    let routes = for_slots(routes);
     let routes = for_tenants(routes);
     frame::around(for_vms(routes).router).with_state(app)
 }
@@ -85,6 +87,26 @@ fn for_operators(routes: Routes) -> Routes {
         .add(POST, "/v1/nodes/join-tokens", operator, nodes::join_token)
         .add(GET, "/v1/nodes", operator, nodes::list)
         .add(GET, "/v1/nodes/{node}", operator, nodes::get)
+}
+
+fn for_slots(routes: Routes) -> Routes {
+    let operator = Access::Operator(Scope::PlatformAdmin);
+    let reader = Access::Namespace(Scope::VmRead);
+    let release = "/v1/slots/{slot}/release-quarantine";
+    routes
+        .add(GET, "/v1/slots", operator, slots::list)
+        .add(GET, "/v1/slots/{slot}", operator, slots::get)
+        .add(POST, "/v1/slots/{slot}/approve", operator, slots::approve)
+        .add(
+            POST,
+            "/v1/slots/{slot}/quarantine",
+            operator,
+            slots::quarantine,
+        )
+        .add(POST, release, operator, slots::release_quarantine)
+        .add(POST, "/v1/slots/{slot}/wipe", operator, slots::wipe)
+        .add(GET, "/v1/slot-classes", reader, slots::classes)
+        .add(GET, "/v1/vms/{vm}/receipts", reader, slots::vm_receipts)
 }
 
 fn for_tenants(routes: Routes) -> Routes {

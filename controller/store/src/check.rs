@@ -28,6 +28,17 @@ const CHECKS: &[&str] = &[
      WHERE vm.state <> 'deleted' AND COALESCE(c.amount, 0) <> vm.disk_gb",
     "SELECT 'charges of deleted ' || vm.vm_id, 0, SUM(c.amount) FROM charge c
      JOIN vm ON vm.vm_id = c.vm_id WHERE vm.state = 'deleted' GROUP BY vm.vm_id",
+    "SELECT 'slot quota ' || tenant_id || '/' || class, used, counted FROM (
+       SELECT q.tenant_id, q.class, q.used, (SELECT COUNT(*) FROM claim c
+         WHERE c.tenant_id = q.tenant_id AND c.class = q.class AND c.charged = 1) AS counted
+       FROM slot_quota q)
+     WHERE used <> counted",
+    "SELECT 'charged claims of deleted ' || vm.vm_id, 0, COUNT(*) FROM claim c
+     JOIN vm ON vm.vm_id = c.vm_id WHERE vm.state = 'deleted' AND c.charged = 1 GROUP BY vm.vm_id",
+    "SELECT 'epoch of ' || slot_id, own_epoch, counted FROM (
+       SELECT s.slot_id, s.own_epoch, (SELECT MAX(fencing_epoch) FROM claim c
+         WHERE c.slot_id = s.slot_id) AS counted FROM slot s)
+     WHERE counted > own_epoch",
     "SELECT 'vms on ' || node_id, vms, counted FROM (
        SELECT n.node_id, n.vms, (SELECT COUNT(*) FROM vm
          WHERE vm.node_id = n.node_id AND vm.state <> 'deleted') AS counted FROM node n)

@@ -6,13 +6,18 @@
 #![forbid(unsafe_code)]
 
 mod check;
+mod claims;
 mod error;
 mod idempotency;
 mod ledger;
 mod nodes;
 mod operations;
+mod receipts;
 mod rows;
 mod schema;
+mod slot_orders;
+mod slot_sync;
+mod slots;
 mod store;
 mod sync;
 mod tasks;
@@ -28,6 +33,8 @@ pub use error::{OpenStoreError, StoreError};
 pub use idempotency::{IdempotencyKey, Remembered};
 pub use ledger::{Cause, EntryFilter, NewEvent, VerifyLedgerError, request_cause};
 pub use nodes::{EnrollDenied, NewJoinToken, NodeIdentity};
+pub use slot_orders::{ActOnSlotDenied, SlotWish};
+pub use slots::SlotFilter;
 pub use store::{Db, Keys, Store};
 pub use sync::{SyncAccepted, SyncDenied};
 pub use tasks::VmTarget;

@@ -1,5 +1,7 @@
 //! Nodes, their join tokens, their images.
 
+use std::collections::BTreeMap;
+
 use berth_api::agent::{Capacity, EnrollRequest};
 use berth_api::ids::NodeId;
 use berth_api::rest::{Image, Node};
@@ -133,7 +135,16 @@ impl Db<'_> {
     }
 
     /// All nodes as placement sees them.
-    pub(crate) fn candidates(&self, image: &str) -> Result<Vec<Candidate>, StoreError> {
+    pub(crate) fn candidates(
+        &self,
+        image: &str,
+        with_slots: bool,
+    ) -> Result<Vec<Candidate>, StoreError> {
+        let mut slots = if with_slots {
+            self.slot_candidates()?
+        } else {
+            BTreeMap::new()
+        };
         let mut select = self.conn.prepare_cached(
             "SELECT node.node_id, last_sync_at, vcpus, memory_mib, node.disk_mib, kvm,
              node_image.name IS NOT NULL, vcpus_used, memory_used_mib
@@ -155,14 +166,17 @@ impl Db<'_> {
                         has_image: row.get(6)?,
                         vcpus_used: row.get(7)?,
                         memory_used_mib: row.get(8)?,
+                        slots: Vec::new(),
                     },
                 ))
             })?
             .collect::<Result<Vec<_>, _>>()?;
         rows.into_iter()
             .map(|(id, candidate)| {
+                let node_id = parsed(&id, "node id")?;
                 Ok(Candidate {
-                    node_id: parsed(&id, "node id")?,
+                    node_id,
+                    slots: slots.remove(&node_id).unwrap_or_default(),
                     ..candidate
                 })
             })

@@ -1,4 +1,5 @@
-//! Taking in what an agent says: results first, then what it sees, in one transaction.
+//! Taking in what an agent says: slots and receipts, results, then the VMs that it sees, in one
+//! transaction. Which claims are over is asked last, when all of that is known.
 //!
 //! A node can speak of VMs that were placed on it and of no others. What does not fit is passed
 //! over: a hostile agent must not be able to do more than lie about its own host.
@@ -8,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use berth_api::agent::{
     ObservedImage, ObservedState, ObservedVm, StoppedReason, SyncRequest, TaskOutcome, TaskResult,
 };
-use berth_api::ids::{NodeId, TaskId, TenantId, VmId};
+use berth_api::ids::{NodeId, ReceiptId, TaskId, TenantId, VmId};
 use berth_api::rest::StateReason;
 use berth_controller_core::shape::is_image_name;
 use berth_controller_core::vm::Event;
@@ -25,6 +26,8 @@ use crate::writer::WriteTx;
 
 /// Longest text of an agent that is kept, in characters.
 const MAX_TEXT_CHARS: usize = 500;
+/// What a failed creation is called whose slot has no problem by name.
+const SLOT_UNUSABLE: &str = "slot_unusable";
 /// Most images of one node that are kept.
 const MAX_IMAGES: usize = 1000;
 
@@ -33,6 +36,8 @@ const MAX_IMAGES: usize = 1000;
 pub struct SyncAccepted {
     /// Results that need not be sent again.
     pub acknowledged: Vec<TaskId>,
+    /// Receipts that need not be sent again.
+    pub acknowledged_receipts: Vec<ReceiptId>,
     /// Nodes that have work now.
     pub wake: Vec<NodeId>,
 }
@@ -79,14 +84,22 @@ impl WriteTx<'_> {
         let cause = Cause::node(key, None);
         let rebooted = self.update_node(node, request)?;
         self.update_images(node, &request.images)?;
-        let mut accepted = SyncAccepted::default();
+        self.take_slots(node, &request.slots, &cause)?;
+        let mut accepted = SyncAccepted {
+            acknowledged_receipts: self.take_receipts(node, key, &request.receipts, &cause)?,
+            ..SyncAccepted::default()
+        };
         for result in &request.results {
             self.take_result(node, result, &cause)?;
             accepted.acknowledged.push(result.task_id);
         }
         self.take_observations(node, rebooted, &request.vms, &cause)?;
+        // While receipts come there may be more of them, and the proof among those.
+        let has_told_all = request.receipts.is_empty();
+        self.settle_claims(node, has_told_all, &cause)?;
         accepted.wake = self.place_waiting()?;
         self.refresh_tasks(node)?;
+        self.refresh_slot_tasks(node)?;
         Ok(Ok(accepted))
     }
 
@@ -208,12 +221,18 @@ impl WriteTx<'_> {
         cause: &Cause,
     ) -> Result<(), StoreError> {
         let Some(task) = self.stored_task(node, result.task_id)? else {
-            return Ok(());
+            return self.take_slot_result(node, result, cause);
         };
         if task.state != "pending" {
             return Ok(());
         }
-        let (state, reason) = judged(&result.outcome);
+        let (state, mut reason) = judged(&result.outcome);
+        if let Some(reason) = &mut reason
+            && reason.code == SLOT_UNUSABLE
+            && let Some(problem) = self.slot_problem_of(task.vm_id, &reason.message)?
+        {
+            reason.code = problem;
+        }
         let text = serde_json::to_string(result).map_err(|_| StoreError::Unstorable {
             what: "task result",
         })?;
@@ -386,7 +405,7 @@ impl WriteTx<'_> {
 }
 
 /// The state that a task ends in, and why if it did not succeed.
-fn judged(outcome: &TaskOutcome) -> (&'static str, Option<StateReason>) {
+pub(crate) fn judged(outcome: &TaskOutcome) -> (&'static str, Option<StateReason>) {
     match outcome {
         TaskOutcome::Done { .. } => ("done", None),
         TaskOutcome::Console { .. } => (
@@ -449,11 +468,11 @@ fn coded(code: &impl serde::Serialize, message: &str) -> StateReason {
     reason(code.as_deref().unwrap_or("internal"), &clipped(message))
 }
 
-fn clipped(text: &str) -> String {
+pub(crate) fn clipped(text: &str) -> String {
     clipped_to(text, MAX_TEXT_CHARS)
 }
 
-fn clipped_to(text: &str, chars: usize) -> String {
+pub(crate) fn clipped_to(text: &str, chars: usize) -> String {
     text.chars().take(chars).collect()
 }
 

@@ -3,6 +3,7 @@
 use berth_api::agent::{SignedEnvelope, StopMode, TASK_PAYLOAD_TYPE, Task, TaskAction, VmSpec};
 use berth_api::ids::{NodeId, TaskId, TenantId, VmId};
 use berth_api::rest::Vm;
+use berth_api::slot::Claim;
 use berth_controller_core::liveness::Liveness;
 use berth_controller_core::stop::StopOrder;
 use berth_controller_core::vm::TaskKind;
@@ -20,11 +21,11 @@ use crate::writer::WriteTx;
 
 /// How long a task may be carried out after it was signed, in seconds. An unanswered task is signed
 /// anew when it comes to its end.
-const TASK_LIFETIME_S: i64 = 3_600;
+pub(crate) const TASK_LIFETIME_S: i64 = 3_600;
 /// A task with less than this left is signed anew before it is sent, in seconds.
-const TASK_LEAST_LEFT_S: i64 = 300;
+pub(crate) const TASK_LEAST_LEFT_S: i64 = 300;
 /// Most tasks in one answer to a node.
-const MAX_TASKS_PER_SYNC: u32 = 64;
+pub(crate) const MAX_TASKS_PER_SYNC: u32 = 64;
 
 /// Where a VM is, for tasks that change nothing and are not kept.
 #[derive(Clone, Debug)]
@@ -108,7 +109,7 @@ impl Db<'_> {
         Ok(found)
     }
 
-    fn node_epoch(&self, node: NodeId) -> Result<u64, StoreError> {
+    pub(crate) fn node_epoch(&self, node: NodeId) -> Result<u64, StoreError> {
         Ok(self
             .conn
             .prepare_cached("SELECT epoch FROM node WHERE node_id = ?1")?
@@ -142,7 +143,7 @@ impl WriteTx<'_> {
             not_before: now_s,
             expires_at: now_s.saturating_add(TASK_LIFETIME_S),
             ledger_index: stored.audit_index,
-            action: action(kind, vm, stop),
+            action: action(kind, vm, self.claims_of(vm.id)?, stop),
         };
         let (envelope, signature) = self.seal(&task)?;
         self.conn
@@ -258,7 +259,7 @@ impl WriteTx<'_> {
     }
 }
 
-fn action(kind: TaskKind, vm: &Vm, stop: StopOrder) -> TaskAction {
+fn action(kind: TaskKind, vm: &Vm, claims: Vec<Claim>, stop: StopOrder) -> TaskAction {
     match kind {
         TaskKind::Create => TaskAction::VmCreate {
             spec: VmSpec {
@@ -268,7 +269,7 @@ fn action(kind: TaskKind, vm: &Vm, stop: StopOrder) -> TaskAction {
                 disk_mib: u64::from(vm.disk_gb) * 1024,
                 image: vm.image.clone(),
             },
-            claims: Vec::new(),
+            claims,
         },
         TaskKind::Start => TaskAction::VmStart {},
         TaskKind::Stop => TaskAction::VmStop {

@@ -1,5 +1,7 @@
 //! Tenants and their ceilings. A deleted tenant's id is never free again.
 
+use std::collections::BTreeMap;
+
 use berth_api::ids::TenantId;
 use berth_api::rest::Tenant;
 use berth_controller_core::quota::{Counter, Resource};
@@ -31,6 +33,8 @@ pub struct NewTenant {
     pub storage_quota_gb: u32,
     /// Requests per minute.
     pub api_rate_limit_rpm: u32,
+    /// Slots that may be held at once, by class.
+    pub slot_limits: BTreeMap<String, u32>,
 }
 
 /// What to change of a tenant.
@@ -44,6 +48,8 @@ pub struct TenantChange {
     pub storage_quota_gb: Option<u32>,
     /// Requests per minute.
     pub api_rate_limit_rpm: Option<u32>,
+    /// Slots that may be held at once, all classes anew.
+    pub slot_limits: Option<BTreeMap<String, u32>>,
 }
 
 /// Why a tenant was not made.
@@ -80,7 +86,7 @@ impl Db<'_> {
             .prepare_cached(&sql)?
             .query_row([id.as_str()], tenant_row)
             .optional()?;
-        row.map(TenantRow::into_tenant).transpose()
+        row.map(|row| row.into_tenant(self)).transpose()
     }
 
     /// Live tenants after an id, in the order of their ids.
@@ -90,29 +96,56 @@ impl Db<'_> {
         let rows = select
             .query_map((after, limit), tenant_row)?
             .collect::<Result<Vec<_>, _>>()?;
-        rows.into_iter().map(TenantRow::into_tenant).collect()
+        rows.into_iter().map(|row| row.into_tenant(self)).collect()
     }
 
-    /// A tenant's ceilings and charges, in the order of [`Resource::ALL`].
+    /// A tenant's ceilings and charges: VMs, storage, then each class of slots that it may use or
+    /// is charged for.
     pub fn counters(&self, id: &TenantId) -> Result<Vec<Counter>, StoreError> {
-        Resource::ALL
-            .iter()
+        let mut counters = [Resource::Vms, Resource::StorageGb]
+            .into_iter()
             .map(|resource| {
                 let (limit, used) = self
                     .conn
                     .prepare_cached(
                         "SELECT ceiling, used FROM quota WHERE tenant_id = ?1 AND resource = ?2",
                     )?
-                    .query_row((id.as_str(), resource.as_str()), |row| {
+                    .query_row((id.as_str(), resource.name()), |row| {
                         Ok((row.get(0)?, row.get(1)?))
                     })?;
                 Ok(Counter {
-                    resource: *resource,
+                    resource,
                     limit,
                     used,
                 })
             })
-            .collect()
+            .collect::<Result<Vec<_>, StoreError>>()?;
+        let mut select = self.conn.prepare_cached(
+            "SELECT class, ceiling, used FROM slot_quota
+             WHERE tenant_id = ?1 AND (ceiling > 0 OR used > 0) ORDER BY class",
+        )?;
+        let of_slots = select.query_map([id.as_str()], |row| {
+            Ok(Counter {
+                resource: Resource::Slots(row.get(0)?),
+                limit: row.get(1)?,
+                used: row.get(2)?,
+            })
+        })?;
+        for counter in of_slots {
+            counters.push(counter?);
+        }
+        Ok(counters)
+    }
+
+    /// Classes of slots that a tenant may use, and how many of each.
+    pub(crate) fn slot_limits(&self, id: &TenantId) -> Result<BTreeMap<String, u32>, StoreError> {
+        let mut select = self.conn.prepare_cached(
+            "SELECT class, ceiling FROM slot_quota WHERE tenant_id = ?1 AND ceiling > 0",
+        )?;
+        let limits = select
+            .query_map([id.as_str()], |row| Ok((row.get(0)?, row.get(1)?)))?
+            .collect::<Result<_, _>>()?;
+        Ok(limits)
     }
 }
 
@@ -141,6 +174,7 @@ impl WriteTx<'_> {
             "max_vms": new.max_vms,
             "storage_quota_gb": new.storage_quota_gb,
             "api_rate_limit_rpm": new.api_rate_limit_rpm,
+            "slot_limits": new.slot_limits,
         });
         let audit_index = self.append(
             NewEvent {
@@ -169,9 +203,10 @@ impl WriteTx<'_> {
         ] {
             self.conn.execute(
                 "INSERT INTO quota (tenant_id, resource, ceiling, used) VALUES (?1, ?2, ?3, 0)",
-                (new.tenant_id.as_str(), resource.as_str(), ceiling),
+                (new.tenant_id.as_str(), resource.name(), ceiling),
             )?;
         }
+        self.set_slot_limits(&new.tenant_id, &new.slot_limits)?;
         self.tenant(&new.tenant_id)?
             .map(Ok)
             .ok_or(StoreError::Corrupt { what: "new tenant" })
@@ -195,6 +230,9 @@ impl WriteTx<'_> {
             max_vms: change.max_vms.unwrap_or(old.max_vms),
             storage_quota_gb: change.storage_quota_gb.unwrap_or(old.storage_quota_gb),
             api_rate_limit_rpm: change.api_rate_limit_rpm.unwrap_or(old.api_rate_limit_rpm),
+            slot_limits: change
+                .slot_limits
+                .unwrap_or_else(|| old.slot_limits.clone()),
             ..old.clone()
         };
         let audit_index = self.append(
@@ -223,10 +261,31 @@ impl WriteTx<'_> {
         ] {
             self.conn.execute(
                 "UPDATE quota SET ceiling = ?3 WHERE tenant_id = ?1 AND resource = ?2",
-                (id.as_str(), resource.as_str(), ceiling),
+                (id.as_str(), resource.name(), ceiling),
             )?;
         }
+        self.set_slot_limits(id, &new.slot_limits)?;
         self.tenant(id)
+    }
+
+    /// Rows stay, as claims refer to them; a class that is not named may not be used.
+    fn set_slot_limits(
+        &mut self,
+        id: &TenantId,
+        limits: &BTreeMap<String, u32>,
+    ) -> Result<(), StoreError> {
+        self.conn.execute(
+            "UPDATE slot_quota SET ceiling = 0 WHERE tenant_id = ?1",
+            [id.as_str()],
+        )?;
+        for (class, ceiling) in limits {
+            self.conn.execute(
+                "INSERT INTO slot_quota (tenant_id, class, ceiling, used) VALUES (?1, ?2, ?3, 0)
+                 ON CONFLICT (tenant_id, class) DO UPDATE SET ceiling = excluded.ceiling",
+                (id.as_str(), class, ceiling),
+            )?;
+        }
+        Ok(())
     }
 
     /// Delete an empty tenant: revoke its tokens, keep its row as a tombstone. The ids of the
@@ -276,6 +335,7 @@ fn changeable(tenant: &Tenant) -> Value {
         "max_vms": tenant.max_vms,
         "storage_quota_gb": tenant.storage_quota_gb,
         "api_rate_limit_rpm": tenant.api_rate_limit_rpm,
+        "slot_limits": tenant.slot_limits,
     })
 }
 
@@ -313,9 +373,11 @@ fn tenant_row(row: &Row<'_>) -> rusqlite::Result<TenantRow> {
 }
 
 impl TenantRow {
-    fn into_tenant(self) -> Result<Tenant, StoreError> {
+    fn into_tenant(self, db: &Db<'_>) -> Result<Tenant, StoreError> {
+        let tenant_id = parsed(&self.tenant_id, "tenant id")?;
         Ok(Tenant {
-            tenant_id: parsed(&self.tenant_id, "tenant id")?,
+            slot_limits: db.slot_limits(&tenant_id)?,
+            tenant_id,
             display_name: self.display_name,
             max_vms: self.max_vms,
             storage_quota_gb: self.storage_quota_gb,

@@ -1,10 +1,13 @@
 //! Accepting a new VM: name, quota, placement, charges, ledger entry and signed task, at once.
 
-use berth_api::ids::{NodeId, TenantId, VmId};
+use std::collections::BTreeMap;
+
+use berth_api::ids::{NodeId, SlotId, TenantId, VmId};
 use berth_api::rest::{Vm, VmState};
-use berth_controller_core::placement::{Decision, Demand, Reasons, place};
+use berth_controller_core::placement::{Decision, Demand, Placement, Reasons, SlotWish, place};
 use berth_controller_core::quota::{QuotaDenied, Resource, admit};
 use berth_controller_core::shape::Shape;
+use berth_controller_core::slot::Obstacle;
 use berth_controller_core::vm::{Event, TaskKind};
 use serde_json::json;
 
@@ -36,6 +39,25 @@ pub enum CreateVmDenied {
         /// What it needs, in GiB.
         least_gb: u32,
     },
+    /// There is no such slot, or none that the tenant may know of.
+    #[error("there is no slot {0}")]
+    NoSlot(SlotId),
+    /// The tenant has no ceiling for slots of this class.
+    #[error("the tenant may not use slots of class {class}")]
+    SlotClass {
+        /// Which class.
+        class: String,
+    },
+    /// A slot that was named cannot be claimed.
+    #[error("slot {slot_id} cannot be claimed: {}", obstacle.code())]
+    Slot {
+        /// Which slot.
+        slot_id: SlotId,
+        /// Its class.
+        class: String,
+        /// Why not.
+        obstacle: Obstacle,
+    },
     /// No node could ever take it.
     #[error("no node could take it even if it were empty")]
     Impossible(Reasons),
@@ -52,6 +74,18 @@ impl CreateVmDenied {
             Self::NameTaken { .. } => "already_exists",
             Self::Quota(_) => "quota_exceeded",
             Self::DiskTooSmall { .. } => "invalid_request",
+            Self::NoSlot(_) => "not_found",
+            Self::SlotClass { .. } => "slot_class_not_allowed",
+            Self::Slot { obstacle, .. } => match obstacle {
+                Obstacle::Unapproved | Obstacle::NotAdmitted => "slot_not_approved",
+                Obstacle::IommuGroupUnsafe => "iommu_group_unsafe",
+                Obstacle::DeviceIdentityChanged => "device_identity_changed",
+                Obstacle::Claimed => "claim_conflict",
+                Obstacle::Wiping
+                | Obstacle::Quarantined
+                | Obstacle::Missing
+                | Obstacle::Retired => "no_capacity",
+            },
             Self::Impossible(_) => "placement_impossible",
             Self::NoCapacity(_) => "no_capacity",
         }
@@ -61,6 +95,11 @@ impl CreateVmDenied {
         match self {
             Self::Quota(denied) => json!({ "quota": denied.to_detail() }),
             Self::Impossible(reasons) | Self::NoCapacity(reasons) => json!({ "reasons": reasons }),
+            Self::NoSlot(slot_id) => json!({ "slot_id": slot_id }),
+            Self::SlotClass { class } => json!({ "class": class }),
+            Self::Slot {
+                slot_id, obstacle, ..
+            } => json!({ "slot_id": slot_id, "obstacle": obstacle.code() }),
             Self::NoTenant | Self::NameTaken { .. } | Self::DiskTooSmall { .. } => json!({}),
         }
     }
@@ -84,7 +123,9 @@ impl WriteTx<'_> {
         cause: &Cause,
     ) -> Result<Result<CreatedVm, CreateVmDenied>, StoreError> {
         match self.decide(tenant, &shape)? {
-            Ok((disk_gb, node)) => self.accept(tenant, shape, disk_gb, node, cause).map(Ok),
+            Ok((disk_gb, placement)) => self
+                .accept(tenant, shape, disk_gb, placement, cause)
+                .map(Ok),
             Err(CreateVmDenied::NoTenant) => Ok(Err(CreateVmDenied::NoTenant)),
             Err(denied) => {
                 self.append(
@@ -108,7 +149,7 @@ impl WriteTx<'_> {
         &self,
         tenant: &TenantId,
         shape: &Shape,
-    ) -> Result<Result<(u32, Option<NodeId>), CreateVmDenied>, StoreError> {
+    ) -> Result<Result<(u32, Option<Placement>), CreateVmDenied>, StoreError> {
         if self.tenant(tenant)?.is_none() {
             return Ok(Err(CreateVmDenied::NoTenant));
         }
@@ -121,10 +162,15 @@ impl WriteTx<'_> {
         }
         let image_gb = self.image_disk_gb(&shape.image)?;
         let disk_gb = shape.disk_gb.or(image_gb).unwrap_or(1);
+        let classes = match self.wanted_classes(tenant, &shape.slots)? {
+            Ok(classes) => classes,
+            Err(denied) => return Ok(Err(denied)),
+        };
         for counter in self.counters(tenant)? {
-            let requested = match counter.resource {
+            let requested = match &counter.resource {
                 Resource::Vms => 1,
                 Resource::StorageGb => u64::from(disk_gb),
+                Resource::Slots(class) => classes.get(class).copied().unwrap_or(0),
             };
             if let Err(denied) = admit(tenant, counter, requested) {
                 return Ok(Err(denied.into()));
@@ -133,17 +179,72 @@ impl WriteTx<'_> {
         if let Some(least_gb) = image_gb.filter(|least| disk_gb < *least) {
             return Ok(Err(CreateVmDenied::DiskTooSmall { least_gb }));
         }
+        if let Some(denied) = self.obstacle_of(&shape.slots)? {
+            return Ok(Err(denied));
+        }
         let demand = Demand {
             vcpus: shape.vcpus,
             memory_mib: shape.memory_mb,
             disk_mib: u64::from(disk_gb) * 1024,
+            slots: shape.slots.clone(),
         };
-        Ok(match place(&demand, &self.candidates(&shape.image)?) {
-            Decision::Chosen(node) => Ok((disk_gb, Some(node))),
+        let nodes = self.candidates(&shape.image, !shape.slots.is_empty())?;
+        Ok(match place(&demand, &nodes) {
+            Decision::Chosen(placement) => Ok((disk_gb, Some(placement))),
             Decision::Wait(_) => Ok((disk_gb, None)),
             Decision::NoCapacity(reasons) => Err(CreateVmDenied::NoCapacity(reasons)),
             Decision::Impossible(reasons) => Err(CreateVmDenied::Impossible(reasons)),
         })
+    }
+
+    /// How many slots of each class are wanted; the tenant may use them all. A slot of a class that
+    /// it may not use is one that it does not know of.
+    fn wanted_classes(
+        &self,
+        tenant: &TenantId,
+        wishes: &[SlotWish],
+    ) -> Result<Result<BTreeMap<String, u64>, CreateVmDenied>, StoreError> {
+        let mut wanted = BTreeMap::new();
+        if wishes.is_empty() {
+            return Ok(Ok(wanted));
+        }
+        let limits = self.slot_limits(tenant)?;
+        for wish in wishes {
+            let (class, count) = match wish {
+                SlotWish::Class { class, .. } if !limits.contains_key(class) => {
+                    let class = class.clone();
+                    return Ok(Err(CreateVmDenied::SlotClass { class }));
+                }
+                SlotWish::Class { class, count } => (class.clone(), u64::from(*count)),
+                SlotWish::One(id) => match self.stored_slot(*id)? {
+                    Some(slot) if limits.contains_key(&slot.class) => (slot.class, 1),
+                    Some(_) | None => return Ok(Err(CreateVmDenied::NoSlot(*id))),
+                },
+            };
+            let sum: &mut u64 = wanted.entry(class).or_default();
+            *sum = sum.saturating_add(count);
+        }
+        Ok(Ok(wanted))
+    }
+
+    /// Why a slot that is wished for by its id cannot be had.
+    fn obstacle_of(&self, wishes: &[SlotWish]) -> Result<Option<CreateVmDenied>, StoreError> {
+        for wish in wishes {
+            let SlotWish::One(slot_id) = wish else {
+                continue;
+            };
+            let Some(slot) = self.stored_slot(*slot_id)? else {
+                return Ok(Some(CreateVmDenied::NoSlot(*slot_id)));
+            };
+            if let Some(obstacle) = slot.facts().obstacle() {
+                return Ok(Some(CreateVmDenied::Slot {
+                    slot_id: *slot_id,
+                    class: slot.class,
+                    obstacle,
+                }));
+            }
+        }
+        Ok(None)
     }
 
     fn accept(
@@ -151,9 +252,13 @@ impl WriteTx<'_> {
         tenant: &TenantId,
         shape: Shape,
         disk_gb: u32,
-        node: Option<NodeId>,
+        placement: Option<Placement>,
         cause: &Cause,
     ) -> Result<CreatedVm, StoreError> {
+        let node = placement.as_ref().map(|placement| placement.node_id);
+        let slots = placement
+            .map(|placement| placement.slots)
+            .unwrap_or_default();
         let vm_id = VmId::generate();
         let name = shape.name.clone().unwrap_or_else(|| made_up_name(vm_id));
         let audit_index = self.append(
@@ -169,6 +274,7 @@ impl WriteTx<'_> {
                     "memory_mb": shape.memory_mb,
                     "disk_gb": disk_gb,
                     "image": shape.image,
+                    "slots": slots,
                 })),
                 ..NewEvent::default()
             },
@@ -177,14 +283,16 @@ impl WriteTx<'_> {
         self.insert_vm(tenant, vm_id, &name, &shape, disk_gb, audit_index)?;
         self.charge(tenant, vm_id, Resource::Vms, 1)?;
         self.charge(tenant, vm_id, Resource::StorageGb, disk_gb.into())?;
+        self.claim_slots(tenant, vm_id, &slots, cause)?;
         self.begin_operation(tenant, vm_id, TaskKind::Create, "placing")?;
         if let Some(node) = node {
             self.put_on_node(vm_id, node, cause)?;
         }
-        let vm = self
+        let mut vm = self
             .stored_vm(vm_id)?
             .ok_or(StoreError::Corrupt { what: "new VM" })?
             .vm;
+        vm.slots = self.vm_slots(vm_id)?;
         Ok(CreatedVm { vm, wake: node })
     }
 
@@ -239,7 +347,7 @@ impl WriteTx<'_> {
                 "UPDATE quota SET used = used + ?3
                  WHERE tenant_id = ?1 AND resource = ?2 AND used + ?3 <= ceiling",
             )?
-            .execute((tenant.as_str(), resource.as_str(), amount))?;
+            .execute((tenant.as_str(), resource.name(), amount))?;
         if changed != 1 {
             return Err(StoreError::Corrupt {
                 what: "quota that was admitted",
@@ -249,12 +357,7 @@ impl WriteTx<'_> {
             .prepare_cached(
                 "INSERT INTO charge (tenant_id, vm_id, resource, amount) VALUES (?1, ?2, ?3, ?4)",
             )?
-            .execute((
-                tenant.as_str(),
-                vm_id.to_string(),
-                resource.as_str(),
-                amount,
-            ))?;
+            .execute((tenant.as_str(), vm_id.to_string(), resource.name(), amount))?;
         Ok(())
     }
 
@@ -299,11 +402,13 @@ impl WriteTx<'_> {
                 vcpus: stored.vm.vcpus,
                 memory_mib: stored.vm.memory_mb,
                 disk_mib: u64::from(stored.vm.disk_gb) * 1024,
+                // A VM with slots was placed when it was accepted.
+                slots: Vec::new(),
             };
-            let decision = place(&demand, &self.candidates(&stored.vm.image)?);
-            if let Decision::Chosen(node) = decision {
-                self.put_on_node(vm_id, node, &Cause::controller())?;
-                woken.push(node);
+            let decision = place(&demand, &self.candidates(&stored.vm.image, false)?);
+            if let Decision::Chosen(placement) = decision {
+                self.put_on_node(vm_id, placement.node_id, &Cause::controller())?;
+                woken.push(placement.node_id);
             }
         }
         Ok(woken)

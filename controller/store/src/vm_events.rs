@@ -287,6 +287,7 @@ impl WriteTx<'_> {
         self.conn
             .prepare_cached("DELETE FROM charge WHERE vm_id = ?1")?
             .execute([&vm_id])?;
+        self.release_slot_charges(stored.vm.id)?;
         self.release_room(stored.vm.node_id, &stored.vm)
     }
 

@@ -33,7 +33,7 @@ impl VmRef {
     }
 }
 
-/// A VM as stored: not coloured by its node's silence.
+/// A VM as stored: not coloured by its node's silence, and without its slots.
 #[derive(Clone, Debug)]
 pub(crate) struct StoredVm {
     pub(crate) vm: Vm,
@@ -43,17 +43,19 @@ pub(crate) struct StoredVm {
 impl Db<'_> {
     /// A live VM of this tenant, or of any if `tenant` is `None`.
     pub fn vm(&self, tenant: Option<&TenantId>, vm: &VmRef) -> Result<Option<Vm>, StoreError> {
-        Ok(self
+        let found = self
             .find_vm(tenant, vm)?
+            .filter(|(row, _)| row.vm.state != VmState::Deleted);
+        found
             .map(|(row, last_sync)| self.shown(row.vm, last_sync))
-            .filter(|vm| vm.state != VmState::Deleted))
+            .transpose()
     }
 
     /// A VM by its id, even a deleted one.
     pub fn vm_or_tombstone(&self, id: VmId) -> Result<Option<Vm>, StoreError> {
-        Ok(self
-            .find_vm(None, &VmRef::Id(id))?
-            .map(|(row, last_sync)| self.shown(row.vm, last_sync)))
+        self.find_vm(None, &VmRef::Id(id))?
+            .map(|(row, last_sync)| self.shown(row.vm, last_sync))
+            .transpose()
     }
 
     /// Live VMs after an id, in the order of their making.
@@ -77,7 +79,7 @@ impl Db<'_> {
         rows.into_iter()
             .map(|row| {
                 let last_sync = row.last_sync_at;
-                Ok(self.shown(row.into_stored()?.vm, last_sync))
+                self.shown(row.into_stored()?.vm, last_sync)
             })
             .collect()
     }
@@ -112,7 +114,8 @@ impl Db<'_> {
         .transpose()
     }
 
-    fn shown(&self, mut vm: Vm, last_sync: Option<i64>) -> Vm {
+    fn shown(&self, mut vm: Vm, last_sync: Option<i64>) -> Result<Vm, StoreError> {
+        vm.slots = self.vm_slots(vm.id)?;
         let liveness = vm.node_id.map(|_| Liveness::judge(last_sync, self.now));
         vm.state = shown_state(vm.state, liveness);
         if vm.state == VmState::Unreachable {
@@ -121,7 +124,7 @@ impl Db<'_> {
                 message: "its node is silent; the VM may well be running".to_owned(),
             });
         }
-        vm
+        Ok(vm)
     }
 }
 
@@ -190,6 +193,7 @@ impl VmRow {
             disk_gb: self.disk_gb,
             image: self.image,
             node_id: parsed_option::<NodeId>(self.node_id, "node id")?,
+            slots: Vec::new(),
             labels: serde_json::from_str(&self.labels)
                 .map_err(|_| StoreError::Corrupt { what: "label list" })?,
             created_at: rfc3339(self.created_at),

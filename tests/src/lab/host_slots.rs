@@ -48,18 +48,26 @@ impl HostSlot {
     /// The one device with these vendor and device ids, as `0x1af4`.
     ///
     /// # Errors
-    /// If there is none, or it cannot be bound.
+    /// If there is none or more than one, or it cannot be bound.
     pub fn device(node: &Node, vendor: &str, device: &str) -> Result<Self> {
-        Self::bind(
-            node,
-            &format!(
-                r#"for device in /sys/bus/pci/devices/*; do
-                    [ "$(cat "$device/vendor" "$device/device" | tr '\n' ' ')" = "{vendor} {device} " ] &&
-                        basename "$device"
-                done || true"#
-            ),
-        )
-        .with_context(|| format!("the device {vendor}:{device}"))
+        let mut all = Self::devices(node, vendor, device)?;
+        let found = all.pop().filter(|_| all.is_empty());
+        found.with_context(|| format!("not just one device {vendor}:{device}"))
+    }
+
+    /// All devices with these vendor and device ids, by address.
+    ///
+    /// # Errors
+    /// If one cannot be bound.
+    pub fn devices(node: &Node, vendor: &str, device: &str) -> Result<Vec<Self>> {
+        let found = node.check(&format!(
+            r#"for device in /sys/bus/pci/devices/*; do
+                [ "$(cat "$device/vendor" "$device/device" | tr '\n' ' ')" = "{vendor} {device} " ] &&
+                    basename "$device"
+            done || true"#
+        ))?;
+        let bind = |address| Self::bind(node, &format!("echo {address}"));
+        found.lines().map(bind).collect()
     }
 
     fn bind(node: &Node, find: &str) -> Result<Self> {

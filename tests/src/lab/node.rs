@@ -16,6 +16,7 @@ use super::devices::{Device, drive_argument};
 use super::host::Host;
 use super::image::{ChannelKeys, NodeImage, lab_dir};
 use super::kept::Kept;
+use super::monitor::{self, Monitor};
 use super::scenario::Context as Material;
 use super::ssh::{self, Channel, Lifetime, wait_for};
 use crate::command;
@@ -33,10 +34,37 @@ pub struct NodeSpec {
     pub cpus: u32,
     /// What is plugged in.
     pub devices: Vec<Device>,
-    /// Bits of the addresses that its IOMMU translates: 39 or 48.
-    pub iommu_bits: u32,
+    /// Its IOMMU.
+    pub iommu: Iommu,
+    /// More words for its kernel's command line.
+    pub kernel_words: String,
+    /// What it boots from.
+    pub root: RootDisk,
     /// Whether it ends with us.
     pub lifetime: Lifetime,
+}
+
+/// What a node has for an IOMMU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Iommu {
+    /// None at all.
+    Absent,
+    /// One in front of all devices.
+    Present {
+        /// Bits of the addresses that it translates: 39 or 48.
+        bits: u32,
+        /// Whether it remaps interrupts, too.
+        remaps_interrupts: bool,
+    },
+}
+
+/// What a node boots from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RootDisk {
+    /// The node's image, shared with other nodes; what is written is lost with the node.
+    Discarded,
+    /// A copy of the image in a file that stays, so that a node whose power was cut boots again.
+    Kept(PathBuf),
 }
 
 impl Default for NodeSpec {
@@ -45,7 +73,12 @@ impl Default for NodeSpec {
             memory_mib: 3072,
             cpus: 2,
             devices: Vec::new(),
-            iommu_bits: 48,
+            iommu: Iommu::Present {
+                bits: 48,
+                remaps_interrupts: true,
+            },
+            kernel_words: String::new(),
+            root: RootDisk::Discarded,
             lifetime: Lifetime::Ours,
         }
     }
@@ -104,6 +137,21 @@ impl Node {
     /// If the node never answered.
     pub fn channel(&self) -> Result<&Channel> {
         self.channel.as_ref().context("the node has no channel")
+    }
+
+    /// A talk with the machine itself, to plug and unplug devices.
+    ///
+    /// # Errors
+    /// If QEMU does not answer.
+    pub fn monitor(&self) -> Result<Monitor> {
+        Monitor::open(&self.folder)
+    }
+
+    /// Cuts the power: whatever the node has not flushed is lost.
+    pub fn cut_power(mut self) {
+        // The channel first: it ends by itself only after a timeout.
+        self.channel = None;
+        ssh::end(&mut self.qemu);
     }
 
     /// Copies a file to the node.
@@ -261,8 +309,15 @@ fn qemu(image: &NodeImage, spec: &NodeSpec, port: u16, folder: &Path) -> Command
         "-m",
         &spec.memory_mib.to_string(),
     ]);
-    let iommu = format!("intel-iommu,intremap=on,aw-bits={}", spec.iommu_bits);
-    command.args(["-device", &iommu]);
+    if let Iommu::Present {
+        bits,
+        remaps_interrupts,
+    } = spec.iommu
+    {
+        let remaps = if remaps_interrupts { "on" } else { "off" };
+        let iommu = format!("intel-iommu,intremap={remaps},aw-bits={bits}");
+        command.args(["-device", &iommu]);
+    }
     command.args([
         "-nodefaults",
         "-no-user-config",
@@ -277,17 +332,19 @@ fn qemu(image: &NodeImage, spec: &NodeSpec, port: u16, folder: &Path) -> Command
     command
         .arg("-serial")
         .arg(format!("file:{}", folder.join("serial.log").display()));
-    command
-        .arg("-kernel")
-        .arg(&image.kernel)
-        .args(["-append", KERNEL_ARGUMENTS]);
-    // The image is shared: what a node writes goes to a file of its own that QEMU has unlinked.
-    command.env("TMPDIR", folder);
-    command.arg("-drive").arg(drive_argument(
-        "root",
-        &image.disk,
-        "snapshot=on,cache=unsafe",
-    ));
+    command.arg("-qmp").arg(monitor::argument(folder));
+    let words = format!("{KERNEL_ARGUMENTS} {}", spec.kernel_words);
+    command.arg("-kernel").arg(&image.kernel);
+    command.args(["-append", words.trim_end()]);
+    let root = match &spec.root {
+        RootDisk::Discarded => {
+            // What a node writes goes to a file of its own that QEMU has unlinked.
+            command.env("TMPDIR", folder);
+            drive_argument("root", &image.disk, "snapshot=on,cache=unsafe")
+        }
+        RootDisk::Kept(disk) => drive_argument("root", disk, "cache=writeback"),
+    };
+    command.arg("-drive").arg(root);
     command.args(["-device", "nvme,serial=root,drive=root"]);
     let network = format!("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:22");
     command.args(["-netdev", &network, "-device", "virtio-net-pci,netdev=net"]);

@@ -19,6 +19,8 @@ pub struct Context {
     pub programs: PathBuf,
     /// The VMM as it is packaged.
     pub vmm: PathBuf,
+    /// The agent built with `fail-points`, for [`NodeKind::WithFailPoints`] alone.
+    pub failing_agent: Option<PathBuf>,
     /// Where the scenario says what it does.
     pub say: fn(&str),
     /// What was done a second time.
@@ -53,6 +55,8 @@ pub enum NodeKind {
     Bare,
     /// Debian with our packages installed.
     Installed,
+    /// The same, with an agent at hand that ends where it is told to.
+    WithFailPoints,
 }
 
 /// One thing that the lab can show.
@@ -145,6 +149,38 @@ pub const ALL: &[Scenario] = &[
         node: NodeKind::Bare,
         is_core: false,
         run: scenarios::vfio_bigbar::run,
+    },
+    Scenario {
+        name: "slot-devices",
+        shows: "what the agent does with a slot's devices, step by step on real ones: refused while the host \
+                uses them, bound, reset, identified, wiped, with their files looked at from outside",
+        node: NodeKind::Bare,
+        is_core: false,
+        run: scenarios::slot_devices::run,
+    },
+    Scenario {
+        name: "slot-life",
+        shows: "a slot goes from one tenant to the next: bound, wiped and proved, and nothing of the \
+                first is left for the second or for the host",
+        node: NodeKind::Installed,
+        is_core: false,
+        run: scenarios::slot_life::run,
+    },
+    Scenario {
+        name: "slot-crash",
+        shows: "the agent killed after every journaled step of claim and release, and the host's power \
+                cut at ten of them: the slot ends where it should, and is never free without proof",
+        node: NodeKind::WithFailPoints,
+        is_core: false,
+        run: scenarios::slot_crash::run,
+    },
+    Scenario {
+        name: "slot-refusals",
+        shows: "everything that must keep a device from a tenant does, with a reason that its owner can \
+                act on",
+        node: NodeKind::Installed,
+        is_core: false,
+        run: scenarios::slot_refusals::run,
     },
 ];
 

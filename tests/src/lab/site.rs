@@ -51,12 +51,21 @@ impl Site<Node> {
     pub fn boot(name: &str, context: &Context, lifetime: Lifetime) -> Result<Self> {
         let spec = NodeSpec {
             memory_mib: 4096,
-            devices: vec![Device::SharedDisk {
-                image: context.guest.artefacts.clone(),
-            }],
             lifetime,
             ..NodeSpec::default()
         };
+        Self::boot_with(name, context, spec)
+    }
+
+    /// Boots such a node alone; the guest's image is plugged in before the devices.
+    ///
+    /// # Errors
+    /// If the node does not boot, or the packaged controller does not become ready.
+    pub fn boot_with(name: &str, context: &Context, mut spec: NodeSpec) -> Result<Self> {
+        let guest = Device::SharedDisk {
+            image: context.guest.artefacts.clone(),
+        };
+        spec.devices.insert(0, guest);
         let node = Node::boot(name, &context.node, &spec)?;
         let mut site = Self {
             node,
@@ -133,6 +142,24 @@ impl<H: Host> Site<H> {
         Ok(())
     }
 
+    /// Imports the Debian guest as an image whose VMs run a script, say on their console what it
+    /// prints, and power off.
+    ///
+    /// # Errors
+    /// If the image cannot be made or imported.
+    pub fn import_script(&self, image: &str, script: &str) -> Result<()> {
+        let script = format!("#!/bin/sh\nset -eu\n{script}").replace('\'', r"'\''");
+        self.node.check(&format!(
+            "set -e; cp --sparse=always /srv/guest/disk.raw /root/{image}.raw; \
+             mkdir -p /root/{image}.d; mount -o loop /root/{image}.raw /root/{image}.d; \
+             printf %s '{script}' >/root/{image}.d/etc/berth-script; umount /root/{image}.d; \
+             berth-agent image import --name {image} --kernel /srv/guest/vmlinuz \
+             --initrd /srv/guest/initrd --disk /root/{image}.raw \
+             --cmdline 'console=ttyS0 root=/dev/vda rw quiet berth.script'; rm /root/{image}.raw"
+        ))?;
+        Ok(())
+    }
+
     /// Runs a script on the node that has to succeed; says the script and its output.
     ///
     /// # Errors
@@ -195,10 +222,22 @@ impl<H: Host> Site<H> {
     /// # Errors
     /// If the controller refuses.
     pub fn tenant(&self, name: &str, max_vms: u32) -> Result<String> {
-        let tenant = serde_json::json!({
+        self.tenant_with_slots(name, max_vms, &[])
+    }
+
+    /// The same for a tenant that may have one slot of each of these classes at once.
+    ///
+    /// # Errors
+    /// If the controller refuses.
+    pub fn tenant_with_slots(&self, name: &str, max_vms: u32, classes: &[&str]) -> Result<String> {
+        let mut tenant = serde_json::json!({
             "tenant_id": name, "display_name": name, "max_vms": max_vms,
             "storage_quota_gb": 100, "api_rate_limit_rpm": 6000,
         });
+        if !classes.is_empty() {
+            let limits = classes.iter().map(|class| ((*class).to_owned(), 1.into()));
+            tenant["slot_limits"] = Value::Object(limits.collect());
+        }
         self.expect(201, &self.admin_token, "POST", "/v1/tenants", Some(&tenant))?;
         let wish = serde_json::json!({
             "subject_pubkey": self.new_public_key(name)?,

@@ -7,7 +7,7 @@ use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -216,17 +216,22 @@ pub fn answers(port: u16) -> bool {
 /// # Errors
 /// Those of `condition`.
 pub fn wait_for(limit: Duration, mut condition: impl FnMut() -> Result<bool>) -> Result<bool> {
-    /// Short against everything that is waited for here, long against asking once.
-    const PAUSE: Duration = Duration::from_millis(100);
-    let end = std::time::Instant::now() + limit;
+    /// Short against everything that is waited for here.
+    const LEAST_PAUSE: Duration = Duration::from_millis(100);
+    /// Asking a busy node takes its processors from what is waited for: a quarter of them at most.
+    const PAUSES_PER_QUESTION: u32 = 3;
+    let end = Instant::now() + limit;
     loop {
+        let asked = Instant::now();
         if condition()? {
             return Ok(true);
         }
-        if std::time::Instant::now() >= end {
+        let answered = Instant::now();
+        if answered >= end {
             return Ok(false);
         }
-        std::thread::sleep(PAUSE);
+        let pause = (answered - asked) * PAUSES_PER_QUESTION;
+        std::thread::sleep(pause.max(LEAST_PAUSE));
     }
 }
 

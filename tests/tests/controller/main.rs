@@ -18,6 +18,8 @@ mod nodes;
 #[cfg(test)]
 mod quota;
 #[cfg(test)]
+mod real_agent;
+#[cfg(test)]
 mod refusals;
 #[cfg(test)]
 mod repeats;
@@ -25,6 +27,10 @@ mod repeats;
 mod routes;
 #[cfg(test)]
 mod seed_001;
+#[cfg(test)]
+mod slot_reports;
+#[cfg(test)]
+mod slots;
 #[cfg(test)]
 mod stops;
 #[cfg(test)]

@@ -28,6 +28,7 @@ const PLACES: [(&str, &[&str]); 3] = [
             "/usr/lib/systemd/system/berth.slice",
             "/usr/lib/sysusers.d/berth-agent.conf",
             "/usr/lib/tmpfiles.d/berth-agent.conf",
+            "/usr/lib/udev/rules.d/59-berth-slots.rules",
             "/usr/lib/udev/rules.d/60-berth.rules",
             "/usr/libexec/berth/berth-vmm",
             "/usr/sbin/berth-agent",

@@ -17,7 +17,7 @@ const FOREIGN_UNITS: [&str; 9] = [
 
 /// The most that `systemd-analyze security` may hold against a unit, in tenths of its points.
 const EXPOSURE: [(&str, u32); 2] = [
-    ("berth-agent.service", 25),
+    ("berth-agent.service", 29),
     ("berth-controller.service", 12),
 ];
 
@@ -123,7 +123,8 @@ fn the_daemons_keep_what_restarts_and_guests_rely_on() {
         "Restart=always",
         "StateDirectoryMode=0700",
         "Type=notify",
-        "CapabilityBoundingSet=",
+        "CapabilityBoundingSet=CAP_DAC_READ_SEARCH CAP_SYS_ADMIN CAP_SYS_PTRACE",
+        "ReadOnlyPaths=/etc/berth/slots.d",
     ] {
         has("berth-agent.service", line);
     }
@@ -142,9 +143,13 @@ fn the_daemons_keep_what_restarts_and_guests_rely_on() {
 
 /// The rules as udev splits them: lines of `KEY op "value"` parts.
 fn rules() -> Vec<Vec<String>> {
+    rules_of("60-berth.rules")
+}
+
+fn rules_of(file: &str) -> Vec<Vec<String>> {
     let root = unpacked("berth-agent");
-    let text =
-        std::fs::read_to_string(root.path().join("usr/lib/udev/rules.d/60-berth.rules")).unwrap();
+    let folder = root.path().join("usr/lib/udev/rules.d");
+    let text = std::fs::read_to_string(folder.join(file)).unwrap();
     let lines = text
         .lines()
         .filter(|line| !line.is_empty() && !line.starts_with('#'));
@@ -175,6 +180,31 @@ fn rules_begin_with_their_guards_and_run_nothing() {
         let key = part.split(['=', '!', '+']).next().unwrap();
         assert!(KEYS.contains(&key), "{part} does more than permissions");
         assert!(part.ends_with('"'), "{part} does not end");
+    }
+}
+
+#[test]
+fn rules_for_slots_touch_slots_alone_and_run_no_program() {
+    let rules = rules_of("59-berth-slots.rules");
+    assert_eq!(
+        rules[1],
+        ["ENV{BERTH_SLOT}!=\"?*\"", "GOTO=\"berth_slots_end\""]
+    );
+    for part in rules.iter().flatten() {
+        assert!(part.ends_with('"'), "{part} does not end");
+        let runs = ["RUN+", "RUN=", "PROGRAM", "IMPORT{program}"];
+        assert!(!runs.iter().any(|run| part.starts_with(run)), "{part}");
+    }
+    // Whatever names a slot's devices and whatever probes drives sorts around this file.
+    let name = "59-berth-slots.rules";
+    assert!("58-berth-slots.rules" < name && name < "60-persistent-storage.rules");
+    for flag in [
+        "ENV{SYSTEMD_READY}=\"0\"",
+        "ENV{UDEV_DISABLE_PERSISTENT_STORAGE_RULES_FLAG}=\"1\"",
+        "ENV{UDISKS_IGNORE}=\"1\"",
+        "OPTIONS:=\"nowatch\"",
+    ] {
+        assert!(rules.iter().any(|rule| rule == &[flag]), "{flag}");
     }
 }
 

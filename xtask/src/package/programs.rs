@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use berth_tests::command::{capture, run_logged};
 use berth_tests::workspace;
 
@@ -24,6 +24,8 @@ const PROFILE: &str = "release";
 const VMM_PROFILE: &str = "vmm";
 /// The program that runs guests.
 pub(super) const VMM: &str = "berth-vmm";
+/// The program that serves one host, and its package.
+const AGENT: &str = "berth-agent";
 /// Beside the programs: the name of the C library that is in the static ones.
 pub(super) const STATIC_LIBC: &str = "static-libc";
 
@@ -55,6 +57,7 @@ pub(super) fn build(programs: &[Program]) -> Result<PathBuf> {
     }
     for program in dynamic {
         gather(&program.name, None, PROFILE, &folder)?;
+        refuse_fail_points(&folder.join(&program.name))?;
     }
     for program in linked {
         let libc = static_libc::choose();
@@ -67,6 +70,20 @@ pub(super) fn build(programs: &[Program]) -> Result<PathBuf> {
     Ok(folder)
 }
 
+/// What only a program with fail points looks for in its environment.
+const FAIL_POINT: &[u8] = b"BERTH_AGENT_EXIT_AFTER";
+
+/// A packaged program must not end because of a variable: refuse one that was built so.
+fn refuse_fail_points(program: &Path) -> Result<()> {
+    let content =
+        std::fs::read(program).with_context(|| format!("reading {}", program.display()))?;
+    let found = content
+        .windows(FAIL_POINT.len())
+        .any(|window| window == FAIL_POINT);
+    ensure!(!found, "{} was built with fail points", program.display());
+    Ok(())
+}
+
 /// Builds the programs of the tests' package that scenarios bring along; returns their folder.
 ///
 /// # Errors
@@ -76,6 +93,21 @@ pub(super) fn build_for_lab() -> Result<PathBuf> {
     cargo.args(["build", "--profile", PROFILE, "--locked", "--bins"]);
     run_logged(cargo.args(["-p", "berth-tests"]), &log())?;
     Ok(workspace::target_dir().join(PROFILE))
+}
+
+/// Builds the agent with its fail points, puts it beside the packaged programs' folder, and returns it.
+///
+/// # Errors
+/// If cargo fails; the message quotes its log.
+pub(super) fn build_failing_agent() -> Result<PathBuf> {
+    let folder = workspace::build_dir().join("programs-with-fail-points");
+    std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    let mut cargo = cargo(&flags()?);
+    cargo.args(["build", "--profile", PROFILE, "--locked", "--bin", AGENT]);
+    cargo.args(["-p", AGENT, "--features", "fail-points"]);
+    run_logged(&mut cargo, &log())?;
+    gather(AGENT, None, PROFILE, &folder)?;
+    Ok(folder.join(AGENT))
 }
 
 fn profile(program: &Program) -> &'static str {

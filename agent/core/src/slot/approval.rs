@@ -29,6 +29,9 @@ pub const FILE_SUFFIX: &str = ".toml";
 pub mod setting {
     /// An NVMe controller's firmware revision, without padding.
     pub const NVME_FIRMWARE: &str = "nvme_firmware";
+    /// An NVMe drive's attached namespaces, such as `1:244190646x4096+0/0`: blocks, bytes of data and of
+    /// metadata, kind of protection; separated by `, `.
+    pub const NVME_NAMESPACES: &str = "nvme_namespaces";
 }
 
 /// One approved slot.
@@ -160,6 +163,11 @@ pub enum ReadApprovalError {
     NoWipe,
 }
 
+/// Why an approval cannot be written.
+#[derive(Debug, thiserror::Error)]
+#[error("the approval cannot be written as TOML")]
+pub struct RenderApprovalError(#[source] toml::ser::Error);
+
 const NAME_RULE: &str = "is not 1 to 64 lower-case letters, digits, dots, hyphens or underscores that begin with a letter or digit";
 
 fn is_name(text: &str) -> bool {
@@ -205,8 +213,8 @@ impl Approval {
     ///
     /// # Errors
     /// If something in it has no place in TOML.
-    pub fn render(&self) -> Result<String, toml::ser::Error> {
-        let body = toml::to_string_pretty(self)?;
+    pub fn render(&self) -> Result<String, RenderApprovalError> {
+        let body = toml::to_string_pretty(self).map_err(RenderApprovalError)?;
         Ok(format!(
             "# A slot that this host's owner approved. Written by `berthctl slot approve`; see there\n\
              # before you change it. Who may write this file may give away this host's devices.\n{body}"

@@ -55,6 +55,7 @@ fn known(generation: u64) -> KnownVm {
     KnownVm {
         tenant_id: "acme".parse().unwrap(),
         generation,
+        claims: Vec::new(),
         spec: None,
     }
 }

@@ -2,4 +2,7 @@
 
 mod crashes;
 mod lives;
+mod slot_crashes;
+mod slot_lives;
+mod slot_world;
 mod world;

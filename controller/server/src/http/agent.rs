@@ -12,6 +12,7 @@ use berth_api::agent::{
 };
 use berth_api::ids::NodeId;
 use berth_api::rest::ErrorCode;
+use berth_api::slot::SLOT_TASK_PAYLOAD_TYPE;
 use berth_controller_store::{Cause, EnrollDenied, SyncDenied};
 use berth_ledger::envelope::{OpenError, open_self_signed};
 use berth_ledger::keys::PublicKey;
@@ -110,7 +111,8 @@ pub(crate) async fn sync(
     app.vms_changed(accepted.wake.into_iter().filter(|woken| *woken != node));
     let patience = Duration::from_secs(request.wait_seconds.min(LONG_POLL_SECONDS));
     let end = tokio::time::Instant::now() + patience;
-    let tasks = loop {
+    let is_news = !accepted.acknowledged.is_empty() || !accepted.acknowledged_receipts.is_empty();
+    let due = loop {
         work.mark_unchanged();
         let unanswered = unanswered(&app, node).await?;
         // A task may be on its way to the agent, or lost with the answer that carried it.
@@ -119,23 +121,26 @@ pub(crate) async fn sync(
         } else {
             end.min(tokio::time::Instant::now() + RESEND_AFTER)
         };
-        let Some(tasks) = link.due(run, listener, unanswered) else {
+        let Some(due) = link.due(run, listener, unanswered) else {
             break Vec::new();
         };
         // What was acknowledged is news to the agent as well.
-        if !tasks.is_empty() || !accepted.acknowledged.is_empty() {
-            break tasks;
+        if !due.is_empty() || is_news {
+            break due;
         }
         tokio::select! {
-            changed = work.changed() => if changed.is_err() { break tasks; },
-            () = tokio::time::sleep_until(again) => if again == end { break tasks; },
-            () = app.stopped() => break tasks,
+            changed = work.changed() => if changed.is_err() { break due; },
+            () = tokio::time::sleep_until(again) => if again == end { break due; },
+            () = app.stopped() => break due,
         }
     };
+    let (slot_tasks, tasks) = due
+        .into_iter()
+        .partition(|sealed| sealed.payload_type == SLOT_TASK_PAYLOAD_TYPE);
     Ok(Json(SyncReply {
         tasks,
-        slot_tasks: Vec::new(),
-        acknowledged_receipts: Vec::new(),
+        slot_tasks,
+        acknowledged_receipts: accepted.acknowledged_receipts,
         acknowledged: accepted.acknowledged,
         controller_time: jiff::Timestamp::now().as_second(),
     }))
@@ -145,7 +150,13 @@ async fn unanswered(
     app: &App,
     node: NodeId,
 ) -> Result<Vec<(berth_api::ids::TaskId, SignedEnvelope)>, ApiError> {
-    let mut tasks = app.read(move |db| db.pending_tasks(node)).await?;
+    let mut tasks = app
+        .read(move |db| {
+            let mut tasks = db.pending_tasks(node)?;
+            tasks.extend(db.pending_slot_tasks(node)?);
+            Ok(tasks)
+        })
+        .await?;
     tasks.extend(app.console.waiting(node));
     Ok(tasks)
 }

@@ -1,5 +1,6 @@
 //! `/v1/tenants` and `/v1/usage`.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
@@ -8,6 +9,7 @@ use axum::http::{HeaderName, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use berth_api::ids::TenantId;
 use berth_api::rest::{CreateTenant, ErrorCode, ListQuery, Page, Tenant, Usage};
+use berth_controller_core::slot::is_class_name;
 use berth_controller_store::{CreateTenantDenied, DeleteTenantDenied, NewTenant, TenantChange};
 use serde::Deserialize;
 
@@ -19,6 +21,7 @@ use crate::http::once::{Idempotency, Once, once};
 use crate::http::page::{limit_of, page};
 
 const MAX_DISPLAY_NAME_CHARS: usize = 200;
+const MAX_SLOT_CLASSES: usize = 64;
 
 /// `PATCH /v1/tenants/{tenant}`
 #[derive(Debug, Deserialize)]
@@ -28,6 +31,7 @@ pub(crate) struct ChangeTenant {
     max_vms: Option<u32>,
     storage_quota_gb: Option<u32>,
     api_rate_limit_rpm: Option<u32>,
+    slot_limits: Option<BTreeMap<String, u32>>,
     tenant_id: Option<serde::de::IgnoredAny>,
 }
 
@@ -47,12 +51,14 @@ pub(crate) async fn create(
     let tenant_id: TenantId = body.value.tenant_id.parse().map_err(|_| bad_tenant_id())?;
     must_be_display_name(&body.value.display_name)?;
     must_be_rate(body.value.api_rate_limit_rpm)?;
+    must_be_slot_limits(&body.value.slot_limits)?;
     let new = NewTenant {
         tenant_id,
         display_name: body.value.display_name,
         max_vms: body.value.max_vms,
         storage_quota_gb: body.value.storage_quota_gb,
         api_rate_limit_rpm: body.value.api_rate_limit_rpm,
+        slot_limits: body.value.slot_limits,
     };
     let key = idempotency.key(&caller, &body.bytes);
     let cause = caller.cause();
@@ -118,6 +124,22 @@ fn must_be_rate(rpm: u32) -> Result<(), ApiError> {
     }
 }
 
+fn must_be_slot_limits(limits: &BTreeMap<String, u32>) -> Result<(), ApiError> {
+    if limits.len() > MAX_SLOT_CLASSES {
+        return Err(ApiError::field(
+            "slot_limits",
+            "must name at most 64 classes",
+        ));
+    }
+    match limits.keys().find(|class| !is_class_name(class)) {
+        None => Ok(()),
+        Some(_) => Err(ApiError::field(
+            "slot_limits",
+            "a class has 1 to 64 lower-case letters, digits, dots, hyphens and underscores, and begins with one of the first two",
+        )),
+    }
+}
+
 pub(crate) async fn list(
     State(app): State<Arc<App>>,
     _caller: Scoped,
@@ -158,12 +180,17 @@ pub(crate) async fn change(
         .as_deref()
         .map_or(Ok(()), must_be_display_name)?;
     asked.api_rate_limit_rpm.map_or(Ok(()), must_be_rate)?;
+    asked
+        .slot_limits
+        .as_ref()
+        .map_or(Ok(()), must_be_slot_limits)?;
     let id: TenantId = tenant.parse().map_err(|_| ApiError::not_found())?;
     let change = TenantChange {
         display_name: asked.display_name,
         max_vms: asked.max_vms,
         storage_quota_gb: asked.storage_quota_gb,
         api_rate_limit_rpm: asked.api_rate_limit_rpm,
+        slot_limits: asked.slot_limits,
     };
     let cause = caller.cause();
     let tenant = app

@@ -39,6 +39,7 @@ fn tenant(id: &str) -> NewTenant {
         max_vms: 1,
         storage_quota_gb: 1,
         api_rate_limit_rpm: 1,
+        slot_limits: std::collections::BTreeMap::new(),
     }
 }
 

@@ -105,7 +105,7 @@ fn the_same_task_twice_is_done_once() {
         let twice = [envelope.clone(), envelope.clone()];
         assert_eq!(agent.take(&twice).await, 1);
         let first = result(agent, task_id).await;
-        agent.acknowledge(&[task_id]);
+        agent.acknowledge(&[task_id], &[]);
         assert_eq!(agent.take(&[envelope]).await, 0);
         assert_eq!(result(agent, task_id).await, first);
     });

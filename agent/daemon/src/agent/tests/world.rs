@@ -1,16 +1,19 @@
 //! A host that outlives its agents, and a controller's hand to write tasks.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use berth_agent_core::policy::Policy;
+use berth_agent_core::slot::approval::{Approvals, ApprovedSlot};
 use berth_agent_core::task_check::Trust;
 use berth_agent_core::vm_record::VmRecord;
 use berth_agent_host::fakes::{
-    FakeDescriptorStore, FakeUnits, FaultyVmFiles, Fuse, GuestBehaviour,
+    FakeDescriptorStore, FakeDevice, FakeSlotDevices, FakeUnits, FaultySlotFiles, FaultyVmFiles,
+    Fuse, GuestBehaviour,
 };
 use berth_agent_host::images::{Blob, ImageManifest, Images};
+use berth_agent_host::slot_files::LinuxSlotFiles;
 use berth_agent_host::vm_files::{LinuxVmFiles, VmFiles};
 use berth_agent_host::vmm_unit::VmmUnits;
 use berth_api::agent::{
@@ -22,6 +25,7 @@ use berth_ledger::keys::SigningKey;
 
 use crate::agent::Agent;
 use crate::host::Host;
+use crate::slots::{ReadApprovals, SlotHost};
 
 /// Longest wait for anything; far more than it takes.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -32,8 +36,10 @@ pub(super) struct World {
     folder: tempfile::TempDir,
     pub(super) units: FakeUnits,
     pub(super) store: FakeDescriptorStore,
-    key: SigningKey,
-    node_id: NodeId,
+    pub(super) devices: FakeSlotDevices,
+    pub(super) approvals: FakeApprovals,
+    pub(super) key: SigningKey,
+    pub(super) node_id: NodeId,
     pub(super) vm_id: VmId,
     pub(super) boot_id: String,
 }
@@ -48,12 +54,37 @@ pub(super) fn spec() -> VmSpec {
     }
 }
 
+/// The owner's approvals, kept in memory.
+#[derive(Debug, Clone, Default)]
+pub(super) struct FakeApprovals(Arc<Mutex<Approvals>>);
+
+impl FakeApprovals {
+    pub(super) fn change(&self, change: impl FnOnce(&mut Vec<ApprovedSlot>)) {
+        change(&mut self.0.lock().unwrap().approved);
+    }
+}
+
+impl ReadApprovals for FakeApprovals {
+    fn read(&self) -> Approvals {
+        self.0.lock().unwrap().clone()
+    }
+}
+
 impl World {
     pub(super) fn new(behaviour: GuestBehaviour) -> Self {
+        Self::with_devices(behaviour, [])
+    }
+
+    pub(super) fn with_devices(
+        behaviour: GuestBehaviour,
+        devices: impl IntoIterator<Item = FakeDevice>,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let world = Self {
             units: FakeUnits::new(behaviour, Fuse::whole()),
             store: FakeDescriptorStore::new(Fuse::whole()),
+            devices: FakeSlotDevices::new(devices, Fuse::whole()),
+            approvals: FakeApprovals::default(),
             key: SigningKey::from_seed(&[7; 32]).unwrap(),
             node_id: NodeId::generate(),
             vm_id: VmId::generate(),
@@ -92,6 +123,10 @@ impl World {
         LinuxVmFiles::new(self.path("vms")).unwrap()
     }
 
+    pub(super) fn slot_files(&self) -> LinuxSlotFiles {
+        LinuxSlotFiles::new(self.path("slots")).unwrap()
+    }
+
     pub(super) fn record(&self) -> Option<VmRecord> {
         self.files().read_record(self.vm_id).unwrap()
     }
@@ -108,6 +143,13 @@ impl World {
                 units: self.units.for_next_agent(fuse.clone()),
                 files: Arc::new(FaultyVmFiles::new(self.files(), fuse.clone())),
                 store: Arc::new(store),
+                slots: SlotHost {
+                    devices: Arc::new(self.devices.for_next_agent(fuse.clone())),
+                    files: Arc::new(FaultySlotFiles::new(self.slot_files(), fuse.clone())),
+                    approvals: Arc::new(self.approvals.clone()),
+                    node_id: self.node_id,
+                    key: Arc::new(SigningKey::from_seed(&[9; 32]).unwrap()),
+                },
                 images: Images::new(self.path("images")).unwrap(),
                 vmm: PathBuf::from("/nonexistent/berth-vmm"),
                 kvm: PathBuf::from("/dev/null"),

@@ -1,6 +1,7 @@
-//! Notices that the folder of images changed, so that the controller hears of a new image at once.
+//! Notices that a folder changed: that of the images, so that the controller hears of a new one at
+//! once, and that of the approvals of slots.
 //!
-//! Owns one inotify descriptor and the small thread that waits on it. What changed is for `images` to
+//! Owns one inotify descriptor and the small thread that waits on it. What changed is for others to
 //! find out: several changes may come as one.
 
 use std::io;
@@ -19,27 +20,30 @@ const STACK_BYTES: usize = 64 * 1024;
 
 /// A watch over one folder.
 #[derive(Debug)]
-pub struct ImageWatch {
+pub struct FolderWatch {
     changes: Receiver<()>,
 }
 
-impl ImageWatch {
+impl FolderWatch {
     /// Watch a folder from here on.
     ///
     /// # Errors
     /// If the folder is not there, or the kernel has no more watches or threads for this user.
     pub fn open(folder: &Path) -> io::Result<Self> {
         let inotify = init(CreateFlags::CLOEXEC)?;
-        // An image appears and goes as a whole: by a rename, or by the removal of its folder.
+        // An image appears and goes as a whole: by a rename, or by the removal of its folder. An
+        // approval may also be edited in its place, or change its owner or mode.
         let flags = WatchFlags::MOVED_TO
             | WatchFlags::MOVED_FROM
             | WatchFlags::DELETE
+            | WatchFlags::CLOSE_WRITE
+            | WatchFlags::ATTRIB
             | WatchFlags::ONLYDIR;
         add_watch(&inotify, folder, flags)?;
         // One place: a change that nobody took yet stands for all that follow it.
         let (sender, changes) = mpsc::channel(1);
         std::thread::Builder::new()
-            .name("images".to_owned())
+            .name("folder".to_owned())
             .stack_size(STACK_BYTES)
             .spawn(move || forward(&inotify, &sender))?;
         Ok(Self { changes })
@@ -76,7 +80,7 @@ mod tests {
     #[tokio::test]
     async fn an_image_that_appears_or_goes_is_noticed() {
         let folder = tempfile::tempdir().unwrap();
-        let mut watch = ImageWatch::open(folder.path()).unwrap();
+        let mut watch = FolderWatch::open(folder.path()).unwrap();
         let (unfinished, image) = (
             folder.path().join(".new-1"),
             folder.path().join("debian-12"),
@@ -91,7 +95,7 @@ mod tests {
     #[tokio::test]
     async fn a_folder_that_is_not_there_cannot_be_watched() {
         let folder = tempfile::tempdir().unwrap();
-        let error = ImageWatch::open(&folder.path().join("absent")).unwrap_err();
+        let error = FolderWatch::open(&folder.path().join("absent")).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }
 }

@@ -1,0 +1,214 @@
+//! `/v1/slots` for operators, `/v1/slot-classes` and a VM's receipts for tenants too.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse as _, Response};
+use berth_api::ids::{NodeId, SlotId};
+use berth_api::rest::{ListQuery, Page, QuarantineSlot, Slot, SlotClass, StoredReceipt};
+use berth_api::slot::SlotState;
+use berth_controller_store::{IdempotencyKey, SlotFilter, SlotWish, VmRef};
+use serde::Deserialize;
+
+use crate::api_error::ApiError;
+use crate::app::App;
+use crate::http::body::{self, NoBody, QueryOf};
+use crate::http::gate::Scoped;
+use crate::http::once::{Idempotency, Once, once};
+use crate::http::page::{limit_of, page};
+
+/// Receipts that one slot is shown with.
+const SHOWN_RECEIPTS: u32 = 10;
+const MAX_REASON_CHARS: usize = 500;
+
+/// `GET /v1/slots`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SlotListQuery {
+    limit: Option<u32>,
+    page_token: Option<String>,
+    state: Option<SlotState>,
+    class: Option<String>,
+    node: Option<String>,
+}
+
+pub(crate) async fn list(
+    State(app): State<Arc<App>>,
+    _caller: Scoped,
+    QueryOf(query): QueryOf<SlotListQuery>,
+) -> Result<Json<Page<Slot>>, ApiError> {
+    let limit = limit_of(query.limit)?;
+    let node_id: Option<NodeId> = query
+        .node
+        .map(|text| text.parse())
+        .transpose()
+        .map_err(|_| ApiError::field("node", "must be a node's id"))?;
+    let filter = SlotFilter {
+        state: query.state,
+        class: query.class,
+        node_id,
+        after: query.page_token.unwrap_or_default(),
+        limit: limit + 1,
+    };
+    let slots = app.read(move |db| db.slots(&filter)).await?;
+    Ok(page(slots, limit, |slot| slot.id.to_string()))
+}
+
+pub(crate) async fn get(
+    State(app): State<Arc<App>>,
+    _caller: Scoped,
+    Path(slot): Path<String>,
+) -> Result<Json<Slot>, ApiError> {
+    let id: SlotId = slot.parse().map_err(|_| ApiError::not_found())?;
+    app.read(move |db| {
+        let Some(mut slot) = db.slot(id)? else {
+            return Ok(None);
+        };
+        slot.receipts = db.slot_receipts(id, SHOWN_RECEIPTS)?;
+        Ok(Some(slot))
+    })
+    .await?
+    .map(Json)
+    .ok_or_else(ApiError::not_found)
+}
+
+async fn act(
+    app: Arc<App>,
+    caller: Scoped,
+    slot: &str,
+    wish: SlotWish,
+    key: Option<IdempotencyKey>,
+) -> Result<Response, ApiError> {
+    let id: SlotId = slot.parse().map_err(|_| ApiError::not_found())?;
+    let cause = caller.cause();
+    let by = caller.token_id()?.to_string();
+    // An admission is done at once; of the others the host does its part later.
+    let status = match &wish {
+        SlotWish::Admit => StatusCode::OK,
+        SlotWish::Quarantine { .. } | SlotWish::ReleaseQuarantine | SlotWish::Wipe => {
+            StatusCode::ACCEPTED
+        }
+    };
+    let taken = wish.clone();
+    let done = once(
+        &app,
+        key,
+        status,
+        move |tx| {
+            Ok(tx
+                .act_on_slot(id, &taken, &by, &cause)?
+                .map_err(ApiError::from))
+        },
+        Clone::clone,
+    )
+    .await?;
+    let slot = match done {
+        Once::Replayed(answer) => return Ok(answer),
+        Once::Done(slot) => slot,
+    };
+    tracing::info!(slot_id = %slot.id, node_id = %slot.node_id, request_id = %caller.request.id, ?wish, "wish accepted");
+    app.links.wake(slot.node_id);
+    Ok((status, Json(slot)).into_response())
+}
+
+pub(crate) async fn approve(
+    State(app): State<Arc<App>>,
+    caller: Scoped,
+    Path(slot): Path<String>,
+    idempotency: Idempotency,
+    _: NoBody,
+) -> Result<Response, ApiError> {
+    let key = idempotency.key(&caller, b"");
+    act(app, caller, &slot, SlotWish::Admit, key).await
+}
+
+pub(crate) async fn quarantine(
+    State(app): State<Arc<App>>,
+    caller: Scoped,
+    Path(slot): Path<String>,
+    idempotency: Idempotency,
+    body: body::Json<QuarantineSlot>,
+) -> Result<Response, ApiError> {
+    let reason = body.value.reason;
+    let fits = (1..=MAX_REASON_CHARS).contains(&reason.chars().count());
+    if !fits || reason.chars().any(char::is_control) {
+        return Err(ApiError::field(
+            "reason",
+            "must be 1 to 500 characters, none of them control characters",
+        ));
+    }
+    let key = idempotency.key(&caller, &body.bytes);
+    act(app, caller, &slot, SlotWish::Quarantine { reason }, key).await
+}
+
+pub(crate) async fn release_quarantine(
+    State(app): State<Arc<App>>,
+    caller: Scoped,
+    Path(slot): Path<String>,
+    idempotency: Idempotency,
+    _: NoBody,
+) -> Result<Response, ApiError> {
+    let key = idempotency.key(&caller, b"");
+    act(app, caller, &slot, SlotWish::ReleaseQuarantine, key).await
+}
+
+pub(crate) async fn wipe(
+    State(app): State<Arc<App>>,
+    caller: Scoped,
+    Path(slot): Path<String>,
+    idempotency: Idempotency,
+    _: NoBody,
+) -> Result<Response, ApiError> {
+    let key = idempotency.key(&caller, b"");
+    act(app, caller, &slot, SlotWish::Wipe, key).await
+}
+
+pub(crate) async fn classes(
+    State(app): State<Arc<App>>,
+    caller: Scoped,
+    QueryOf(query): QueryOf<ListQuery>,
+) -> Result<Json<Page<SlotClass>>, ApiError> {
+    let limit = limit_of(query.limit)?;
+    let after = query.page_token.unwrap_or_default();
+    let tenant = caller.namespace().cloned();
+    let classes = app
+        .read(move |db| db.slot_classes(tenant.as_ref(), &after, limit + 1))
+        .await?;
+    Ok(page(classes, limit, |class| class.class.clone()))
+}
+
+/// Of a VM that is gone too, by its id: its wipes are proved after its end.
+pub(crate) async fn vm_receipts(
+    State(app): State<Arc<App>>,
+    caller: Scoped,
+    Path(vm): Path<String>,
+    QueryOf(query): QueryOf<ListQuery>,
+) -> Result<Json<Page<StoredReceipt>>, ApiError> {
+    let limit = limit_of(query.limit)?;
+    let after: Option<u64> = query
+        .page_token
+        .map(|text| text.parse())
+        .transpose()
+        .map_err(|_| ApiError::field("page_token", "must be one that a page before this gave"))?;
+    let namespace = caller.namespace().cloned();
+    let vm = VmRef::parse(&vm);
+    let receipts = app
+        .read(move |db| {
+            let found = match &vm {
+                VmRef::Id(id) => db
+                    .vm_or_tombstone(*id)?
+                    .filter(|vm| namespace.as_ref().is_none_or(|own| *own == vm.tenant_id)),
+                VmRef::Name(_) => db.vm(namespace.as_ref(), &vm)?,
+            };
+            found
+                .map(|vm| db.vm_receipts(vm.id, after, limit + 1))
+                .transpose()
+        })
+        .await?
+        .ok_or_else(ApiError::not_found)?;
+    Ok(page(receipts, limit, |receipt| {
+        receipt.audit_index.to_string()
+    }))
+}

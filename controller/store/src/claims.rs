@@ -1,0 +1,230 @@
+//! Claims: made with their VM, ended by their host's proof.
+//!
+//! The partial unique index on live claims and the condition in [`WriteTx::claim_slots`] are what keeps
+//! two VMs off one slot, whatever anybody decided before.
+
+use berth_api::ids::{ClaimId, NodeId, SlotId, TenantId, VmId};
+use berth_api::slot::Claim;
+use berth_controller_core::slot::ClaimStep;
+use serde_json::json;
+
+use crate::error::StoreError;
+use crate::ledger::{Cause, NewEvent};
+use crate::rows::parsed;
+use crate::slots::StoredSlot;
+use crate::store::Db;
+use crate::tenants::object;
+use crate::writer::WriteTx;
+
+/// Raise a slot's epoch, if nothing stands against a claim. It says the same as
+/// `SlotFacts::obstacle`, for a moment when somebody else may have been quicker.
+const RAISE_EPOCH: &str = "UPDATE slot SET own_epoch =
+    CASE WHEN own_epoch > host_epoch THEN own_epoch ELSE host_epoch END + 1
+    WHERE slot_id = ?1 AND host_state = 'free' AND problem_code IS NULL AND is_reported = 1
+    AND quarantined_at IS NULL AND wipe_required_after IS NULL AND admitted_identity = identity
+    AND NOT EXISTS (SELECT 1 FROM claim WHERE claim.slot_id = slot.slot_id AND claim.state = 'live')
+    AND NOT EXISTS (SELECT 1 FROM slot_task
+      WHERE slot_task.slot_id = slot.slot_id AND slot_task.state = 'pending')";
+
+impl Db<'_> {
+    /// The claims that a VM's creation carries.
+    pub(crate) fn claims_of(&self, vm_id: VmId) -> Result<Vec<Claim>, StoreError> {
+        let mut select = self.conn.prepare_cached(
+            "SELECT slot_id, claim_id, fencing_epoch FROM claim
+             WHERE vm_id = ?1 AND state = 'live' ORDER BY slot_id",
+        )?;
+        let rows = select.query_map([vm_id.to_string()], |row| {
+            Ok((
+                row.get::<_, String>(0)?,
+                row.get::<_, String>(1)?,
+                row.get::<_, u64>(2)?,
+            ))
+        })?;
+        rows.map(|row| {
+            let (slot_id, claim_id, fencing_epoch) = row?;
+            Ok(Claim {
+                slot_id: parsed(&slot_id, "slot id")?,
+                claim_id: parsed(&claim_id, "claim id")?,
+                fencing_epoch,
+            })
+        })
+        .collect()
+    }
+}
+
+impl WriteTx<'_> {
+    /// Claim chosen slots for a VM whose row and quota are there, and charge its tenant.
+    pub(crate) fn claim_slots(
+        &mut self,
+        tenant: &TenantId,
+        vm_id: VmId,
+        slots: &[SlotId],
+        cause: &Cause,
+    ) -> Result<(), StoreError> {
+        for slot_id in slots {
+            let raised = self
+                .conn
+                .prepare_cached(RAISE_EPOCH)?
+                .execute([slot_id.to_string()])?;
+            let slot =
+                self.stored_slot(*slot_id)?
+                    .filter(|_| raised == 1)
+                    .ok_or(StoreError::Corrupt {
+                        what: "slot that was chosen",
+                    })?;
+            self.claim_slot(tenant, vm_id, &slot, cause)?;
+        }
+        Ok(())
+    }
+
+    fn claim_slot(
+        &mut self,
+        tenant: &TenantId,
+        vm_id: VmId,
+        slot: &StoredSlot,
+        cause: &Cause,
+    ) -> Result<(), StoreError> {
+        let claim_id = ClaimId::generate();
+        let fencing_epoch = slot.own_epoch;
+        self.append(
+            NewEvent {
+                event_type: "SLOT_CLAIMED",
+                tenant_id: Some(tenant.clone()),
+                vm_id: Some(vm_id),
+                node_id: Some(slot.node_id),
+                outcome: "accepted",
+                detail: object(json!({
+                    "slot_id": slot.slot_id,
+                    "class": slot.class,
+                    "claim_id": claim_id,
+                    "fencing_epoch": fencing_epoch,
+                })),
+                ..NewEvent::default()
+            },
+            cause,
+        )?;
+        let charged = self
+            .conn
+            .prepare_cached(
+                "UPDATE slot_quota SET used = used + 1
+                 WHERE tenant_id = ?1 AND class = ?2 AND used + 1 <= ceiling",
+            )?
+            .execute((tenant.as_str(), &slot.class))?;
+        if charged != 1 {
+            return Err(StoreError::Corrupt {
+                what: "quota that was admitted",
+            });
+        }
+        self.conn
+            .prepare_cached(
+                "INSERT INTO claim (claim_id, slot_id, tenant_id, vm_id, class, fencing_epoch,
+                 state, charged, claimed_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, 'live', 1, ?7)",
+            )?
+            .execute((
+                claim_id.to_string(),
+                slot.slot_id.to_string(),
+                tenant.as_str(),
+                vm_id.to_string(),
+                &slot.class,
+                fencing_epoch,
+                self.now,
+            ))?;
+        Ok(())
+    }
+
+    /// The tenant cannot use the slots any more: end the charge, not the claims.
+    pub(crate) fn release_slot_charges(&mut self, vm_id: VmId) -> Result<(), StoreError> {
+        let vm_id = vm_id.to_string();
+        self.conn
+            .prepare_cached(
+                "UPDATE slot_quota SET used = used - (SELECT COUNT(*) FROM claim
+                   WHERE claim.tenant_id = slot_quota.tenant_id AND claim.class = slot_quota.class
+                   AND claim.vm_id = ?1 AND claim.charged = 1)
+                 WHERE EXISTS (SELECT 1 FROM claim WHERE claim.vm_id = ?1 AND claim.charged = 1
+                   AND claim.tenant_id = slot_quota.tenant_id AND claim.class = slot_quota.class)",
+            )?
+            .execute([&vm_id])?;
+        self.conn
+            .prepare_cached("UPDATE claim SET charged = 0 WHERE vm_id = ?1 AND charged = 1")?
+            .execute([&vm_id])?;
+        Ok(())
+    }
+
+    /// See which claims on a node's slots are over, by what its host has shown up to here. A proof is
+    /// missed only once the host has told all that it has.
+    pub(crate) fn settle_claims(
+        &mut self,
+        node: NodeId,
+        has_told_all: bool,
+        cause: &Cause,
+    ) -> Result<(), StoreError> {
+        for slot in self.slots_on(node)?.into_values() {
+            let Some(claim) = slot.live_claim() else {
+                continue;
+            };
+            let how = match claim.judge(slot.host_state, slot.host_epoch) {
+                ClaimStep::Keep => continue,
+                ClaimStep::EndProved => "wiped",
+                ClaimStep::EndUnheard => "host_never_heard_of_it",
+                ClaimStep::OrderWipe => {
+                    // Ordered once; if its host refuses, an operator has to look.
+                    if has_told_all && slot.wipe_required_after.is_none() {
+                        self.order_wipe(&slot, &Cause::controller())?;
+                    }
+                    continue;
+                }
+            };
+            self.end_claim(&slot, how, cause)?;
+        }
+        Ok(())
+    }
+
+    fn end_claim(
+        &mut self,
+        slot: &StoredSlot,
+        how: &'static str,
+        cause: &Cause,
+    ) -> Result<(), StoreError> {
+        let Some(claim) = &slot.claim else {
+            return Ok(());
+        };
+        let holder = &claim.live.holder;
+        let claim_id = holder.claim.claim_id.to_string();
+        let wiped_by: Option<String> = self
+            .conn
+            .prepare_cached("SELECT wiped_by FROM claim WHERE claim_id = ?1")?
+            .query_row([&claim_id], |row| row.get(0))?;
+        self.append(
+            NewEvent {
+                event_type: "SLOT_RELEASED",
+                tenant_id: Some(holder.tenant_id.clone()),
+                vm_id: Some(holder.vm_id),
+                node_id: Some(slot.node_id),
+                outcome: "completed",
+                detail: object(json!({
+                    "slot_id": slot.slot_id,
+                    "claim_id": claim_id,
+                    "fencing_epoch": holder.claim.fencing_epoch,
+                    "because": how,
+                    "wipe_receipt": wiped_by,
+                })),
+                ..NewEvent::default()
+            },
+            cause,
+        )?;
+        if claim.charged {
+            self.conn
+                .prepare_cached(
+                    "UPDATE slot_quota SET used = used - 1 WHERE tenant_id = ?1 AND class =
+                     (SELECT class FROM claim WHERE claim_id = ?2)",
+                )?
+                .execute((holder.tenant_id.as_str(), &claim_id))?;
+        }
+        self.conn
+            .prepare_cached(
+                "UPDATE claim SET state = 'over', charged = 0, ended_at = ?2 WHERE claim_id = ?1",
+            )?
+            .execute((&claim_id, self.now))?;
+        Ok(())
+    }
+}
