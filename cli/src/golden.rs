@@ -8,6 +8,7 @@ use clap::CommandFactory as _;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+use crate::command::slot::{receipts, remote};
 use crate::command::{catalogue, explain, ledger, node, tenant, token, vm};
 use crate::failure::{Failure, Refusal};
 use crate::ledger::filter::ReadEntry;
@@ -71,6 +72,7 @@ fn of(table: &Table) -> String {
 
 const NODE: &str = "node_01kb000000000000000000000a";
 const VM: &str = "vm_01kb000000000000000000000b";
+const SLOT: &str = "slot_01kb000000000000000000000f";
 const TOKEN: &str = "tok_01kb000000000000000000000c";
 const OPERATION: &str = "op_01kb000000000000000000000d";
 const TIME: &str = "2026-11-22T05:52:47.123Z";
@@ -86,6 +88,9 @@ fn a_vm(state: &str) -> Value {
         "state_reason": { "code": "vmm_exit", "message": "the VMM ended by signal 9" },
         "state_since": TIME, "desired_state": "running", "generation": 1, "vcpus": 2,
         "memory_mb": 1024, "disk_gb": 4, "image": "debian-12", "node_id": NODE,
+        "slots": [{ "slot_id": SLOT, "class": "nvme", "state": "unapproved",
+            "claim_id": "claim_01kb000000000000000000000g",
+            "problem": { "code": "iommu_group_unsafe", "message": "shares its group" } }],
         "labels": { "tier": "web", "zone": "a" }, "created_at": TIME, "operation": OPERATION })
 }
 
@@ -148,6 +153,45 @@ fn vms_and_nodes_are_shown_as_published() {
         catalogue::usage_table(&[from(usage)]),
     ];
     check("tables-vm.txt", &text.iter().map(of).collect::<String>());
+}
+
+fn a_slot() -> Value {
+    json!({ "id": SLOT, "name": "nvme-0", "class": "nvme", "node_id": NODE, "state": "quarantined",
+        "host_state": "free", "claimable": false, "obstacle": "quarantined", "problem": null,
+        "progress_percent": null,
+        "admission": { "at": TIME, "by": TOKEN, "holds": true },
+        "quarantine": { "at": TIME, "by": TOKEN, "reason": "smells of smoke" },
+        "wipe_required": true,
+        "claim": { "claim_id": "claim_01kb000000000000000000000g", "vm_id": VM,
+            "tenant_id": "acme-corp", "fencing_epoch": 3, "claimed_at": TIME, "charged": false },
+        "generation": 12, "fencing_epoch": 3, "reported_at": TIME, "pending_task": null,
+        "devices": [{ "kind": "nvme", "address": "0000:01:00.0", "iommu_group": 12, "numa_node": 0,
+            "identity": { "vendor": "1b36", "device": "0010", "subsystem_vendor": "1af4",
+                "subsystem": "1100", "class": 67_586, "path": "pci0000:00/01.0/00.0",
+                "serials": {} } }] })
+}
+
+#[test]
+fn slots_are_shown_as_published() {
+    let free = json!({ "state": "free", "claimable": true, "obstacle": null, "quarantine": null,
+        "claim": null, "admission": null, "wipe_required": false });
+    let mut other = a_slot();
+    for (member, value) in free.as_object().unwrap() {
+        other[member] = value.clone();
+    }
+    let receipt = json!({ "receipt_id": "rcpt_01kb000000000000000000000h", "slot_id": SLOT,
+        "vm_id": VM, "kind": "wipe", "at": TIME, "generation": 11, "sha256": "00", "audit_index": 7,
+        "node_id": NODE, "node_public_key": "a2V5",
+        "envelope": { "payloadType": "", "payload": "", "signatures": [] } });
+    let class = json!({ "class": "nvme", "available": "1-3", "free": 2, "total": 8 });
+    let of_tenant = json!({ "class": "gpu.h100", "available": "4+" });
+    let text = [
+        remote::list_table(&[from(a_slot()), from(other)]),
+        remote::object_table(&from(a_slot())),
+        remote::classes_table(&[from(of_tenant), from(class)]),
+        receipts::table(&[from(receipt)]),
+    ];
+    check("tables-slot.txt", &text.iter().map(of).collect::<String>());
 }
 
 #[test]

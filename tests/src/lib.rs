@@ -10,6 +10,7 @@ pub mod lab;
 pub mod launch;
 pub mod progress;
 pub mod simulated_agent;
+pub mod slot_devices;
 pub mod startup;
 pub mod tap_host;
 pub mod tiny_guest;

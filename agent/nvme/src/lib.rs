@@ -15,6 +15,8 @@ mod fields;
 mod format;
 pub mod identify;
 mod marks;
+#[cfg(feature = "model")]
+pub mod model;
 mod namespaces;
 mod overwrite;
 mod plan;
@@ -28,6 +30,8 @@ mod sanitize_log;
 mod security;
 pub mod status;
 mod stream;
+#[cfg(feature = "model")]
+pub mod suite;
 pub mod transport;
 pub mod wipe;
 pub mod wipe_error;

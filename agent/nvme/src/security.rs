@@ -66,7 +66,7 @@ fn discovered_locks(page: &[u8; DISCOVERY_BYTES]) -> Result<Vec<&'static str>, D
     let end = usize::try_from(length)
         .unwrap_or(usize::MAX)
         .saturating_add(4);
-    if end < DISCOVERY_HEADER || end > DISCOVERY_BYTES {
+    if !(DISCOVERY_HEADER..=DISCOVERY_BYTES).contains(&end) {
         return Err(DriveError::Malformed {
             what: "the length of its Level 0 discovery",
             found: length.into(),

@@ -6,11 +6,17 @@
 //! with what it has stored; placement chooses among slots without an [`Obstacle`].
 
 use berth_api::slot::{
-    Claim, DeviceIdentity, ObservedSlot, Receipt, SlotHolder, SlotProblemCode, SlotState, Statement,
+    Claim, ObservedSlot, Receipt, SlotDevice, SlotHolder, SlotProblemCode, SlotState, Statement,
 };
 
 /// Longest name of a slot or class, in bytes.
 const MAX_NAME_BYTES: usize = 63;
+/// Most devices of one slot.
+const MAX_DEVICES: usize = 64;
+/// Most serials of one device.
+const MAX_SERIALS: usize = 8;
+/// Longest text of a device's identity, in bytes.
+const MAX_TEXT_BYTES: usize = 256;
 /// Largest generation or fencing epoch that is believed. No honest host counts that far, and every
 /// database stores it.
 pub const MAX_COUNT: u64 = 1 << 53;
@@ -55,7 +61,8 @@ pub fn is_class_name(text: &str) -> bool {
         && text.ends_with(inner)
 }
 
-/// Whether a report can be stored: its names are names and its counts are counts.
+/// Whether a report can be stored: its names are names, its counts are counts, and it is no longer than
+/// an honest host's.
 #[must_use]
 pub fn is_believable(slot: &ObservedSlot) -> bool {
     let holder_fits = slot
@@ -67,7 +74,19 @@ pub fn is_believable(slot: &ObservedSlot) -> bool {
         && slot.generation <= MAX_COUNT
         && slot.fencing_epoch <= MAX_COUNT
         && slot.progress_percent.is_none_or(|percent| percent <= 100)
+        && slot.devices.len() <= MAX_DEVICES
+        && slot.devices.iter().all(is_short)
         && holder_fits
+}
+
+fn is_short(device: &SlotDevice) -> bool {
+    let identity = &device.identity;
+    identity.path.len() <= MAX_TEXT_BYTES
+        && identity.serials.len() <= MAX_SERIALS
+        && identity
+            .serials
+            .iter()
+            .all(|(kind, serial)| kind.len() <= MAX_TEXT_BYTES && serial.len() <= MAX_TEXT_BYTES)
 }
 
 /// An operator's admission of a slot.
@@ -250,8 +269,8 @@ impl LiveClaim {
         &self.holder.claim
     }
 
-    /// Whether a receipt shows a wipe of every device after this claim: it names the claim, or was
-    /// written after the host was seen to know it.
+    /// Whether a receipt, whose statement was checked, is of a wipe after this claim: it names the
+    /// claim, or was written after the host was seen to know it.
     #[must_use]
     pub fn is_wiped_by(&self, receipt: &Receipt) -> bool {
         let names_it = receipt
@@ -261,7 +280,8 @@ impl LiveClaim {
         let is_later = self
             .seen_generation
             .is_some_and(|seen| receipt.generation > seen);
-        receipt.slot_id == self.claim().slot_id && shows_wipe(receipt) && (names_it || is_later)
+        let is_wipe = matches!(receipt.statement, Statement::Wipe { .. });
+        receipt.slot_id == self.claim().slot_id && is_wipe && (names_it || is_later)
     }
 
     /// What a report of the slot means for the claim.
@@ -299,25 +319,6 @@ pub enum ClaimStep {
     EndUnheard,
     /// Its VM is gone and the slot is free without a proof: have it wiped.
     OrderWipe,
-}
-
-/// Whether a receipt states that every device of the slot was wiped, and none was found wrong.
-#[must_use]
-pub fn shows_wipe(receipt: &Receipt) -> bool {
-    let Statement::Wipe { devices } = &receipt.statement else {
-        return false;
-    };
-    let is_wiped = |identity: &DeviceIdentity| {
-        devices
-            .iter()
-            .any(|wipe| wipe.identity == *identity && wipe.read_back.bytes_wrong == 0)
-    };
-    !receipt.devices.is_empty()
-        && devices.iter().all(|wipe| wipe.read_back.bytes_wrong == 0)
-        && receipt
-            .devices
-            .iter()
-            .all(|device| is_wiped(&device.identity))
 }
 
 /// Whether a host says that somebody has the slot who should not: another than the claim's holder.

@@ -7,9 +7,9 @@ use berth_api::agent::SignedEnvelope;
 use berth_api::ids::{NodeId, ReceiptId, SlotId, VmId};
 use berth_api::rest::StoredReceipt;
 use berth_api::slot::{RECEIPT_PAYLOAD_TYPE, Receipt, SlotHolder, Statement};
-use berth_controller_core::slot::{MAX_COUNT, shows_wipe};
-use berth_ledger::envelope;
+use berth_controller_core::slot::MAX_COUNT;
 use berth_ledger::keys::PublicKey;
+use berth_ledger::{envelope, receipt as statements};
 use rusqlite::{OptionalExtension as _, Row};
 use serde_json::json;
 
@@ -23,6 +23,8 @@ use crate::writer::WriteTx;
 
 /// Most receipts that one sync brings; the others come again with the next.
 const MAX_RECEIPTS: usize = 256;
+/// Longest receipt that is kept, in characters of base64.
+const MAX_RECEIPT_CHARS: usize = 256 * 1024;
 
 const SELECT: &str =
     "SELECT receipt_id, slot_id, vm_id, kind, at_s, generation, sha256, audit_index,
@@ -97,6 +99,7 @@ impl WriteTx<'_> {
             // Only for telling the node which one is meant.
             let named: Option<Receipt> = envelope::read_unverified(sealed);
             let taken = match envelope::open(&[*key], RECEIPT_PAYLOAD_TYPE, sealed) {
+                Ok(_) if sealed.payload.len() > MAX_RECEIPT_CHARS => Err("too_long"),
                 Ok(receipt) => self.take_receipt(node, &receipt, sealed, &sha256, cause)?,
                 Err(_) => Err("bad_signature"),
             };
@@ -125,6 +128,9 @@ impl WriteTx<'_> {
         };
         if receipt.generation > MAX_COUNT {
             return Ok(Err("not_believable"));
+        }
+        if statements::check(receipt).is_err() {
+            return Ok(Err("statement_does_not_hold"));
         }
         let known: Option<String> = self
             .conn
@@ -214,7 +220,7 @@ impl WriteTx<'_> {
         let ends_wait = slot
             .wipe_required_after
             .is_some_and(|after| receipt.generation > after);
-        if ends_wait && shows_wipe(receipt) {
+        if ends_wait && matches!(receipt.statement, Statement::Wipe { .. }) {
             self.conn
                 .prepare_cached("UPDATE slot SET wipe_required_after = NULL WHERE slot_id = ?1")?
                 .execute([slot.slot_id.to_string()])?;

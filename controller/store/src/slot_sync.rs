@@ -6,13 +6,13 @@
 use std::collections::BTreeSet;
 
 use berth_api::ids::{NodeId, SlotId, VmId};
-use berth_api::slot::{ObservedSlot, SlotState};
+use berth_api::slot::{ObservedSlot, SlotProblemCode, SlotState};
 use berth_controller_core::slot::{is_believable, is_held_by_stranger, is_newer};
 use serde_json::{Map, Value, json};
 
 use crate::error::StoreError;
 use crate::ledger::{Cause, NewEvent};
-use crate::slots::{StoredSlot, identity_of, text_of};
+use crate::slots::{StoredSlot, identity_of, text_of, word};
 use crate::sync::clipped;
 use crate::tenants::object;
 use crate::writer::WriteTx;
@@ -275,13 +275,24 @@ impl WriteTx<'_> {
         Ok(())
     }
 
-    /// The problem of a slot that a VM has, as its host's newest report names it.
-    pub(crate) fn slot_problem_of(&self, vm_id: VmId) -> Result<Option<String>, StoreError> {
-        Ok(self
+    /// The problem for which a VM could not have its slots: as its host's newest report names it, or
+    /// as a word in parentheses in the failure's message, where the slot has come to rest since.
+    pub(crate) fn slot_problem_of(
+        &self,
+        vm_id: VmId,
+        message: &str,
+    ) -> Result<Option<String>, StoreError> {
+        let reported = self
             .vm_slots(vm_id)?
             .into_iter()
             .find_map(|slot| slot.problem)
-            .map(|problem| text_of(&problem.code)))
+            .map(|problem| problem.code);
+        let told = || {
+            message
+                .split(['(', ')'])
+                .find_map(|text| word::<SlotProblemCode>(text, "slot problem").ok())
+        };
+        Ok(reported.or_else(told).map(|code| text_of(&code)))
     }
 }
 

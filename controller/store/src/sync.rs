@@ -227,7 +227,7 @@ impl WriteTx<'_> {
         let (state, mut reason) = judged(&result.outcome);
         if let Some(reason) = &mut reason
             && reason.code == SLOT_UNUSABLE
-            && let Some(problem) = self.slot_problem_of(task.vm_id)?
+            && let Some(problem) = self.slot_problem_of(task.vm_id, &reason.message)?
         {
             reason.code = problem;
         }

@@ -32,6 +32,14 @@ pub enum Device {
         /// The BAR's length: a power of two.
         gib: u32,
     },
+    /// The same below a switch's downstream port, whose secondary bus reset works; that of an emulated root
+    /// port does not.
+    SwitchedMemorySlot {
+        /// The file, as long as the BAR.
+        file: PathBuf,
+        /// The BAR's length: a power of two.
+        mib: u32,
+    },
     /// An NVMe drive as a slot that writes no faster than this.
     SlowNvmeSlot {
         /// The drive.
@@ -172,6 +180,21 @@ impl Device {
                     2 * functions + 1
                 );
                 below_port(number, "", devices([subsystem, drive]))
+            }
+            Self::SwitchedMemorySlot { file, mib } => {
+                let mut backend = OsString::from(format!(
+                    "memory-backend-file,id=memory{number},share=on,size={mib}M,mem-path="
+                ));
+                backend.push(file.to_string_lossy().replace(',', ",,"));
+                let mut words = vec!["-object".into(), backend];
+                words.extend(devices([
+                    format!("x3130-upstream,id=up{number},{on_port}"),
+                    format!(
+                        "xio3130-downstream,id=down{number},bus=up{number},slot=0,chassis=1{number}"
+                    ),
+                    format!("ivshmem-plain,bus=down{number},memdev=memory{number}"),
+                ]));
+                below_port(number, "", words)
             }
         }
     }

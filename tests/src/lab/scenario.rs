@@ -151,6 +151,14 @@ pub const ALL: &[Scenario] = &[
         run: scenarios::vfio_bigbar::run,
     },
     Scenario {
+        name: "slot-devices",
+        shows: "what the agent does with a slot's devices, step by step on real ones: refused while the host \
+                uses them, bound, reset, identified, wiped, with their files looked at from outside",
+        node: NodeKind::Bare,
+        is_core: false,
+        run: scenarios::slot_devices::run,
+    },
+    Scenario {
         name: "slot-life",
         shows: "a slot goes from one tenant to the next: bound, wiped and proved, and nothing of the \
                 first is left for the second or for the host",

@@ -9,7 +9,7 @@ use berth_api::pci::{PciAddress, PciClass, PciId};
 use berth_api::slot::{
     Claim, DeviceIdentity, DeviceKind, DeviceWipe, ObservedSlot, RECEIPT_PAYLOAD_TYPE, ReadBack,
     Receipt, SlotAction, SlotDevice, SlotHolder, SlotProblem, SlotProblemCode, SlotState, SlotTask,
-    Statement, WipeMethod,
+    Statement, StepRecord, WipeMethod,
 };
 use berth_ledger::envelope;
 use berth_ledger::keys::SigningKey;
@@ -148,6 +148,23 @@ impl SimulatedSlots {
             .collect()
     }
 
+    /// Steps as a host takes them, each with the slot's first device.
+    #[must_use]
+    pub fn steps(&self, slot_id: SlotId, names: &[&str]) -> Vec<StepRecord> {
+        let slot = self.slots.get(&slot_id);
+        let address = slot.and_then(|slot| slot.devices.first()?.address);
+        names
+            .iter()
+            .map(|name| StepRecord {
+                step: (*name).to_owned(),
+                address,
+                ended_at_ms: now_s() * 1000,
+                took_ms: 1,
+                found: "as it should be".to_owned(),
+            })
+            .collect()
+    }
+
     pub(super) fn acknowledge(&mut self, ids: &[ReceiptId]) {
         self.receipts.retain(|sealed| {
             envelope::read_unverified::<Receipt>(sealed)
@@ -165,11 +182,10 @@ impl SimulatedSlots {
         for claim in claims {
             if let SlotFault::Claim(code) = self.fault {
                 self.fault = SlotFault::None;
-                let state = match code {
-                    SlotProblemCode::StaleClaim => SlotState::Free,
-                    _ => SlotState::Unapproved,
-                };
-                self.enter(claim.slot_id, state, Some(code));
+                // A claim that comes late is not the slot's own fault.
+                if code != SlotProblemCode::StaleClaim {
+                    self.enter(claim.slot_id, SlotState::Unapproved, Some(code));
+                }
                 return Err(unusable(code));
             }
             let holder = SlotHolder {
@@ -189,7 +205,7 @@ impl SimulatedSlots {
             slot.fencing_epoch = claim.fencing_epoch;
             slot.holder = Some(holder.clone());
             self.enter(claim.slot_id, SlotState::InUse, None);
-            let steps = Vec::new();
+            let steps = self.steps(claim.slot_id, &["look", "bind", "reset"]);
             self.state(claim.slot_id, Some(holder), Statement::Claim { steps });
         }
         Ok(())
@@ -205,7 +221,7 @@ impl SimulatedSlots {
             .collect();
         for (slot_id, holder) in held {
             self.enter(slot_id, SlotState::Releasing, None);
-            let steps = Vec::new();
+            let steps = self.steps(slot_id, &["locate", "vacate", "reset"]);
             self.state(slot_id, Some(holder), Statement::Release { steps });
             self.enter(slot_id, SlotState::Wiping, None);
             self.wipe(slot_id);
@@ -286,8 +302,15 @@ impl SimulatedSlots {
 fn unusable(code: SlotProblemCode) -> TaskOutcome {
     TaskOutcome::Failed {
         code: FailureCode::SlotUnusable,
-        message: problem_of(code).message,
+        message: format!("a slot cannot be used ({}): {code:?}", wire(code)),
     }
+}
+
+fn wire(code: SlotProblemCode) -> String {
+    serde_json::to_value(code)
+        .ok()
+        .and_then(|value| value.as_str().map(str::to_owned))
+        .unwrap_or_default()
 }
 
 fn problem_of(code: SlotProblemCode) -> SlotProblem {

@@ -10,6 +10,8 @@ mod node;
 #[cfg(test)]
 mod ledger;
 #[cfg(test)]
+mod slots;
+#[cfg(test)]
 mod tenants;
 #[cfg(test)]
 mod vms;

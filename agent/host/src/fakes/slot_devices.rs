@@ -327,7 +327,13 @@ impl SlotDevices for FakeSlotDevices {
         driver: Option<&str>,
     ) -> Result<Found, DeviceError> {
         let call = DeviceCall::Unbind(address, driver.map(str::to_owned));
-        self.look(call, |state| state.device(address).map(|_| ()))?;
+        self.look(call, |state| match state.users(address)?.first() {
+            None => Ok(()),
+            Some(pid) => Err(DeviceError::new(
+                SlotProblemCode::ForeignUser,
+                format!("{address} is open in process {pid}"),
+            )),
+        })?;
         self.step(|state| {
             let device = state.device(address)?;
             device.function.driver_override = None;

@@ -7,7 +7,9 @@ mod bind;
 mod block_claims;
 mod device_registers;
 mod disposable;
+mod drive;
 mod driver_core;
+mod host_use;
 mod memory_overwrite;
 mod nvme_transport;
 mod open_slot;
@@ -27,9 +29,9 @@ use berth_api::pci::PciAddress;
 use berth_api::slot::{DeviceKind, DeviceWipe, SlotProblemCode};
 
 use self::driver_core::Sysfs;
-use self::nvme_transport::NvmeTransport;
-use self::open_slot::{OpenDevice, OpenSlot, group_of, is_busy, open_container, open_groups};
-use self::wipe::{Order, chain};
+use self::host_use::Looks;
+use self::open_slot::{OpenSlot, group_of, is_busy, open_container, open_groups};
+use self::wipe::Order;
 use super::{DeviceError, Found, GuestDevices, SlotDevices};
 
 /// How long a driver may take to let a device go or to take it. NVMe drives take up to half a minute to
@@ -41,6 +43,7 @@ pub const DRIVER_LIMIT: Duration = Duration::from_secs(60);
 pub struct LinuxSlotDevices {
     root: PathBuf,
     sysfs: Sysfs,
+    looks: Looks,
 }
 
 impl LinuxSlotDevices {
@@ -51,40 +54,19 @@ impl LinuxSlotDevices {
         Self {
             root: root.to_owned(),
             sysfs: Sysfs::new(root, driver_limit),
+            looks: Looks::new(root),
         }
     }
-
-    fn open_one(&self, at: PciAddress) -> Result<OpenSlot, DeviceError> {
-        OpenSlot::open(&self.root, &[at])
-    }
-
-    fn identify_drive(&self, at: PciAddress) -> Result<BTreeMap<String, String>, DeviceError> {
-        let slot = self.open_one(at)?;
-        let silent = |why: String| {
-            let message = format!("{at} does not say what it is: {why}");
-            DeviceError::new(SlotProblemCode::DeviceIdentityChanged, message).suspect()
-        };
-        let transport = transport(&slot, at).map_err(silent)?;
-        let _ = (transport, chain);
-        Ok(BTreeMap::new())
-    }
-}
-
-fn transport(slot: &OpenSlot, at: PciAddress) -> Result<NvmeTransport<'_>, String> {
-    let open: Option<&OpenDevice> = slot.devices.iter().find(|open| open.address == at);
-    let open = open.ok_or("it was not opened")?;
-    NvmeTransport::new(&open.device, &slot.iommu).map_err(|error| {
-        format!("it cannot share memory with us: {error} (does LimitMEMLOCK= allow 1 MiB?)")
-    })
 }
 
 impl SlotDevices for LinuxSlotDevices {
     fn snapshot(&self) -> Result<HostSnapshot, DeviceError> {
-        Ok(HostSnapshot::default())
+        self.looks.look()
     }
 
     fn ensure_bound(&self, device: PciAddress) -> Result<Found, DeviceError> {
         bind::ensure_bound(&self.sysfs, device, || {
+            host_use::refuse_if_used(&self.looks.look()?, device)?;
             block_claims::claim(&self.root, device)
         })
     }
@@ -95,13 +77,14 @@ impl SlotDevices for LinuxSlotDevices {
         driver: Option<&str>,
     ) -> Result<Found, DeviceError> {
         // The kernel would keep the writer waiting until they are gone, whatever it is sent.
-        match self.users(device)?.first() {
-            None => bind::ensure_unbound(&self.sysfs, device, driver),
-            Some(pid) => Err(DeviceError::new(
-                SlotProblemCode::ForeignUser,
-                format!("{device} is open in process {pid}"),
-            )),
-        }
+        let is_held = group_of(&self.root, device).is_ok_and(|group| is_busy(&self.root, group));
+        let user = match self.users(device)?.first() {
+            Some(pid) => format!("process {pid}"),
+            None if is_held => "this agent".to_owned(),
+            None => return bind::ensure_unbound(&self.sysfs, device, driver),
+        };
+        let message = format!("{device} is open in {user}");
+        Err(DeviceError::new(SlotProblemCode::ForeignUser, message))
     }
 
     fn reset(&self, devices: &[PciAddress]) -> Result<Found, DeviceError> {
@@ -116,7 +99,7 @@ impl SlotDevices for LinuxSlotDevices {
         at: PciAddress,
     ) -> Result<BTreeMap<String, String>, DeviceError> {
         match device.kind {
-            DeviceKind::Nvme => self.identify_drive(at),
+            DeviceKind::Nvme => drive::identify(&self.root, at),
             // Not the device's own words, but the owner's: which memory of it is wiped.
             DeviceKind::Gpu | DeviceKind::Network | DeviceKind::Other => {
                 let bar = device.settings.get_key_value(MEMORY_BAR);
@@ -174,10 +157,7 @@ impl SlotDevices for LinuxSlotDevices {
             policy,
         };
         match device.kind {
-            DeviceKind::Nvme => {
-                let _ = earlier;
-                Err(order.failed("not yet"))
-            }
+            DeviceKind::Nvme => drive::wipe(order, earlier, journal),
             DeviceKind::Gpu | DeviceKind::Network | DeviceKind::Other => wipe::wipe(order, journal),
         }
     }

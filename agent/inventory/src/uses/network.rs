@@ -75,9 +75,11 @@ mod tests {
     fn found(tree: &Tree, expected: &[&str]) {
         let uses: Vec<String> = uses(tree.root(), &tree.functions())
             .into_iter()
-            .map(|(at, used)| match used {
-                HostUse::Route { interface } => format!("{at} {interface}"),
-                other => format!("{other:?}"),
+            .map(|(at, used)| {
+                let HostUse::Route { interface } = used else {
+                    panic!("{used:?}");
+                };
+                format!("{at} {interface}")
             })
             .collect();
         assert_eq!(uses, expected);

@@ -4,6 +4,7 @@ pub(crate) mod boot_debian;
 pub(crate) mod quickstart;
 pub mod seed_001;
 pub(crate) mod slot_crash;
+pub(crate) mod slot_devices;
 pub(crate) mod slot_life;
 pub(crate) mod slot_refusals;
 pub(crate) mod vfio_bigbar;

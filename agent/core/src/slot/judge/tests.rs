@@ -820,7 +820,8 @@ fn case_10_another_bus_number_is_the_same_device() {
 
 #[test]
 fn case_10_each_part_of_the_identity_counts() {
-    let changes: [(fn(&mut DeviceIdentity), &str); 5] = [
+    type Change = fn(&mut DeviceIdentity);
+    let changes: [(Change, &str); 5] = [
         (|id| id.vendor = PciId(1), "vendor 0001"),
         (|id| id.device = PciId(1), "device 0001"),
         (|id| id.subsystem_vendor = PciId(1), "subsystem vendor 0001"),
