@@ -6,6 +6,7 @@ pub(crate) mod explain;
 pub(crate) mod host;
 pub(crate) mod ledger;
 pub(crate) mod node;
+pub(crate) mod receipt;
 pub(crate) mod shell;
 pub(crate) mod slot;
 pub(crate) mod tenant;

@@ -10,6 +10,7 @@ use berth_api::rest::ErrorCode;
 use berth_inventory::ReadHostError;
 use berth_ledger::chain::VerifyError;
 use berth_ledger::keys::{GenerateKeyError, ReadKeyError};
+use berth_ledger::receipt::{ChainFault, ReceiptError};
 use serde_json::{Value, json};
 
 /// What a command's exit code says; every command ends with one of these.
@@ -142,6 +143,18 @@ pub(crate) enum Failure {
         /// From the caller.
         pinned: String,
     },
+    /// A receipt does not show what it should.
+    #[error("{} shows nothing", path.display())]
+    Receipt {
+        /// Its file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        cause: ReceiptError,
+    },
+    /// Receipts contradict each other.
+    #[error("the receipts do not form a chain")]
+    ReceiptChain(#[source] ChainFault),
     /// A text that should be a public key.
     #[error("`{text}` is not a public key")]
     PublicKey {
@@ -271,6 +284,8 @@ impl Failure {
             | Self::WaitHopeless { .. }
             | Self::Ledger(_)
             | Self::LedgerKey { .. }
+            | Self::Receipt { .. }
+            | Self::ReceiptChain(_)
             | Self::GenerateKey(_)
             | Self::File { .. }
             | Self::Output(_)
@@ -298,6 +313,8 @@ impl Failure {
             Self::WaitHopeless { .. } => "wait_hopeless",
             Self::Ledger(_) => "ledger_broken",
             Self::LedgerKey { .. } => "ledger_key",
+            Self::Receipt { .. } => "receipt",
+            Self::ReceiptChain(_) => "receipt_chain",
             Self::PublicKey { .. } => "public_key",
             Self::GenerateKey(_) => "generate_key",
             Self::File { .. } => "file",
@@ -355,6 +372,15 @@ impl Failure {
             }
             Self::LedgerKey { .. } => {
                 "Do not trust this controller's ledger until somebody explains the change of key."
+                    .to_owned()
+            }
+            Self::Receipt { .. } => {
+                "Do not take the slot for wiped; ask the host's owner for the receipt as the host \
+                 keeps it, in /var/lib/berth/agent/slots."
+                    .to_owned()
+            }
+            Self::ReceiptChain(_) => {
+                "See whether receipts are missing; if none is, the slot was handed on as it was."
                     .to_owned()
             }
             Self::PublicKey { .. } => {

@@ -26,8 +26,8 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::client::Client;
 use crate::command::{
-    api, catalogue, explain, host as host_command, ledger as ledger_command, node, shell, slot,
-    tenant, token, vm,
+    api, catalogue, explain, host as host_command, ledger as ledger_command, node, receipt, shell,
+    slot, tenant, token, vm,
 };
 use crate::connection::ConnectionArguments;
 use crate::failure::Failure;
@@ -124,6 +124,9 @@ enum LocalCommand {
     /// Look at this host
     #[command(subcommand)]
     Host(host_command::HostCommand),
+    /// What hosts stated about their slots, to be checked without a controller
+    #[command(subcommand)]
+    Receipt(receipt::ReceiptCommand),
     /// Say what an error code means and what to do about it
     Explain {
         /// The code [default: list all]
@@ -168,6 +171,7 @@ pub fn service_fs() -> ExitCode {
 fn local(screen: &mut Screen, command: LocalCommand) -> Result<(), Failure> {
     match command {
         LocalCommand::Host(command) => host_command::run(screen, &command),
+        LocalCommand::Receipt(command) => receipt::run(screen, &command),
         LocalCommand::Explain { code } => explain::run(screen, code),
         LocalCommand::Completion { shell } => shell::completion(screen, shell),
         LocalCommand::Man { folder } => shell::man(&folder),

@@ -30,6 +30,7 @@ fn main() -> io::Result<()> {
         ("console_queue", console_queue()),
         ("entropy_queue", entropy_queue()),
         ("net_queue", net_queue()),
+        ("nvme_drive", nvme_drive()),
         ("pci_msix", pci_msix()),
         ("vfio_model", vfio_model()),
         ("legacy_ports", legacy_ports()),
@@ -134,6 +135,27 @@ fn block_queue() -> Vec<Vec<u8>> {
         ),
         seed(0, 1, &indirect, &request(0, 15)),
         seed(0, 0, &data(2), &request(0, 16)),
+    ]
+}
+
+/// A drive with one namespace of 16 blocks of 4 KiB, then where it lies.
+fn nvme_drive() -> Vec<Vec<u8>> {
+    let drive = |admin_commands: u8, sanitize: u8, lies: &[u8]| {
+        let abilities = [1, 15, 1, admin_commands, 0x14, 0b100, sanitize, 0, 0, 0x80];
+        let [transfer, locking, sanitizing, formatting] = [5, 1, 7, 3];
+        let rest = [transfer, 60, 0, 0, 0, locking, sanitizing, formatting];
+        [&abilities[..], &rest, lies].concat()
+    };
+    let honest = [0xff, 0xff];
+    // One after some accesses: how many, how many after that, where, how long, what.
+    let lie = [0, 2, 0xff, 0x07, 0, 0, 15, 0x82, 0, 0, 0, 0xff, 0xff];
+    vec![
+        drive(0b1010, 0b111, &honest),
+        drive(0b1010, 0b010, &honest),
+        drive(0b0010, 0, &honest),
+        drive(0, 0, &honest),
+        drive(0b1010, 0b111, &lie),
+        drive(0b0010, 0, &lie),
     ]
 }
 

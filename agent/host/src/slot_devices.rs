@@ -113,10 +113,11 @@ pub trait SlotDevices: Send + Sync + 'static {
         at: PciAddress,
     ) -> Result<BTreeMap<String, String>, DeviceError>;
 
-    /// Processes that have a device's VFIO group or device open, other than this one.
+    /// Processes that have a device's VFIO group or device open, other than this one. One that does not
+    /// show itself, such as one that is just ending, is 0.
     ///
     /// # Errors
-    /// If procfs cannot be read; `ForeignUser` if somebody has it who does not show in there.
+    /// If procfs cannot be read.
     fn users(&self, device: PciAddress) -> Result<Vec<u32>, DeviceError>;
 
     /// Open a slot's devices for a guest.

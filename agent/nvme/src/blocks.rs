@@ -110,30 +110,23 @@ pub(crate) fn flush(drive: &mut Drive<'_>, nsid: u32) -> Result<(), DriveError> 
     Ok(())
 }
 
-/// Tell the drive that a namespace's blocks are of no use, so that it can take them as spare again.
-pub(crate) fn deallocate(drive: &mut Drive<'_>, namespace: &Namespace) -> Result<(), DriveError> {
-    // The most that one range holds, less one so that it is not taken for zero.
-    let longest = u64::from(u32::MAX);
-    let mut lba = 0;
-    while lba < namespace.shape.blocks {
-        let blocks = (namespace.shape.blocks - lba).min(longest);
-        let mut range = [0; 16];
-        range[4..8].copy_from_slice(&u32::try_from(blocks).unwrap_or(u32::MAX).to_le_bytes());
-        range[8..16].copy_from_slice(&lba.to_le_bytes());
-        let attribute_deallocate = 1 << 2;
-        let command =
-            Command::new(nvm::DATASET_MANAGEMENT, namespace.id).with(0, attribute_deallocate);
-        let limit = SHORT * 10;
-        drive.run(
-            Lane::Io,
-            &command,
-            Transfer::Out(&range),
-            Metadata::None,
-            limit,
-        )?;
-        lba += blocks;
-    }
-    Ok(())
+/// Tell the drive that blocks from `lba` on, up to as many as one range holds, are of no use, so that it
+/// can take them as spare again. Returns the block after them.
+pub(crate) fn deallocate(
+    drive: &mut Drive<'_>,
+    namespace: &Namespace,
+    lba: u64,
+) -> Result<u64, DriveError> {
+    let left = namespace.shape.blocks.saturating_sub(lba);
+    let blocks = u32::try_from(left).unwrap_or(u32::MAX);
+    let mut range = [0; 16];
+    range[4..8].copy_from_slice(&blocks.to_le_bytes());
+    range[8..16].copy_from_slice(&lba.to_le_bytes());
+    let attribute_deallocate = 1 << 2;
+    let command = Command::new(nvm::DATASET_MANAGEMENT, namespace.id).with(0, attribute_deallocate);
+    let (range, limit) = (Transfer::Out(&range), SHORT * 10);
+    drive.run(Lane::Io, &command, range, Metadata::None, limit)?;
+    Ok(lba.saturating_add(blocks.into()))
 }
 
 /// What Format makes of a namespace (CDW10 of NVMe Base 2.0, figure 189); `secure` is SES.

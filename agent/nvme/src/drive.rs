@@ -4,18 +4,16 @@
 //! Any failure but a plain refusal leaves the drive unusable until [`Drive::reset`], as a command may
 //! still be in flight that writes into the shared memory.
 
+mod pointers;
+mod power;
+
 use std::time::Duration;
 
 use crate::command::{Command, Pointers, admin};
 use crate::error::DriveError;
-use crate::fields::Fields;
-use crate::identify::controller::ControllerIdentity;
-use crate::queue::{Completion, MAX_ENTRIES, Queue};
-use crate::registers::{
-    ACQ, AQA, ASQ, BPINFO, BootPartitions, CAP, CC, CC_EN, CC_ON, CC_SHN_NORMAL, CSTS, CSTS_CFS,
-    CSTS_RDY, CSTS_SHST, CSTS_SHST_COMPLETE, Capabilities, VS,
-};
-use crate::transport::{DATA_PAGES, DMA_PAGES, PAGE_BYTES, Transport};
+use crate::queue::{Completion, Queue};
+use crate::registers::{BootPartitions, CSTS, CSTS_CFS, Capabilities};
+use crate::transport::{PAGE_BYTES, Transport};
 
 /// How long a command may take that only looks something up or moves one buffer.
 pub(crate) const SHORT: Duration = Duration::from_secs(30);
@@ -31,8 +29,6 @@ const PAUSE: Duration = Duration::from_micros(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 /// Pauses from this length on look at CSTS as well.
 const LOOK_AT_STATUS: Duration = Duration::from_millis(1);
-
-const NUMBER_OF_QUEUES: u8 = 0x07;
 
 /// Data of a command, besides its words.
 #[derive(Debug)]
@@ -88,82 +84,7 @@ impl std::fmt::Debug for Drive<'_> {
     }
 }
 
-impl<'t> Drive<'t> {
-    /// Switch the drive off and on again, with our queues.
-    ///
-    /// # Errors
-    /// If it does not follow within its own limit, or cannot work with 4 KiB pages.
-    pub fn open(transport: &'t mut dyn Transport) -> Result<Self, DriveError> {
-        if transport.page_addresses().len() < DMA_PAGES {
-            return Err(DriveError::Unsupported {
-                found: "less shared memory than the driver needs",
-            });
-        }
-        let admin = Queue::new(transport, 0, MAX_ENTRIES, ADMIN_PAGES)?;
-        let mut drive = Self {
-            transport,
-            capabilities: Capabilities::new(0),
-            version: 0,
-            boot_partitions: None,
-            admin,
-            io: None,
-            max_transfer: PAGE_BYTES,
-            is_usable: false,
-        };
-        drive.reset()?;
-        Ok(drive)
-    }
-
-    /// Switch it off and on again, whatever it was doing. A sanitize goes on meanwhile.
-    ///
-    /// # Errors
-    /// As [`Drive::open`].
-    pub fn reset(&mut self) -> Result<(), DriveError> {
-        self.is_usable = false;
-        self.io = None;
-        self.capabilities = Capabilities::new(self.register64(CAP)?);
-        self.version = self.register(VS)?;
-        let unsupported = |found| Err(DriveError::Unsupported { found });
-        if self.register(CSTS)? == u32::MAX {
-            return Err(DriveError::Gone);
-        }
-        if !self.capabilities.has_nvm_command_set() {
-            return unsupported("no NVM command set");
-        }
-        if self.capabilities.min_page_bytes() > 4096 {
-            return unsupported("a smallest page of more than 4 KiB");
-        }
-        if self.capabilities.max_entries() < 2 {
-            return unsupported("queues of fewer than two entries");
-        }
-        self.boot_partitions = None;
-        if self.capabilities.has_boot_partitions() {
-            self.boot_partitions = Some(BootPartitions::new(self.register(BPINFO)?));
-        }
-        self.switch_off()?;
-        self.switch_on()?;
-        self.is_usable = true;
-        let controller = ControllerIdentity::read(self)?;
-        self.max_transfer = controller
-            .max_transfer()
-            .unwrap_or(usize::MAX)
-            .min(DATA_PAGES * PAGE_BYTES);
-        self.create_io_queues()
-    }
-
-    /// Shut it down in order, and switch it off, so that it touches the shared memory no more.
-    ///
-    /// # Errors
-    /// If it does not follow in time.
-    pub fn close(mut self) -> Result<(), DriveError> {
-        self.transport.write_register(CC, CC_ON | CC_SHN_NORMAL)?;
-        let limit = self.capabilities.ready_limit();
-        self.wait_for("shut down", limit, |status| {
-            status & CSTS_SHST == CSTS_SHST_COMPLETE
-        })?;
-        self.switch_off()
-    }
-
+impl Drive<'_> {
     pub(crate) fn capabilities(&self) -> Capabilities {
         self.capabilities
     }
@@ -297,188 +218,6 @@ impl<'t> Drive<'t> {
         }
     }
 
-    /// Put outgoing data into the shared memory, clear it for incoming data, and say where it is.
-    fn lay_out(
-        &mut self,
-        transfer: &mut Transfer<'_>,
-        metadata: &mut Metadata<'_>,
-    ) -> Result<Pointers, DriveError> {
-        let mut pointers = Pointers::default();
-        let place = METADATA_PAGE * PAGE_BYTES;
-        let bytes = match metadata {
-            Metadata::None => 0,
-            Metadata::In(bytes) => {
-                bytes.fill(0);
-                self.transport.write_memory(place, bytes)?;
-                bytes.len()
-            }
-            Metadata::Out(bytes) => {
-                self.transport.write_memory(place, bytes)?;
-                bytes.len()
-            }
-        };
-        if bytes > PAGE_BYTES {
-            return Err(DriveError::Unsupported {
-                found: "more metadata in a transfer than fits a page",
-            });
-        }
-        if bytes > 0 {
-            pointers.metadata = self.address(METADATA_PAGE);
-        }
-        let place = FIRST_DATA_PAGE * PAGE_BYTES;
-        let bytes = match transfer {
-            Transfer::None => return Ok(pointers),
-            Transfer::In(bytes) => {
-                // What a drive does not write must not be what it wrote before.
-                bytes.fill(0);
-                self.transport.write_memory(place, bytes)?;
-                bytes.len()
-            }
-            Transfer::Out(bytes) => {
-                self.transport.write_memory(place, bytes)?;
-                bytes.len()
-            }
-        };
-        pointers.prp = self.lists(bytes)?;
-        Ok(pointers)
-    }
-
-    /// PRP entries for the first `bytes` of the data buffer (NVMe Base 2.0, 4.1.1).
-    fn lists(&mut self, bytes: usize) -> Result<[u64; 2], DriveError> {
-        let pages = bytes.div_ceil(PAGE_BYTES);
-        if pages > DATA_PAGES {
-            return Err(DriveError::Unsupported {
-                found: "a transfer longer than the buffer",
-            });
-        }
-        let first = self.address(FIRST_DATA_PAGE);
-        Ok(match pages {
-            0 | 1 => [first, 0],
-            2 => [first, self.address(FIRST_DATA_PAGE + 1)],
-            _ => {
-                let list: Vec<u8> = (1..pages)
-                    .flat_map(|page| self.address(FIRST_DATA_PAGE + page).to_le_bytes())
-                    .collect();
-                self.transport.write_memory(LIST_PAGE * PAGE_BYTES, &list)?;
-                [first, self.address(LIST_PAGE)]
-            }
-        })
-    }
-
-    fn address(&self, page: usize) -> u64 {
-        let addresses = self.transport.page_addresses();
-        *addresses
-            .get(page)
-            .expect("`open` has seen as many pages as the driver uses")
-    }
-
-    fn register(&mut self, offset: u32) -> Result<u32, DriveError> {
-        Ok(self.transport.read_register(offset)?)
-    }
-
-    fn register64(&mut self, offset: u32) -> Result<u64, DriveError> {
-        let low = self.register(offset)?;
-        let high = self.register(offset + 4)?;
-        Ok(u64::from(high) << 32 | u64::from(low))
-    }
-
-    fn set_register64(&mut self, offset: u32, value: u64) -> Result<(), DriveError> {
-        let [a, b, c, d, e, f, g, h] = value.to_le_bytes();
-        self.transport
-            .write_register(offset, u32::from_le_bytes([a, b, c, d]))?;
-        self.transport
-            .write_register(offset + 4, u32::from_le_bytes([e, f, g, h]))?;
-        Ok(())
-    }
-
-    fn wait_for(
-        &mut self,
-        wanted: &'static str,
-        limit: Duration,
-        is_there: impl Fn(u32) -> bool,
-    ) -> Result<(), DriveError> {
-        let started = self.transport.now();
-        loop {
-            let status = self.register(CSTS)?;
-            if status == u32::MAX {
-                return Err(DriveError::Gone);
-            }
-            if is_there(status) {
-                return Ok(());
-            }
-            if self.transport.now().saturating_sub(started) >= limit {
-                return Err(DriveError::NotReady { wanted, limit });
-            }
-            self.transport.sleep(Duration::from_millis(1));
-        }
-    }
-
-    fn switch_off(&mut self) -> Result<(), DriveError> {
-        let limit = self.capabilities.ready_limit();
-        let control = self.register(CC)?;
-        let status = self.register(CSTS)?;
-        // A controller on its way up must be ready before it may be switched off (3.5.1); one with a
-        // fatal error never will be.
-        if control & CC_EN != 0 && status & (CSTS_RDY | CSTS_CFS) == 0 {
-            self.wait_for("ready", limit, |status| status & (CSTS_RDY | CSTS_CFS) != 0)?;
-        }
-        self.transport
-            .write_register(CC, control & !CC_EN & !(3 << 14))?;
-        self.wait_for("not ready", limit, |status| status & CSTS_RDY == 0)
-    }
-
-    fn switch_on(&mut self) -> Result<(), DriveError> {
-        self.admin = Queue::new(self.transport, 0, MAX_ENTRIES, ADMIN_PAGES)?;
-        let [submissions, completions] = ADMIN_PAGES.map(|page| self.address(page));
-        let size = u32::from(MAX_ENTRIES - 1);
-        self.transport.write_register(AQA, size << 16 | size)?;
-        self.set_register64(ASQ, submissions)?;
-        self.set_register64(ACQ, completions)?;
-        self.transport.write_register(CC, CC_ON)?;
-        let limit = self.capabilities.ready_limit();
-        self.wait_for("ready", limit, |status| status & (CSTS_RDY | CSTS_CFS) != 0)?;
-        check_status(self.register(CSTS)?)
-    }
-
-    fn create_io_queues(&mut self) -> Result<(), DriveError> {
-        let queues = Command::new(admin::SET_FEATURES, 0).with(NUMBER_OF_QUEUES.into(), 0);
-        self.admin(&queues)?;
-        let most = u16::try_from(self.capabilities.max_entries()).unwrap_or(u16::MAX);
-        let entries = MAX_ENTRIES.min(most);
-        let io = Queue::new(self.transport, 1, entries, IO_PAGES)?;
-        let [submissions, completions] = IO_PAGES.map(|page| self.address(page));
-        let size_and_id = u32::from(entries - 1) << 16 | 1;
-        let contiguous = 1;
-        let completion_queue = Command::new(admin::CREATE_CQ, 0).with(size_and_id, contiguous);
-        self.create(&completion_queue, completions)?;
-        let submission_queue =
-            Command::new(admin::CREATE_SQ, 0).with(size_and_id, 1 << 16 | contiguous);
-        self.create(&submission_queue, submissions)?;
-        self.io = Some(io);
-        Ok(())
-    }
-
-    fn create(&mut self, command: &Command, page: u64) -> Result<(), DriveError> {
-        self.is_usable = false;
-        let pointers = Pointers {
-            metadata: 0,
-            prp: [page, 0],
-        };
-        let wait = Wait {
-            limit: SHORT,
-            go_on: &mut |_| true,
-        };
-        let completion = self.submit_and_wait(Lane::Admin, command, pointers, wait)?;
-        if !completion.status.is_success() {
-            return Err(DriveError::Refused {
-                opcode: command.opcode,
-                status: completion.status,
-            });
-        }
-        self.is_usable = true;
-        Ok(())
-    }
-
     /// Read a log page of the whole drive.
     pub(crate) fn log_page(&mut self, page: u8, bytes: &mut [u8]) -> Result<(), DriveError> {
         let length = u16::try_from(bytes.len()).unwrap_or(u16::MAX);
@@ -520,14 +259,4 @@ fn check_status(status: u32) -> Result<(), DriveError> {
         return Err(DriveError::Fatal);
     }
     Ok(())
-}
-
-/// One value of a page as text that sorts and compares.
-pub(crate) fn hex_of(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Whether a page has nothing in it.
-pub(crate) fn is_blank(page: Fields<'_>) -> bool {
-    page.0.iter().all(|byte| *byte == 0)
 }

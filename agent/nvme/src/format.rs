@@ -48,7 +48,7 @@ pub(crate) fn run(
         };
         format(run, nsid, namespace, secure)?;
         let percent = plan::percent(index + 1, count, 0, SHARE);
-        run.journal.progress(percent, None);
+        run.progress(percent, None);
     }
     check(run, &look)
 }

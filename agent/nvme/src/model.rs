@@ -6,6 +6,7 @@
 
 mod admin;
 mod erase;
+pub mod hostile;
 mod io;
 pub mod media;
 mod pages;

@@ -121,7 +121,7 @@ impl Clock {
         self.done = self.done.saturating_add(blocks);
         let passed = run.drive.now().saturating_sub(self.started);
         let percent = plan::percent(self.done, self.whole, 0, 99);
-        run.journal.progress(percent, None);
+        run.progress(percent, None);
         if passed >= self.limit {
             let seconds = self.limit.as_secs();
             return Err(WipeError::TooLong { seconds });

@@ -4,7 +4,6 @@ use berth_api::slot::ReadBack;
 use ring::digest::{Context, SHA256};
 
 use crate::blocks;
-use crate::drive::hex_of;
 use crate::identify::Look;
 use crate::identify::layout::Layout;
 use crate::plan;
@@ -68,7 +67,7 @@ impl Reader {
             bytes_read: self.bytes_read,
             bytes_wrong: self.bytes_wrong,
             expected,
-            sha256: hex_of(self.digest.finish().as_ref()),
+            sha256: hex(self.digest.finish().as_ref()),
         }
     }
 }
@@ -96,7 +95,7 @@ pub(crate) fn sample(run: &mut Run<'_, '_>, look: &Look) -> Result<Reader, WipeE
         reader.add(*place, &block, is_canary || is_as_before);
         run.keep_time(deadline)?;
         let percent = plan::percent(index, count, 90, 99);
-        run.journal.progress(percent, None);
+        run.progress(percent, None);
     }
     Ok(reader)
 }
@@ -114,4 +113,8 @@ pub(crate) fn sample_in_words(reader: &Reader, look: &Look) -> String {
         "edges of each namespace and random blocks, {} in all",
         reader.blocks_read
     )
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

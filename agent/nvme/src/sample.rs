@@ -45,7 +45,7 @@ pub(crate) type Digest = [u8; 32];
 /// What is known of the places from before the erase.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Before {
-    /// Digests of blocks that were not all one byte.
+    /// Digests of blocks that did not look blank.
     pub(crate) digests: BTreeMap<Place, Digest>,
     /// Blocks that hold our own stream, as was read back.
     pub(crate) canaries: BTreeSet<Place>,
@@ -103,8 +103,8 @@ pub(crate) fn namespace_of(look: &Look, place: Place) -> Option<&Namespace> {
     look.active.iter().find(|found| found.id == place.nsid)
 }
 
-/// Take digests of the places, then write canaries into some and read them back. A drive that refuses
-/// to be read or written leaves nothing to compare, which is no failure yet.
+/// Take digests of the places, then write canaries into some and read them back. What cannot be read is
+/// not compared; a drive that cannot be written is of no use to the next tenant either.
 pub(crate) fn take(run: &mut Run<'_, '_>, look: &Look) -> Result<Before, WipeError> {
     let seed = run.seed;
     let mut before = Before {
@@ -117,10 +117,12 @@ pub(crate) fn take(run: &mut Run<'_, '_>, look: &Look) -> Result<Before, WipeErr
         let Some(namespace) = namespace_of(look, *place) else {
             continue;
         };
-        if let Some(block) = allowed(blocks::read(run.drive, namespace, place.lba, 1))?
-            && uniform_byte(&block).is_none()
-        {
-            before.digests.insert(*place, sha256(&block));
+        match blocks::read(run.drive, namespace, place.lba, 1) {
+            Ok(block) if !looks_blank(&block) => {
+                before.digests.insert(*place, sha256(&block));
+            }
+            Ok(_) | Err(DriveError::Refused { .. }) => {}
+            Err(error) => return Err(error.into()),
         }
         run.keep_time(deadline)?;
     }
@@ -130,13 +132,12 @@ pub(crate) fn take(run: &mut Run<'_, '_>, look: &Look) -> Result<Before, WipeErr
             continue;
         };
         let block = canary(seed, place, stride(namespace));
-        if allowed(blocks::write(run.drive, namespace, place.lba, &block))?.is_some() {
-            written.insert(place);
-        }
+        blocks::write(run.drive, namespace, place.lba, &block)?;
+        written.insert(place);
         run.keep_time(deadline)?;
     }
     for namespace in &look.active {
-        allowed(blocks::flush(run.drive, namespace.id))?;
+        blocks::flush(run.drive, namespace.id)?;
     }
     let kept = canaries_left(run.drive, look, &written, seed)?;
     if let Some(first) = written.difference(&kept).next() {
@@ -169,17 +170,14 @@ pub(crate) fn canaries_left(
     Ok(left)
 }
 
-fn allowed<T>(done: Result<T, DriveError>) -> Result<Option<T>, DriveError> {
-    match done {
-        Ok(found) => Ok(Some(found)),
-        Err(DriveError::Refused { .. }) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
 /// Bytes of a block with its metadata.
 pub(crate) fn stride(namespace: &Namespace) -> usize {
     usize::try_from(namespace.shape.stride()).unwrap_or(usize::MAX)
+}
+
+/// Whether a block is as erased or new ones are, so that its being the same again says nothing.
+fn looks_blank(block: &[u8]) -> bool {
+    matches!(uniform_byte(block), Some(0x00 | 0xff))
 }
 
 /// The byte that a block is full of, if it is.

@@ -163,7 +163,7 @@ fn wait(
         }
         let percent = plan::percent(best.into(), 1 << 16, 0, SHARE);
         let left = estimate.map(|whole| (whole / 0x1_0000 * u32::from(!best)).as_secs());
-        run.journal.progress(percent, left);
+        run.progress(percent, left);
         let stands_since = now.saturating_sub(moved_at);
         if stands_since >= plan::stall(limit) {
             return Err(WipeError::Stalled {

@@ -108,6 +108,7 @@ pub(crate) struct Run<'r, 't> {
     pub(crate) evidence: Evidence,
     started_at_ms: i64,
     completion: BTreeMap<String, String>,
+    told: Option<(u8, Option<u64>)>,
 }
 
 impl Run<'_, '_> {
@@ -117,6 +118,15 @@ impl Run<'_, '_> {
         Ok(self
             .journal
             .note(&marks.to_run(method, self.started_at_ms))?)
+    }
+
+    /// Tell how far it is, once for each difference.
+    pub(crate) fn progress(&mut self, percent: u8, seconds_left: Option<u64>) {
+        let progress = (percent, seconds_left);
+        if self.told != Some(progress) {
+            self.told = Some(progress);
+            self.journal.progress(percent, seconds_left);
+        }
     }
 
     pub(crate) fn complete(&mut self, name: &str, value: String) {
@@ -174,6 +184,7 @@ pub fn wipe(
         evidence: Evidence::default(),
         started_at_ms: order.started_at_ms,
         completion: BTreeMap::new(),
+        told: None,
     };
     let compared = match erase {
         Erase::Sanitize {
@@ -238,7 +249,7 @@ fn finish(
         None => read_sample(&mut run, &look, &mut not_proved)?,
     };
     deallocate(&mut run, &look, erase)?;
-    run.journal.progress(100, Some(0));
+    run.progress(100, Some(0));
     Ok(NvmeWipe {
         method,
         started_at_ms: run.started_at_ms,
@@ -386,15 +397,20 @@ fn deallocate(run: &mut Run<'_, '_>, look: &Look, erase: Erase) -> Result<(), Wi
     if !is_full || !look.controller.has_dataset_management() {
         return Ok(());
     }
+    let deadline = run.deadline();
     for namespace in &look.active {
-        match blocks::deallocate(run.drive, namespace) {
-            Ok(()) => {
-                let done = format!("blocks of namespace {} deallocated", namespace.id);
-                run.restored.push(done);
+        let mut lba = 0;
+        while lba < namespace.shape.blocks && run.drive.now() < deadline {
+            match blocks::deallocate(run.drive, namespace, lba) {
+                Ok(next) => lba = next,
+                // The blocks stay in use, which costs speed and nothing else.
+                Err(DriveError::Refused { .. }) => break,
+                Err(error) => return Err(error.into()),
             }
-            // The blocks stay in use, which costs speed and nothing else.
-            Err(DriveError::Refused { .. }) => {}
-            Err(error) => return Err(error.into()),
+        }
+        if lba >= namespace.shape.blocks {
+            let name = format!("namespace {} after the read-back", namespace.id);
+            run.complete(&name, "deallocated".to_owned());
         }
     }
     Ok(())

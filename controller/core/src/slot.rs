@@ -10,7 +10,7 @@ use berth_api::slot::{
 };
 
 /// Longest name of a slot or class, in bytes.
-const MAX_NAME_BYTES: usize = 63;
+const MAX_NAME_BYTES: usize = 64;
 /// Most devices of one slot.
 const MAX_DEVICES: usize = 64;
 /// Most serials of one device.
@@ -48,8 +48,8 @@ pub fn is_shared_device_class(class: &str) -> bool {
     class.split(['.', '-', '_']).any(is_shared_device_word)
 }
 
-/// Whether a text can name a slot or a class: lower-case letters and digits, with `.`, `-` and `_`
-/// inside.
+/// Whether a text can name a slot or a class: a lower-case letter or digit first, then those, `.`, `-`
+/// and `_`. Hosts name their slots by the same rule.
 #[must_use]
 pub fn is_class_name(text: &str) -> bool {
     let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
@@ -58,7 +58,6 @@ pub fn is_class_name(text: &str) -> bool {
             .chars()
             .all(|c| inner(c) || matches!(c, '.' | '-' | '_'))
         && text.starts_with(inner)
-        && text.ends_with(inner)
 }
 
 /// Whether a report can be stored: its names are names, its counts are counts, and it is no longer than

@@ -8,9 +8,11 @@ use berth_api::ids::{NodeId, ReceiptId, SlotId, VmId};
 use berth_api::rest::StoredReceipt;
 use berth_api::slot::{RECEIPT_PAYLOAD_TYPE, Receipt, SlotHolder, Statement};
 use berth_controller_core::slot::MAX_COUNT;
+use berth_ledger::envelope::OpenError;
 use berth_ledger::keys::PublicKey;
 use berth_ledger::{envelope, receipt as statements};
 use rusqlite::{OptionalExtension as _, Row};
+use serde::Deserialize;
 use serde_json::json;
 
 use crate::error::StoreError;
@@ -30,6 +32,12 @@ const SELECT: &str =
     "SELECT receipt_id, slot_id, vm_id, kind, at_s, generation, sha256, audit_index,
     receipt.node_id, public_key, envelope
     FROM receipt JOIN node ON node.node_id = receipt.node_id";
+
+/// As much of any contract's receipt as is needed to acknowledge it.
+#[derive(Deserialize)]
+struct Named {
+    receipt_id: ReceiptId,
+}
 
 impl Db<'_> {
     /// A slot's newest receipts, newest first.
@@ -94,19 +102,34 @@ impl WriteTx<'_> {
         cause: &Cause,
     ) -> Result<Vec<ReceiptId>, StoreError> {
         let mut acknowledged = Vec::new();
+        let mut sound = Vec::new();
         for sealed in receipts.iter().take(MAX_RECEIPTS) {
             let sha256 = envelope::payload_sha256(sealed).unwrap_or_default();
             // Only for telling the node which one is meant.
-            let named: Option<Receipt> = envelope::read_unverified(sealed);
-            let taken = match envelope::open(&[*key], RECEIPT_PAYLOAD_TYPE, sealed) {
-                Ok(_) if sealed.payload.len() > MAX_RECEIPT_CHARS => Err("too_long"),
-                Ok(receipt) => self.take_receipt(node, &receipt, sealed, &sha256, cause)?,
-                Err(_) => Err("bad_signature"),
+            let named: Option<Named> = envelope::read_unverified(sealed);
+            acknowledged.extend(named.map(|named| named.receipt_id));
+            let refused = match envelope::open(&[*key], RECEIPT_PAYLOAD_TYPE, sealed) {
+                Ok(_) if sealed.payload.len() > MAX_RECEIPT_CHARS => "too_long",
+                Ok(receipt) => {
+                    let receipt: Receipt = receipt;
+                    sound.push((receipt, sealed, sha256));
+                    continue;
+                }
+                Err(OpenError::Payload(_)) => "not_of_this_contract",
+                Err(
+                    OpenError::PayloadType
+                    | OpenError::Malformed
+                    | OpenError::UnknownKey
+                    | OpenError::BadSignature,
+                ) => "bad_signature",
             };
-            if let Err(code) = taken {
+            self.refuse_once(node, &format!("receipt {sha256}"), refused, cause)?;
+        }
+        sound.sort_by_key(|(receipt, _, _)| (receipt.at, receipt.generation));
+        for (receipt, sealed, sha256) in sound {
+            if let Err(code) = self.take_receipt(node, &receipt, sealed, &sha256, cause)? {
                 self.refuse_once(node, &format!("receipt {sha256}"), code, cause)?;
             }
-            acknowledged.extend(named.map(|receipt| receipt.receipt_id));
         }
         Ok(acknowledged)
     }
@@ -122,9 +145,10 @@ impl WriteTx<'_> {
         if receipt.node_id != node {
             return Ok(Err("receipt_of_another_node"));
         }
-        let slot = self.stored_slot(receipt.slot_id)?;
-        let Some(slot) = slot.filter(|slot| slot.node_id == node) else {
-            return Ok(Err("slot_of_another_node"));
+        let slot = match self.stored_slot(receipt.slot_id)? {
+            Some(slot) if slot.node_id == node => slot,
+            Some(_) => return Ok(Err("slot_of_another_node")),
+            None => return Ok(Err("unknown_slot")),
         };
         if receipt.generation > MAX_COUNT {
             return Ok(Err("not_believable"));

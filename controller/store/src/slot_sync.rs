@@ -17,8 +17,10 @@ use crate::sync::clipped;
 use crate::tenants::object;
 use crate::writer::WriteTx;
 
-/// Most slots of one node that are kept.
+/// Most slots that one report brings.
 const MAX_SLOTS: usize = 1024;
+/// Most slots of one node that are kept, those among them that its host has forgotten.
+const MAX_SLOTS_KEPT: usize = 8192;
 /// Most things that one node was refused that are written down.
 const MAX_REFUSALS: u32 = 1000;
 
@@ -31,6 +33,7 @@ impl WriteTx<'_> {
         cause: &Cause,
     ) -> Result<(), StoreError> {
         let known = self.slots_on(node)?;
+        let mut kept = known.len();
         let mut seen = BTreeSet::new();
         for report in observed.iter().take(MAX_SLOTS) {
             if !seen.insert(report.slot_id) {
@@ -42,11 +45,23 @@ impl WriteTx<'_> {
                 continue;
             }
             match known.get(&report.slot_id) {
-                None => self.discover_slot(node, report, cause)?,
+                None if kept >= MAX_SLOTS_KEPT => {
+                    self.refuse_once(node, "slots beyond those that are kept", "too_many", cause)?;
+                }
+                None => {
+                    kept += 1;
+                    self.discover_slot(node, report, cause)?;
+                }
                 Some(old) if is_newer(old.generation, report) => {
                     self.update_slot(old, report, cause)?;
                 }
-                Some(_) => {}
+                Some(old) => {
+                    let subject = format!(
+                        "slot {} back from generation {} to {}",
+                        report.slot_id, old.generation, report.generation
+                    );
+                    self.refuse_once(node, &subject, "older_than_known", cause)?;
+                }
             }
         }
         for gone in known.values().filter(|slot| slot.is_reported) {

@@ -674,6 +674,13 @@ fn a_host_speaks_of_its_own_slots_alone() {
     let now = honest.slots.slots.insert(slots[0], past);
     honest.sync(0).unwrap();
     assert_eq!(slot(&controller, slots[0])["host_state"], "in_use");
+    honest.sync(0).unwrap();
+    let denied = audit_bodies(&controller.admin(), "event_type=SLOT_REPORT_DENIED");
+    let codes: Vec<_> = denied.iter().map(|d| d["code"].as_str().unwrap()).collect();
+    assert_eq!(
+        codes[2..],
+        ["not_believable", "unknown_slot", "older_than_known"]
+    );
     honest.slots.slots.insert(slots[0], now.unwrap());
     honest.settle().unwrap();
     controller.assert_sound();

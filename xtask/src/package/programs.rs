@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use berth_tests::command::{capture, run_logged};
 use berth_tests::workspace;
 
@@ -57,6 +57,7 @@ pub(super) fn build(programs: &[Program]) -> Result<PathBuf> {
     }
     for program in dynamic {
         gather(&program.name, None, PROFILE, &folder)?;
+        refuse_fail_points(&folder.join(&program.name))?;
     }
     for program in linked {
         let libc = static_libc::choose();
@@ -67,6 +68,20 @@ pub(super) fn build(programs: &[Program]) -> Result<PathBuf> {
         })?;
     }
     Ok(folder)
+}
+
+/// What only a program with fail points looks for in its environment.
+const FAIL_POINT: &[u8] = b"BERTH_AGENT_EXIT_AFTER";
+
+/// A packaged program must not end because of a variable: refuse one that was built so.
+fn refuse_fail_points(program: &Path) -> Result<()> {
+    let content =
+        std::fs::read(program).with_context(|| format!("reading {}", program.display()))?;
+    let found = content
+        .windows(FAIL_POINT.len())
+        .any(|window| window == FAIL_POINT);
+    ensure!(!found, "{} was built with fail points", program.display());
+    Ok(())
 }
 
 /// Builds the programs of the tests' package that scenarios bring along; returns their folder.

@@ -73,6 +73,12 @@ pub(super) const TIERS: &[Tier] = &[
         run: agent,
     },
     Tier {
+        name: "slots",
+        shows: "the life of slots: state machine, receipts, a scripted drive, an agent that dies anywhere",
+        needs: &[Need::Compile],
+        run: slots,
+    },
+    Tier {
         name: "package",
         shows: ".deb and .rpm built, read back, installed",
         // The packages are installed in a Debian tree of the lab.
@@ -156,6 +162,26 @@ fn controller(tally: &mut Tally) -> Result<()> {
 
 fn agent(tally: &mut Tally) -> Result<()> {
     run_targets("agent", tally)
+}
+
+/// Where the tests of slots are, and what their names begin with. Each part must have some.
+const SLOT_TESTS: &[&[&str]] = &[
+    &["--package", "berth-agent-core", "--lib", "slot::"],
+    &["--package", "berth-ledger", "--lib", "receipt::"],
+    &["--package", "berth-inventory"],
+    &["--package", "berth-nvme"],
+    &["--package", "berth-agent-host", "--lib", "slot_"],
+    &["--package", "berth-agent", "--lib", "slot_"],
+    &["--package", "berth-cli", "--test", "receipt"],
+];
+
+fn slots(tally: &mut Tally) -> Result<()> {
+    for arguments in SLOT_TESTS {
+        // A part that says nothing of any test is an error, so a renamed module cannot pass unseen.
+        cargo_tests::run(arguments, "test-slots", tally)
+            .with_context(|| format!("cargo test {}", arguments.join(" ")))?;
+    }
+    Ok(())
 }
 
 fn package(tally: &mut Tally) -> Result<()> {

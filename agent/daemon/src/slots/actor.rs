@@ -5,35 +5,31 @@
 //! it is taken. At most one step is under way, and none while a wipe is. An agent that dies anywhere in
 //! here is followed by one that begins the phase's plan anew.
 
+mod journal;
+mod orders;
+mod wiping;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
-use berth_agent_core::slot::phase::{Event, Lane as LaneState, Phase};
+use berth_agent_core::slot::phase::{Event, Phase};
 use berth_agent_core::slot::plan::{Step, plan};
 use berth_agent_core::slot::record::{SlotRecord, Stamp, StoredApproval};
-use berth_agent_core::slot::wipe::WipePolicy;
 use berth_agent_host::service_manager::DescriptorStore;
 use berth_agent_host::slot_devices::DeviceError;
-use berth_agent_host::slot_files::SlotFilesError;
 use berth_agent_host::vm_files::VmFiles;
 use berth_agent_host::vmm_unit::VmmUnits;
 use berth_api::ids::ReceiptId;
 use berth_api::pci::PciAddress;
 use berth_api::slot::{SlotHolder, SlotProblem, SlotProblemCode};
-use berth_ledger::receipt::seal_receipt;
 use tokio::sync::mpsc;
 
-use super::lanes::{Lane, Lanes, Word, WordKind};
+use super::lanes::{Lanes, Word};
 use super::look::{self, Identified, Verdict, View};
 use super::steps::{self, Outcome, Work};
-use super::{Answer, SlotMessage, Slots, fail_point};
+use super::{Answer, SlotMessage, Slots};
 use crate::clock;
-use crate::host::{Host, blocking};
-use crate::launch::in_one_line;
-
-/// Pause before a record that could not be written is written again.
-const PERSIST_RETRY: Duration = Duration::from_secs(1);
+use crate::host::Host;
 
 /// What is under way.
 struct Job {
@@ -167,45 +163,6 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> SlotActor<U, F, S> {
         }
     }
 
-    async fn start_lanes(&mut self) {
-        let Phase::Wiping { lanes, .. } = &self.record.phase else {
-            return;
-        };
-        let known: BTreeSet<_> = lanes.keys().copied().collect();
-        if known != self.record.addresses().into_iter().collect() {
-            let message = "the devices moved while they were wiped: wipe the slot again".to_owned();
-            let moved = DeviceError::new(SlotProblemCode::DeviceMissing, message);
-            return self.fail(&moved).await;
-        }
-        let policy = self
-            .record
-            .approval
-            .as_ref()
-            .map(|a| a.approval.wipe.clone());
-        let policy: WipePolicy = policy.unwrap_or_default();
-        let mut starting = Vec::new();
-        for (&at, state) in lanes {
-            let earlier = match state {
-                LaneState::Waiting => None,
-                LaneState::Begun(run) => Some(run.clone()),
-                LaneState::Done(_) | LaneState::Failed(_) => continue,
-            };
-            let Some(device) = steps::approved_at(&self.record, at) else {
-                continue;
-            };
-            starting.push(Lane {
-                device,
-                at,
-                policy: policy.clone(),
-                earlier,
-            });
-        }
-        self.attempt = self.attempt.saturating_add(1);
-        self.percents = starting.iter().map(|lane| (lane.at, 0)).collect();
-        let devices = &self.host.slots.devices;
-        self.lanes = Some(Lanes::start(self.attempt, starting, devices, &self.words.0));
-    }
-
     async fn on_outcome(&mut self, outcome: Result<Outcome, DeviceError>) {
         let Some(job) = self.job.take() else {
             return;
@@ -218,7 +175,7 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> SlotActor<U, F, S> {
         match (job.kind, outcome) {
             (JobKind::Step(step), Ok(outcome)) => self.on_step(step, outcome).await,
             (JobKind::Step(_), Err(error)) => self.fail(&error).await,
-            (JobKind::Look, Ok(Outcome::Viewed(view))) => self.on_view(view).await,
+            (JobKind::Look, Ok(Outcome::Viewed(view))) => self.on_view(*view).await,
             (JobKind::Seize, Ok(Outcome::Holds(found))) => {
                 self.log("taken from the host's drivers", &found);
             }
@@ -238,7 +195,7 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> SlotActor<U, F, S> {
                 self.identified.insert(device, said);
                 words.join(", ")
             }
-            Outcome::Viewed(view) => match self.judge_step(step, view) {
+            Outcome::Viewed(view) => match self.judge_step(step, *view) {
                 Ok(found) => found,
                 Err(problem) => {
                     let error = DeviceError::new(problem.code, problem.message);
@@ -270,9 +227,10 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> SlotActor<U, F, S> {
             .map(PciAddress::to_string)
             .collect();
         let where_they_are = addresses.join(", ");
-        Ok(match step {
-            Step::Locate => format!("as approved: {where_they_are}"),
-            _judged => format!("host and slot are fit: {where_they_are}"),
+        Ok(if step == Step::Locate {
+            format!("as approved: {where_they_are}")
+        } else {
+            format!("host and slot are fit: {where_they_are}")
         })
     }
 
@@ -373,152 +331,6 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> SlotActor<U, F, S> {
         self.follow(event).await;
     }
 
-    async fn on_word(&mut self, word: Word) {
-        let is_current = self
-            .lanes
-            .as_ref()
-            .is_some_and(|l| l.attempt == word.attempt);
-        if !is_current {
-            return;
-        }
-        let device = word.device;
-        let is_wiping = matches!(self.record.phase, Phase::Wiping { .. });
-        match word.kind {
-            WordKind::Note(run, answer) if is_wiping => {
-                let stamp = self.stamp();
-                self.record.follow(Event::WipeNoted { device, run }, stamp);
-                self.persist_at("wiping.noted").await;
-                // A lane that has died needs no answer.
-                drop(answer.send(Ok(())));
-            }
-            // Without an answer the lane does nothing.
-            WordKind::Note(_, answer) => drop(answer),
-            WordKind::Progress(percent) => {
-                self.percents.insert(device, percent.min(100));
-                self.show_progress();
-            }
-            WordKind::Ended(result) => self.on_lane_end(device, result, is_wiping).await,
-        }
-    }
-
-    async fn on_lane_end(
-        &mut self,
-        device: PciAddress,
-        result: Result<Box<berth_api::slot::DeviceWipe>, DeviceError>,
-        is_wiping: bool,
-    ) {
-        self.percents.insert(device, 100);
-        if let Some(lanes) = &mut self.lanes {
-            lanes.running = lanes.running.saturating_sub(1);
-            if lanes.running == 0 {
-                self.lanes = None;
-                self.percents.clear();
-            }
-        }
-        self.show_progress();
-        if let Err(error) = &result {
-            self.log("a wipe failed", error);
-        }
-        if is_wiping {
-            let result = result.map_err(|error| steps::problem(&error));
-            self.follow(Event::WipeEnded { device, result }).await;
-        }
-    }
-
-    fn show_progress(&self) {
-        let slowest = self.percents.values().min().copied();
-        self.slots.publish_progress(self.record.slot_id, slowest);
-    }
-
-    async fn on_message(&mut self, message: SlotMessage) {
-        match message {
-            SlotMessage::Claim(holder, answer) => self.on_claim(holder, answer).await,
-            SlotMessage::Open(vm_id, answer) => {
-                let opened = if self.record.held_by() == Some(vm_id) {
-                    self.open().await
-                } else {
-                    Err(not_held())
-                };
-                tell(answer, opened);
-            }
-            SlotMessage::GuestGone(vm_id, answer) => {
-                if self.record.held_by() == Some(vm_id) {
-                    self.follow(Event::GuestGone).await;
-                }
-                tell(answer, Ok(()));
-            }
-            SlotMessage::Release(vm_id, answer) => {
-                if self.record.held_by() == Some(vm_id) {
-                    self.follow(Event::Release).await;
-                }
-                tell(answer, Ok(()));
-            }
-            SlotMessage::Task(task) => {
-                if self.record.recall(task.task_id) == berth_agent_core::vm_record::Recall::Unknown
-                {
-                    let (stamp, generation) = (self.stamp(), self.record.generation);
-                    tracing::info!(
-                        SLOT_ID = %self.record.slot_id, TASK_ID = %task.task_id,
-                        "task accepted: {:?}", task.action
-                    );
-                    self.record.order(&task, stamp);
-                    self.after_change(generation).await;
-                }
-            }
-            SlotMessage::Look => self.is_look_wanted = true,
-            SlotMessage::ReceiptsStored(stored) => {
-                if self.record.acknowledge_receipts(&stored) {
-                    self.persist().await;
-                }
-            }
-            SlotMessage::ResultsStored(stored) => {
-                if self.record.acknowledge_results(&stored) {
-                    self.persist().await;
-                }
-            }
-            SlotMessage::SendAgain(task_id) => {
-                self.record.send_again(task_id);
-                self.slots.publish(&self.record);
-            }
-        }
-    }
-
-    async fn on_claim(&mut self, holder: SlotHolder, answer: Answer<()>) {
-        let before = self.record.clone();
-        let stamp = self.stamp();
-        let claimed = self.record.claim(holder.clone(), stamp);
-        if self.record != before
-            && let Err(error) = self.try_persist("").await
-        {
-            // Nothing was done yet, so nothing has to be undone.
-            self.record = before;
-            let message = format!(
-                "the claim could not be written down: {}",
-                in_one_line(&error)
-            );
-            let code = SlotProblemCode::RecordLost;
-            tell(answer, Err(SlotProblem { code, message }));
-            return;
-        }
-        if let Err(denied) = claimed {
-            tell(answer, Err(denied.0));
-            return;
-        }
-        self.claimants.push((holder, answer));
-        self.refusal = None;
-        self.turn_to_phase(before.generation);
-        self.answer_claimants();
-    }
-
-    async fn open(&mut self) -> Result<Vec<PciAddress>, SlotProblem> {
-        let ready = matches!(self.record.phase, Phase::Claimed { is_ready: true, .. });
-        if !ready {
-            return Err(not_held());
-        }
-        self.follow(Event::Open).await;
-        Ok(self.record.addresses())
-    }
-
     /// Take in what happened, write it down, and turn to what the phase wants now.
     async fn follow(&mut self, event: Event) {
         let (stamp, generation) = (self.stamp(), self.record.generation);
@@ -555,76 +367,6 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> SlotActor<U, F, S> {
         }
     }
 
-    fn answer_claimants(&mut self) {
-        for (holder, answer) in std::mem::take(&mut self.claimants) {
-            let is_his = self.record.held_by() == Some(holder.vm_id);
-            match &self.record.phase {
-                Phase::Preparing { .. } if is_his => self.claimants.push((holder, answer)),
-                Phase::Claimed { is_ready: true, .. } if is_his => tell(answer, Ok(())),
-                phase => {
-                    let problem = self.refusal.clone().or(phase.problem().cloned());
-                    tell(answer, Err(problem.unwrap_or_else(not_held)));
-                }
-            }
-        }
-    }
-
-    /// Write the record, however long it takes: what happened cannot be refused, and nothing may be
-    /// done about it before it is on the disk.
-    async fn persist(&mut self) {
-        self.persist_at("").await;
-    }
-
-    async fn persist_at(&mut self, point: &'static str) {
-        while let Err(error) = self.try_persist(point).await {
-            self.log(
-                "could not write the record, trying again",
-                &in_one_line(&error),
-            );
-            tokio::time::sleep(PERSIST_RETRY).await;
-        }
-    }
-
-    async fn try_persist(&mut self, point: &'static str) -> Result<(), SlotFilesError> {
-        self.host.boot_id.clone_into(&mut self.record.boot_id);
-        let record = self.record.clone();
-        let (files, key) = (
-            Arc::clone(&self.host.slots.files),
-            Arc::clone(&self.host.slots.key),
-        );
-        let new: Vec<_> = record
-            .receipts
-            .iter()
-            .filter(|receipt| !self.filed.contains(&receipt.receipt_id))
-            .cloned()
-            .collect();
-        let ids: Vec<_> = new.iter().map(|receipt| receipt.receipt_id).collect();
-        blocking(move || {
-            files.write_record(&record)?;
-            for receipt in &new {
-                let sealed =
-                    seal_receipt(&key, receipt).map_err(|cause| SlotFilesError::Record {
-                        slot_id: record.slot_id,
-                        cause,
-                    })?;
-                files.ensure_receipt(record.slot_id, receipt.receipt_id, &sealed)?;
-            }
-            Ok::<(), SlotFilesError>(())
-        })
-        .await?;
-        let kept = self.record.receipts.iter().map(|r| r.receipt_id);
-        let kept: BTreeSet<_> = kept.collect();
-        self.filed.retain(|id| kept.contains(id));
-        self.filed.extend(ids);
-        self.slots.publish(&self.record);
-        if point.is_empty() {
-            fail_point::reached(&self.record.journal_point());
-        } else {
-            fail_point::reached(point);
-        }
-        Ok(())
-    }
-
     fn log(&self, what: &str, why: &dyn std::fmt::Display) {
         tracing::warn!(
             SLOT_ID = %self.record.slot_id, SLOT = self.record.name,
@@ -651,18 +393,6 @@ fn after_plan(record: &SlotRecord) -> Option<Event> {
         | Phase::InUse { .. }
         | Phase::Quarantined { .. } => None,
     }
-}
-
-fn not_held() -> SlotProblem {
-    SlotProblem {
-        code: SlotProblemCode::SlotBusy,
-        message: "the slot is not ready for this VM".to_owned(),
-    }
-}
-
-fn tell<T>(answer: Answer<T>, result: Result<T, SlotProblem>) {
-    // Who has stopped waiting needs no answer.
-    drop(answer.send(result));
 }
 
 async fn finish(job: &mut Option<Job>) -> Result<Outcome, DeviceError> {

@@ -32,7 +32,7 @@ const VACATE_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(super) enum Outcome {
     /// The host was looked at.
-    Viewed(View),
+    Viewed(Box<View>),
     /// A device said what it is.
     Said(PciAddress, BTreeMap<String, String>),
     /// It holds.
@@ -104,7 +104,7 @@ pub(super) fn view<U: VmmUnits, F: VmFiles, S: DescriptorStore>(
 ) -> Work {
     let (slots, slot_id) = (host.slots.clone(), record.slot_id);
     Box::pin(blocking(move || {
-        look::view(&slots, slot_id).map(Outcome::Viewed)
+        look::view(&slots, slot_id).map(|view| Outcome::Viewed(Box::new(view)))
     }))
 }
 

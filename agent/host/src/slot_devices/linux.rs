@@ -38,6 +38,9 @@ use super::{DeviceError, Found, GuestDevices, SlotDevices};
 /// shut down when they say so.
 pub const DRIVER_LIMIT: Duration = Duration::from_secs(60);
 
+/// A process that has a device and does not show it.
+const UNSEEN: u32 = 0;
+
 /// The devices of the host that this runs on.
 #[derive(Debug, Clone)]
 pub struct LinuxSlotDevices {
@@ -79,6 +82,7 @@ impl SlotDevices for LinuxSlotDevices {
         // The kernel would keep the writer waiting until they are gone, whatever it is sent.
         let is_held = group_of(&self.root, device).is_ok_and(|group| is_busy(&self.root, group));
         let user = match self.users(device)?.first() {
+            Some(&UNSEEN) => "a process that does not show it".to_owned(),
             Some(pid) => format!("process {pid}"),
             None if is_held => "this agent".to_owned(),
             None => return bind::ensure_unbound(&self.sysfs, device, driver),
@@ -120,9 +124,9 @@ impl SlotDevices for LinuxSlotDevices {
             let message = format!("{device}: its users cannot be found out: {error}");
             DeviceError::new(SlotProblemCode::ForeignUser, message)
         })?;
+        // Whoever ends has closed its files before the kernel has let the group go.
         if all.is_empty() && is_busy(&self.root, group) {
-            let message = format!("{device}: a process that does not show it has group {group}");
-            return Err(DeviceError::new(SlotProblemCode::ForeignUser, message));
+            return Ok(vec![UNSEEN]);
         }
         let own = std::process::id();
         Ok(all.into_iter().filter(|pid| *pid != own).collect())

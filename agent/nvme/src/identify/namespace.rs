@@ -1,6 +1,6 @@
 //! What a drive says of one namespace (NVM command set 1.0, figure 97), checked, and namespace lists.
 
-use crate::drive::{Drive, is_blank};
+use crate::drive::Drive;
 use crate::error::DriveError;
 use crate::fields::Fields;
 use crate::identify::layout::Shape;
@@ -63,7 +63,7 @@ impl Namespace {
             found: found.into(),
         };
         let blocks = page.le64(0);
-        if is_blank(page) || blocks == 0 {
+        if blocks == 0 {
             return Err(malformed("the size of a namespace in its list", blocks));
         }
         let formats = formats(page);

@@ -9,6 +9,8 @@ mod crashes;
 #[cfg(test)]
 mod honest;
 #[cfg(test)]
+mod hostile;
+#[cfg(test)]
 mod lies;
 #[cfg(test)]
 mod properties;

@@ -21,6 +21,7 @@ const API_FEATURES: &[&str] = &[
     "vm-wait",
     "vm-stop-mode",
     "console-log",
+    "slots",
 ];
 
 pub(crate) async fn healthz() -> Json<serde_json::Value> {

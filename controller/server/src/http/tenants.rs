@@ -135,7 +135,7 @@ fn must_be_slot_limits(limits: &BTreeMap<String, u32>) -> Result<(), ApiError> {
         None => Ok(()),
         Some(_) => Err(ApiError::field(
             "slot_limits",
-            "a class has 1 to 63 lower-case letters, digits, and inner dots, hyphens and underscores",
+            "a class has 1 to 64 lower-case letters, digits, dots, hyphens and underscores, and begins with one of the first two",
         )),
     }
 }

@@ -1,3 +1,5 @@
+//! The fake host: what its devices keep, refuse, and write down.
+
 use std::cell::Cell;
 use std::io;
 

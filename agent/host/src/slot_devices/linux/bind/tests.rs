@@ -1,3 +1,5 @@
+//! Binding with a kernel in memory: order, read-back, undoing.
+
 use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
