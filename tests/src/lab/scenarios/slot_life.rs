@@ -167,7 +167,7 @@ fn receipts(site: &Site, token: &str, vm: &str, say: fn(&str)) -> Result<()> {
     for item in &items {
         let file = format!("/root/receipts/{}.json", text(item, "receipt_id")?);
         let verify = format!(
-            "unshare --net berthctl receipt verify --host-key '{}'",
+            "unshare --net berthctl receipt verify --key '{}'",
             text(item, "node_public_key")?
         );
         site.show(&format!("{verify} {file}"))?;
