@@ -13,7 +13,7 @@ mod pages;
 mod queues;
 pub mod script;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Error, ErrorKind};
 use std::time::Duration;
 
@@ -51,6 +51,8 @@ pub struct Model {
     sanitizer: Sanitizer,
     formatting: Option<FormatRun>,
     format_left: u8,
+    /// Blocks that were written since it was switched on.
+    recent: BTreeSet<(u32, u64)>,
     now: Duration,
     commands: u64,
     kill: Option<Kill>,
@@ -85,6 +87,7 @@ impl Model {
             sanitizer: Sanitizer::default(),
             formatting: None,
             format_left: 0,
+            recent: BTreeSet::new(),
             now: Duration::ZERO,
             commands: 0,
             kill: None,
@@ -160,6 +163,7 @@ impl Model {
             let done = self.now.saturating_sub(run.started);
             self.end_format(Some(done));
         }
+        self.recent.clear();
         self.registers.clear();
         self.ready_at = None;
         self.queues.clear();

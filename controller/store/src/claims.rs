@@ -150,8 +150,14 @@ impl WriteTx<'_> {
         Ok(())
     }
 
-    /// See which claims on a node's slots are over, by what its host has shown up to here.
-    pub(crate) fn settle_claims(&mut self, node: NodeId, cause: &Cause) -> Result<(), StoreError> {
+    /// See which claims on a node's slots are over, by what its host has shown up to here. A proof is
+    /// missed only once the host has told all that it has.
+    pub(crate) fn settle_claims(
+        &mut self,
+        node: NodeId,
+        has_told_all: bool,
+        cause: &Cause,
+    ) -> Result<(), StoreError> {
         for slot in self.slots_on(node)?.into_values() {
             let Some(claim) = slot.live_claim() else {
                 continue;
@@ -162,7 +168,7 @@ impl WriteTx<'_> {
                 ClaimStep::EndUnheard => "host_never_heard_of_it",
                 ClaimStep::OrderWipe => {
                     // Ordered once; if its host refuses, an operator has to look.
-                    if slot.wipe_required_after.is_none() {
+                    if has_told_all && slot.wipe_required_after.is_none() {
                         self.order_wipe(&slot, &Cause::controller())?;
                     }
                     continue;

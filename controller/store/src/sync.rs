@@ -94,7 +94,9 @@ impl WriteTx<'_> {
             accepted.acknowledged.push(result.task_id);
         }
         self.take_observations(node, rebooted, &request.vms, &cause)?;
-        self.settle_claims(node, &cause)?;
+        // While receipts come there may be more of them, and the proof among those.
+        let has_told_all = request.receipts.is_empty();
+        self.settle_claims(node, has_told_all, &cause)?;
         accepted.wake = self.place_waiting()?;
         self.refresh_tasks(node)?;
         self.refresh_slot_tasks(node)?;

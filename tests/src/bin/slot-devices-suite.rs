@@ -19,7 +19,7 @@ use berth_api::slot::{DeviceKind, serial_kind};
 use berth_tests::slot_devices::{Cast, HARMLESS, Journal, WIPING};
 
 const USAGE: &str = "usage: slot-devices-suite [--limit SECONDS] COMMAND [KIND=ADDRESS]...\n\
-                     COMMAND: bind | none | identify | reset | users | wipe | harmless | wiping\n\
+                     COMMAND: bind | none | to:DRIVER | identify | reset | users | wipe | harmless | wiping\n\
                      KIND: nvme | gpu | network | other; gpu:BAR names its memory";
 /// Exit status for a wrong command line.
 const EXIT_USAGE: u8 = 64;
@@ -161,7 +161,13 @@ fn run(arguments: &Arguments) -> Result<()> {
             }
             Ok(())
         }
-        other => bail!("`{other}` is no command"),
+        other => {
+            let driver = other.strip_prefix("to:");
+            let driver = driver.with_context(|| format!("`{other}` is no command"))?;
+            each(&cast, |device| {
+                devices.ensure_unbound(device.address, Some(driver))
+            })
+        }
     }
 }
 

@@ -18,6 +18,8 @@ mod nodes;
 #[cfg(test)]
 mod quota;
 #[cfg(test)]
+mod real_agent;
+#[cfg(test)]
 mod refusals;
 #[cfg(test)]
 mod repeats;

@@ -247,8 +247,9 @@ fn a_tenant_has_slots_of_the_classes_that_it_may_use_up_to_their_ceilings() {
 
     let both = json!([{ "class": "nvme" }, { "slot_id": slots[2] }]);
     let vm = acme.post("/v1/vms", &body("web", &both)).expect(201).json();
-    assert_eq!(vm["slots"].as_array().unwrap().len(), 2);
-    assert_eq!(vm["slots"][1]["slot_id"], json!(slots[2]));
+    let held = vm["slots"].as_array().unwrap();
+    assert_eq!(held.len(), 2);
+    assert!(held.iter().any(|slot| slot["slot_id"] == json!(slots[2])));
     agent.settle().unwrap();
     acme.post("/v1/vms", &body("more", &one()))
         .refused(429, "quota_exceeded");
@@ -445,7 +446,8 @@ fn a_slot_that_is_free_without_a_proof_is_wiped_before_anybody_gets_it() {
     agent.slots.fault = SlotFault::WipesAreSkipped;
     acme.delete("/v1/vms/web").expect(202);
     assert_eq!(agent.sync(0).unwrap(), 1);
-    // Its host says that it is free now.
+    // Its host says that it is free now, with receipts that do not prove it.
+    assert_eq!(agent.sync(0).unwrap(), 0);
     assert_eq!(agent.sync(0).unwrap(), 1, "it is told to wipe it");
     stands(&controller, slots[0], "releasing", json!("wiping"));
     assert_eq!(agent.slots.orders, [SlotAction::Wipe {}]);
@@ -727,12 +729,6 @@ fn a_forged_receipt_is_refused_once_and_proves_nothing() {
     agent.slots.receipts = honest;
     agent.settle().unwrap();
     assert_eq!(slot(&controller, slots[0])["claim"], Value::Null);
-    // The true proof ends the claim; the wipe that was asked for meanwhile is still to come.
-    stands(&controller, slots[0], "wiping", json!("wiping"));
-    agent.slots.fault = SlotFault::None;
-    act(&controller, slots[0], "wipe").expect(202);
-    agent.settle().unwrap();
-    agent.settle().unwrap();
     stands(&controller, slots[0], "free", Value::Null);
     controller.assert_sound();
 }

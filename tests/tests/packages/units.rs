@@ -124,6 +124,7 @@ fn the_daemons_keep_what_restarts_and_guests_rely_on() {
         "StateDirectoryMode=0700",
         "Type=notify",
         "CapabilityBoundingSet=CAP_DAC_READ_SEARCH CAP_SYS_ADMIN CAP_SYS_PTRACE",
+        "ReadOnlyPaths=/etc/berth/slots.d",
     ] {
         has("berth-agent.service", line);
     }

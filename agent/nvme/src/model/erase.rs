@@ -235,6 +235,7 @@ impl Model {
             Formatting::Honest
             | Formatting::ErasesNothing
             | Formatting::ErasesHalf
+            | Formatting::ErasesRecent
             | Formatting::LeavesPercent(_)
             | Formatting::TakesAnotherFormat => Some(self.script.format_takes),
         })
@@ -280,6 +281,11 @@ impl Model {
         match (secure, lies) {
             // Without an erase, the blocks are as they were, as far as they fit.
             (0, _) | (_, Formatting::ErasesNothing) => {}
+            (_, Formatting::ErasesRecent) => {
+                let recent = &self.recent;
+                self.media
+                    .erase(nsid, erasing, |lba| recent.contains(&(nsid, lba)));
+            }
             (_, Formatting::ErasesHalf) => self.media.erase(nsid, erasing, |lba| lba % 2 == 0),
             _ => self.media.erase(nsid, erasing, |lba| lba < reached),
         }

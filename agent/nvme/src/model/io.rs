@@ -115,6 +115,7 @@ impl Model {
         }
         let mut pieces = metadata.chunks(beside.max(1));
         for (lba, block) in range.zip(data.chunks(front)) {
+            self.recent.insert((given.nsid, lba));
             let mut block = block.to_vec();
             if beside > 0 {
                 block.extend_from_slice(pieces.next().unwrap_or_default());

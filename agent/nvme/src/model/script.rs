@@ -92,6 +92,8 @@ pub enum Formatting {
     ErasesNothing,
     /// It says that it is done and has erased every other block.
     ErasesHalf,
+    /// It says that it is done and has erased what was written since it was switched on.
+    ErasesRecent,
     /// It never ends.
     NeverEnds,
     /// It ends and says that this many percent are left.

@@ -9,6 +9,7 @@ use berth_nvme::identify::identify;
 use berth_nvme::model::script::{Break, Formatting, Patch, Sanitizing, Script};
 use berth_nvme::status::{Status, StatusKind};
 use berth_nvme::suite::Notes;
+use berth_nvme::transport::Transport as _;
 use berth_nvme::wipe_error::WipeError;
 
 use super::bench::{Call, METHODS, PATTERN, filled, policy, small, wipe_by};
@@ -73,15 +74,21 @@ fn a_sanitize_that_never_ran_on_a_new_drive_is_not_shown() {
 
 #[test]
 fn a_log_of_another_command_is_not_ours() {
-    let error = error_of(sanitizing(Sanitizing::LogsAnother), CRYPTO);
-    let is_ours = matches!(
-        error,
-        WipeError::SanitizeNotOurs {
-            issued: 0x204,
-            found: 0x202
-        }
-    );
-    assert!(is_ours, "{error}");
+    for takes in [Duration::ZERO, Duration::from_secs(40)] {
+        let script = Script {
+            sanitize_takes: takes,
+            ..sanitizing(Sanitizing::LogsAnother)
+        };
+        let error = error_of(script, CRYPTO);
+        let is_told = matches!(
+            error,
+            WipeError::SanitizeNotOurs {
+                issued: 0x204,
+                found: 0x202
+            }
+        );
+        assert!(is_told, "{takes:?}: {error}");
+    }
 }
 
 #[test]
@@ -192,6 +199,24 @@ fn a_format_that_erases_nothing_or_half_is_found_out() {
 }
 
 #[test]
+fn a_format_that_erases_only_what_was_written_last_is_found_out_by_digests() {
+    let mut model = filled(Script {
+        formatting: Formatting::ErasesRecent,
+        ..small(200)
+    });
+    let mut policy = policy(&[FORMAT]);
+    policy.sample_blocks = 200;
+    let found = Call::default().make(&mut model, &policy, &mut Notes::default());
+    let Err(WipeError::ContentLeft { blocks, .. }) = found else {
+        panic!("{found:?}");
+    };
+    assert!(
+        (130..150).contains(&blocks),
+        "all but the canaries: {blocks}"
+    );
+}
+
+#[test]
 fn a_format_that_never_ends_ends_with_its_deadline() {
     let error = error_of(formatting(Formatting::NeverEnds), FORMAT);
     assert!(
@@ -290,6 +315,19 @@ fn each_break_is_told_as_what_it_is() {
             panic!("{error}");
         };
         assert_eq!(what, field);
+    }
+}
+
+#[test]
+fn a_drive_that_falls_silent_is_not_waited_for_longer_than_its_command() {
+    for method in METHODS {
+        let mut model = filled(Script {
+            breaks: Some((20, Break::Silent)),
+            ..small(64)
+        });
+        wipe_by(&mut model, method).unwrap_err();
+        let waited = model.now();
+        assert!(waited < Duration::from_secs(35), "{method:?}: {waited:?}");
     }
 }
 

@@ -31,6 +31,7 @@ fn formatting() -> impl Strategy<Value = Formatting> {
         4 => Just(Formatting::Honest),
         1 => Just(Formatting::ErasesNothing),
         1 => Just(Formatting::ErasesHalf),
+        1 => Just(Formatting::ErasesRecent),
         1 => Just(Formatting::NeverEnds),
         1 => (1..100_u8).prop_map(Formatting::LeavesPercent),
         1 => Just(Formatting::TakesAnotherFormat),

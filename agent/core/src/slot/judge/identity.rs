@@ -181,8 +181,8 @@ fn serial_changes(
     }
     if approved.kind == DeviceKind::Nvme && !wanted.contains_key(serial_kind::NVME_SERIAL) {
         find(
-            "was approved without the drive's serial number, so that any drive could be in its place: \
-             approve it again while the host's nvme driver has it."
+            "has no serial number to be known by, so that any drive could be in its place: approve it \
+             while the host's nvme driver has it, which tells one."
                 .to_owned(),
         );
     }

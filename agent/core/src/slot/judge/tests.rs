@@ -946,7 +946,7 @@ fn a_drive_approved_without_its_serial_number_is_refused() {
         behind_vfio(),
         &[DRIVE],
         SlotProblemCode::DeviceIdentityChanged,
-        &["without the drive's serial number"],
+        &["no serial number"],
     );
 }
 

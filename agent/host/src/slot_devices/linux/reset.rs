@@ -29,9 +29,13 @@ pub(super) fn reset(
         if done.contains(&open.address) {
             continue;
         }
-        let (rung, hit) = climb(root, slot, open, &owned, before)?;
-        found.push(format!("{}: {rung}", list(&hit)));
-        done.extend(hit);
+        let climbed = climb(root, slot, open, &owned, before)?;
+        let mut text = format!("{}: {}", list(&climbed.hit), climbed.rung);
+        if !climbed.failed.is_empty() {
+            text = format!("{text} (before it {})", list(&climbed.failed));
+        }
+        found.push(text);
+        done.extend(climbed.hit);
     }
     found.push("all answer".to_owned());
     Ok(found.join("; "))
@@ -45,8 +49,13 @@ pub(super) fn look(
     addresses
         .iter()
         .map(|&address| {
-            let head = ConfigHead::read(root, address)
-                .map_err(|error| lost(address, &format!("its config space: {error}")))?;
+            let head = ConfigHead::read(root, address).map_err(|error| {
+                if error.kind() == io::ErrorKind::NotFound {
+                    let message = format!("{address} is not there");
+                    return DeviceError::new(SlotProblemCode::DeviceMissing, message).suspect();
+                }
+                lost(address, &format!("its config space: {error}"))
+            })?;
             let liveness = head.liveness();
             match liveness.problem(&liveness) {
                 None => Ok((address, liveness)),
@@ -56,18 +65,27 @@ pub(super) fn look(
         .collect()
 }
 
-/// Try the rungs for one device; returns the one that worked, and whom it hit.
+/// A rung that worked.
+struct Climbed {
+    rung: Rung,
+    /// Whom it reset.
+    hit: Vec<PciAddress>,
+    /// Rungs that had failed before.
+    failed: Vec<String>,
+}
+
+/// Try the rungs for one device.
 fn climb(
     root: &Path,
     slot: &OpenSlot,
     open: &OpenDevice,
     owned: &BTreeSet<PciAddress>,
     before: &[(PciAddress, Liveness)],
-) -> Result<(Rung, Vec<PciAddress>), DeviceError> {
+) -> Result<Climbed, DeviceError> {
     let address = open.address;
     let facts = facts(root, open)?;
     let allowed = ladder(address, owned, &facts);
-    let mut failed = allowed.missing;
+    let mut failed = Vec::new();
     for rung in allowed.rungs {
         let (hit, returned) = match rung {
             Rung::Function => (vec![address], open.device.reset()),
@@ -79,11 +97,12 @@ fn climb(
         };
         let problem = problem(root, slot, &hit, before);
         match judge(rung, returned.map_err(|error| error.to_string()), problem) {
-            AfterRung::Done => return Ok((rung, hit)),
+            AfterRung::Done => return Ok(Climbed { rung, hit, failed }),
             AfterRung::Next(why) => failed.push(why),
             AfterRung::Lost(why) => return Err(lost(address, &why)),
         }
     }
+    failed.extend(allowed.missing);
     Err(lost(
         address,
         &format!("no reset worked ({})", failed.join("; ")),
