@@ -11,6 +11,7 @@ pub mod launch;
 pub mod progress;
 pub mod simulated_agent;
 pub mod slot_devices;
+pub mod slot_steps;
 pub mod startup;
 pub mod tap_host;
 pub mod tiny_guest;

@@ -1,12 +1,14 @@
 //! `cargo xtask bench`: measurements, each as a ratio to others in the same run.
 
 use std::io::Write as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, ensure};
 use berth_tests::lab::contest::{self, ContestReport, Work};
 use berth_tests::lab::scenario::NodeKind;
 use berth_tests::progress::{self, Progress, say};
+use berth_tests::slot_steps;
 use berth_tests::startup::{self, Options, Peer, Report};
 use berth_tests::workspace;
 use serde_json::{Value, json};
@@ -36,6 +38,15 @@ enum Measurement {
         /// End with status 1 if a promise is broken
         #[arg(long)]
         check: bool,
+    },
+    /// What each step of claims and releases took, by the receipts of a host
+    Slots {
+        /// Receipts, as a host keeps them in /var/lib/berth/agent/slots/*/receipts
+        #[arg(required = true, value_name = "FILE")]
+        receipts: Vec<PathBuf>,
+        /// Print one JSON document on standard output instead of a table
+        #[arg(long)]
+        json: bool,
     },
     /// Start-up as above; then boot, disk, network and NVMe passthrough in the lab
     Vmm {
@@ -75,6 +86,11 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
             let report = startup(json, rounds, peer)?;
             tell(json, &report.to_json(), &report)?;
             Ok(judge(&report.broken_promises(), check))
+        }
+        Measurement::Slots { receipts, json } => {
+            let report = slot_steps::read(&receipts)?;
+            tell(json, &report.to_json(), &report)?;
+            Ok(ExitCode::SUCCESS)
         }
         Measurement::Vmm {
             peer,

@@ -199,7 +199,10 @@ impl Controller {
 
     pub(crate) fn token(&self, tenant: &str, scope: &str) -> Client {
         let path = format!("/v1/tenants/{tenant}/tokens");
-        let issued = self.admin().post(&path, &token_body(scope)).expect(201);
+        // Longer than `token_body` asks for, so that this one can issue such a token at any later moment.
+        let mut body = token_body(scope);
+        body["expires_in_seconds"] = json!(2 * 86_400);
+        let issued = self.admin().post(&path, &body).expect(201);
         self.with_token(issued.json()["token"].as_str().unwrap())
     }
 

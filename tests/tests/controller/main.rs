@@ -28,6 +28,8 @@ mod routes;
 #[cfg(test)]
 mod seed_001;
 #[cfg(test)]
+mod slot_reports;
+#[cfg(test)]
 mod slots;
 #[cfg(test)]
 mod stops;

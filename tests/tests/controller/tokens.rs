@@ -36,7 +36,7 @@ fn a_tenant_admin_issues_narrower_tokens_for_its_own_tenant_alone() {
         1
     );
     let mut longer = token_body("vm.read");
-    longer["expires_in_seconds"] = json!(86_400 * 2);
+    longer["expires_in_seconds"] = json!(86_400 * 3);
     let refused = acme
         .post("/v1/tenants/acme/tokens", &longer)
         .refused(400, "invalid_request");

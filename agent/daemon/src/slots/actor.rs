@@ -67,6 +67,8 @@ pub(crate) struct SlotActor<U, F, S> {
     refusal: Option<SlotProblem>,
     /// Receipts whose files are written.
     filed: BTreeSet<ReceiptId>,
+    /// The generation that was written last; `None` before the first write.
+    written: Option<u64>,
 }
 
 impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> SlotActor<U, F, S> {
@@ -87,6 +89,7 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> SlotActor<U, F, S> {
             claimants: Vec::new(),
             refusal: None,
             filed: BTreeSet::new(),
+            written: None,
         }
     }
 

@@ -190,7 +190,7 @@ fn refuse_what_the_host_uses(
         ),
         (
             format!("addpart {block} 1 2048 16384 && mkswap -q {block}p1 && swapon {block}p1"),
-            format!("swapoff {block}p1 && delpart {block} 1"),
+            format!("swapoff {block}p1 && udevadm settle --timeout=60 && delpart {block} 1"),
             "p1",
         ),
         (
@@ -230,7 +230,7 @@ fn refuse_what_somebody_has(context: &Context, node: &Node, at: &str) -> Result<
         refused(
             context,
             node,
-            &format!("{command} nvme={at}"),
+            &format!("{SUITE} {command} nvme={at}"),
             "ForeignUser",
             &why,
         )?;
@@ -239,7 +239,7 @@ fn refuse_what_somebody_has(context: &Context, node: &Node, at: &str) -> Result<
     refused(
         context,
         node,
-        &format!("none nvme={at}"),
+        &format!("{SUITE} none nvme={at}"),
         "ForeignUser",
         &why,
     )?;

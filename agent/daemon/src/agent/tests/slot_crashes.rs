@@ -7,7 +7,7 @@ use berth_api::agent::{ObservedState, SignedEnvelope, StoppedReason, TaskAction}
 use berth_api::ids::TaskId;
 use berth_api::slot::{SlotAction, SlotProblemCode, SlotState};
 
-use super::slot_world::{DRIVE, GPU, SlotWorld, stands};
+use super::slot_world::{DRIVE, GPU, SlotWorld, stands, until};
 use super::world::{TestAgent, done, is_done, result, state};
 
 /// More steps than any of these has.
@@ -220,9 +220,7 @@ fn a_wipe_that_was_cut_off_is_continued_by_what_was_noted() {
             let stalls = |d: &mut berth_agent_host::fakes::FakeDevice| d.unfinished_wipe;
             world.world.devices.device(DRIVE, stalls) == Some(true)
         };
-        while !begun() {
-            tokio::task::yield_now().await;
-        }
+        until(begun).await;
     });
     world
         .world

@@ -8,7 +8,7 @@ use berth_api::agent::{
 use berth_api::ids::{NodeId, SlotId, TaskId, VmId};
 use berth_api::slot::{Claim, SlotAction, SlotProblemCode, SlotState};
 
-use super::slot_world::{DRIVE, GPU, OTHER_DRIVE, SlotWorld, kind, opened, slot, stands};
+use super::slot_world::{DRIVE, GPU, OTHER_DRIVE, SlotWorld, kind, opened, slot, stands, until};
 use super::world::{TestAgent, done, is_done, result, spec, state};
 
 #[track_caller]
@@ -120,6 +120,29 @@ fn a_stopped_vm_keeps_its_slot_which_is_reset_before_the_next_start() {
         stands(agent, world.slot, SlotState::InUse).await;
     });
     assert_eq!(world.told(world.slot), ["approval", "claim"]);
+    world.assert_sound();
+}
+
+#[test]
+fn nothing_is_done_to_a_device_while_a_process_has_it() {
+    let world = SlotWorld::new(GuestBehaviour::Obedient);
+    let devices = &world.world.devices;
+    let looked_for_users = || {
+        let calls = devices.calls();
+        let users = calls.iter().filter(|c| **c == DeviceCall::Users(DRIVE));
+        users.count()
+    };
+    world.world.with_agent(&Fuse::whole(), async |agent| {
+        free(agent, &world).await;
+        succeeds(agent, world.create_with_slot()).await;
+        devices.device(DRIVE, |device| device.foreign_users.push(77));
+        let before = looked_for_users();
+        succeeds(agent, world.world.task(2, TaskAction::VmDelete {})).await;
+        until(|| looked_for_users() > before + 1).await;
+        stands(agent, world.slot, SlotState::Releasing).await;
+        devices.device(DRIVE, |device| device.foreign_users.clear());
+        stands(agent, world.slot, SlotState::Free).await;
+    });
     world.assert_sound();
 }
 
@@ -243,6 +266,27 @@ fn another_drive_in_the_place_of_the_approved_one_is_not_given_away() {
 }
 
 #[test]
+fn a_drive_that_is_not_the_one_that_was_claimed_is_not_wiped_in_its_place() {
+    let world = SlotWorld::new(GuestBehaviour::Obedient);
+    world.world.with_agent(&Fuse::whole(), async |agent| {
+        free(agent, &world).await;
+        succeeds(agent, world.create_with_slot()).await;
+        let mut other = FakeDevice::nvme(DRIVE, 1, "S9");
+        other.function.driver = Some("vfio-pci".to_owned());
+        other.contents = b"somebody else's".to_vec();
+        world.world.devices.plug(other);
+        succeeds(agent, world.world.task(2, TaskAction::VmDelete {})).await;
+        let lost = stands(agent, world.slot, SlotState::Quarantined).await;
+        assert_eq!(
+            lost.problem.unwrap().code,
+            SlotProblemCode::DeviceIdentityChanged
+        );
+        assert_eq!(world.world.devices.contents(DRIVE), b"somebody else's");
+    });
+    world.assert_sound();
+}
+
+#[test]
 fn a_wipe_that_fails_or_lies_frees_nothing_until_one_is_proved() {
     for fault in [DeviceFault::WipeFails, DeviceFault::WipeLies] {
         let world = SlotWorld::new(GuestBehaviour::Obedient);
@@ -356,9 +400,7 @@ fn a_device_that_is_enumerated_anew_is_taken_from_the_host_at_once() {
         agent.look_at_slots().await;
         let lost = stands(agent, world.slot, SlotState::Quarantined).await;
         assert_eq!(lost.problem.unwrap().code, SlotProblemCode::ForeignUser);
-        while world.world.devices.driver(DRIVE).as_deref() != Some("vfio-pci") {
-            tokio::task::yield_now().await;
-        }
+        until(|| world.world.devices.driver(DRIVE).as_deref() == Some("vfio-pci")).await;
         let start = world.world.task(3, TaskAction::VmStart {});
         assert_unusable(&done(agent, start).await, "foreign_user");
         succeeds(agent, world.world.task(4, TaskAction::VmDelete {})).await;
@@ -546,9 +588,7 @@ fn all_slots_of_a_host_are_wiped_side_by_side() {
             assert_eq!(agent.take_slot_tasks(&[wipe]), 1);
         }
         let is_wiped = |at| world.world.devices.device(at, |d| d.unfinished_wipe);
-        while !all.iter().all(|device| is_wiped(*device) == Some(true)) {
-            tokio::task::yield_now().await;
-        }
+        until(|| all.iter().all(|device| is_wiped(*device) == Some(true))).await;
         for device in all {
             let devices = &world.world.devices;
             devices.mend_device(device, DeviceFault::WipeStalls);

@@ -214,6 +214,17 @@ pub(super) async fn slot(
     }
 }
 
+/// Wait until something holds of which nobody tells.
+pub(super) async fn until(holds: impl Fn() -> bool) {
+    let wait = async {
+        while !holds() {
+            tokio::task::yield_now().await;
+        }
+    };
+    let waited = tokio::time::timeout(PATIENCE, wait).await;
+    waited.expect("it comes to hold");
+}
+
 /// Wait until a slot stands somewhere.
 pub(super) async fn stands(agent: &TestAgent, slot_id: SlotId, state: SlotState) -> ObservedSlot {
     slot(agent, slot_id, |slot| slot.state == state).await

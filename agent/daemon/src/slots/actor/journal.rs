@@ -67,11 +67,20 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> SlotActor<U, F, S> {
         self.filed.retain(|id| kept.contains(id));
         self.filed.extend(ids);
         self.slots.publish(&self.record);
-        if point.is_empty() {
-            fail_point::reached(&self.record.journal_point());
-        } else {
-            fail_point::reached(point);
-        }
+        self.reach(point);
         Ok(())
+    }
+
+    /// A point is reached by what is new in a record, not by writing it once more.
+    fn reach(&mut self, point: &str) {
+        let is_new_phase = self
+            .written
+            .replace(self.record.generation)
+            .is_some_and(|written| written != self.record.generation);
+        if !point.is_empty() {
+            fail_point::reached(point);
+        } else if is_new_phase || self.record.doing.is_some() {
+            fail_point::reached(&self.record.journal_point());
+        }
     }
 }

@@ -78,9 +78,13 @@ impl OpenSlot {
         })
     }
 
-    /// The open groups.
-    pub(super) fn groups(&self) -> Vec<BorrowedFd<'_>> {
-        self.groups.values().map(OwnedFd::as_fd).collect()
+    /// The open ones of these groups. The kernel takes no more groups than a reset hits devices.
+    pub(super) fn groups(&self, wanted: &BTreeSet<u32>) -> Vec<BorrowedFd<'_>> {
+        let groups = self.groups.iter();
+        groups
+            .filter(|(group, _)| wanted.contains(group))
+            .map(|(_, descriptor)| descriptor.as_fd())
+            .collect()
     }
 }
 

@@ -10,7 +10,7 @@ use berth_api::slot::SlotProblemCode;
 use berth_vfio::HotResetFunction;
 
 use super::device_registers::{self, ConfigHead};
-use super::open_slot::{OpenDevice, OpenSlot, list};
+use super::open_slot::{OpenDevice, OpenSlot, group_of, list};
 use crate::slot_devices::{DeviceError, Found};
 
 /// Reset all devices of a slot that is open, and nobody else.
@@ -90,9 +90,11 @@ fn climb(
         let (hit, returned) = match rung {
             Rung::Function => (vec![address], open.device.reset()),
             Rung::Hot => {
-                let scope = facts.hot_reset_scope.iter().flatten();
-                let returned = open.device.hot_reset(&slot.groups());
-                (scope.copied().collect(), returned)
+                let hit: Vec<_> = facts.hot_reset_scope.iter().flatten().copied().collect();
+                let groups = hit.iter().map(|&hit| group_of(root, hit));
+                let groups = groups.collect::<Result<_, _>>()?;
+                let returned = open.device.hot_reset(&slot.groups(&groups));
+                (hit, returned)
             }
         };
         let problem = problem(root, slot, &hit, before);

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use berth_agent_core::slot::approval::{Approval, FILE_SUFFIX, Wish, contradiction, propose};
+use berth_agent_core::slot::judge::Beside;
 use berth_agent_core::slot::snapshot::HostUse;
 use berth_agent_core::slot::udev_rules::{self, RULES_FILE};
 use berth_api::ids::SlotId;
@@ -58,7 +59,7 @@ pub(super) fn approve(
 
     let verdicts = [
         Verdict::host(&snapshot),
-        Verdict::slot(&snapshot, order.name, &approval),
+        Verdict::slot(&snapshot, order.name, &approval, &Beside::default()),
     ];
     if report::unfit(&verdicts).is_err() {
         return report::show(screen, &verdicts);

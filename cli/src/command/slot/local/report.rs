@@ -1,10 +1,11 @@
 //! What is judged about slots and devices of this host, for people and programs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 
 use berth_agent_core::slot::approval::{Approval, Approvals, ProposeError, Wish, kind_of, propose};
 use berth_agent_core::slot::judge::{Beside, judge_host, judge_slot};
-use berth_agent_core::slot::snapshot::{Function, HostSnapshot};
+use berth_agent_core::slot::snapshot::{Function, HostSnapshot, HostUse};
 use berth_api::ids::SlotId;
 use berth_api::pci::PciAddress;
 use berth_api::slot::{DeviceKind, SlotDevice, SlotProblem};
@@ -45,8 +46,13 @@ impl Verdict {
         Self::of("host", judge_host(snapshot), Vec::new())
     }
 
-    pub(super) fn slot(snapshot: &HostSnapshot, subject: &str, approval: &Approval) -> Self {
-        let judgement = judge_slot(snapshot, approval, &Beside::default());
+    pub(super) fn slot(
+        snapshot: &HostSnapshot,
+        subject: &str,
+        approval: &Approval,
+        beside: &Beside,
+    ) -> Self {
+        let judgement = judge_slot(snapshot, approval, beside);
         Self::of(subject, judgement.findings, judgement.devices)
     }
 }
@@ -104,6 +110,44 @@ fn places(devices: &[SlotDevice]) -> String {
     places.join(" ")
 }
 
+/// What is known here beside a snapshot: which processes are berth's own, by the units they run in. A
+/// slot that a guest has is no less fit for it.
+pub(super) fn beside(host: &HostFolders, snapshot: &HostSnapshot) -> Beside {
+    let own_processes = snapshot
+        .functions
+        .values()
+        .flat_map(|function| &function.uses)
+        .filter_map(|used| match used {
+            HostUse::VfioUser { pid } => Some(*pid),
+            HostUse::Block { .. }
+            | HostUse::Boot { .. }
+            | HostUse::Route { .. }
+            | HostUse::Console
+            | HostUse::ManagementController => None,
+        })
+        .collect::<BTreeSet<u32>>()
+        .into_iter()
+        .filter(|pid| {
+            let file = host.sysroot.join(format!("proc/{pid}/cgroup"));
+            fs::read_to_string(file).is_ok_and(|groups| groups.lines().any(is_ours))
+        })
+        .collect();
+    Beside {
+        own_processes,
+        ..Beside::default()
+    }
+}
+
+/// Whether a line of `/proc/PID/cgroup` names the agent's unit or a VMM's.
+fn is_ours(line: &str) -> bool {
+    let Some((_, path)) = line.split_once("::/") else {
+        return false;
+    };
+    let is_vmm = |unit: &str| unit.starts_with("berth-vm-") && unit.ends_with(".service");
+    path == "system.slice/berth-agent.service"
+        || path.starts_with("berth.slice/") && path.split('/').any(is_vmm)
+}
+
 /// The code as the API writes it.
 fn code(finding: &SlotProblem) -> String {
     serde_json::to_value(finding.code)
@@ -122,13 +166,14 @@ pub(super) fn check(
     }
     let snapshot = host.snapshot()?;
     let approvals = host.approvals();
+    let beside = beside(host, &snapshot);
     let mut verdicts = vec![Verdict::host(&snapshot)];
     if subjects.is_empty() {
         verdicts.extend(
             approvals
                 .approved
                 .iter()
-                .map(|slot| Verdict::slot(&snapshot, &slot.approval.name, &slot.approval)),
+                .map(|slot| Verdict::slot(&snapshot, &slot.approval.name, &slot.approval, &beside)),
         );
         verdicts.extend(refused(&approvals, |_| true));
         return show(screen, &verdicts);
@@ -144,7 +189,7 @@ pub(super) fn check(
             .iter()
             .find(|slot| slot.approval.name == *subject);
         if let Some(slot) = approved {
-            verdicts.push(Verdict::slot(&snapshot, subject, &slot.approval));
+            verdicts.push(Verdict::slot(&snapshot, subject, &slot.approval, &beside));
             continue;
         }
         let before = verdicts.len();
@@ -164,7 +209,7 @@ pub(super) fn check(
             .collect::<Vec<_>>()
             .join(" ");
         let approval = would_be(&snapshot, &addresses)?;
-        verdicts.push(Verdict::slot(&snapshot, &subject, &approval));
+        verdicts.push(Verdict::slot(&snapshot, &subject, &approval, &beside));
     }
     show(screen, &verdicts)
 }
@@ -221,6 +266,7 @@ pub(super) fn candidates(
         screen.note(&problem.message);
     }
     let approvals = host.approvals();
+    let beside = beside(host, &snapshot);
     let taken: BTreeMap<&str, &str> = approvals
         .approved
         .iter()
@@ -237,7 +283,7 @@ pub(super) fn candidates(
         .values()
         .filter(|function| !function.identity.class.is_bridge())
         .filter(|function| all || kind_of(function.identity.class) != DeviceKind::Other)
-        .map(|function| candidate(&snapshot, function, &taken))
+        .map(|function| candidate(&snapshot, function, &taken, &beside))
         .collect::<Result<_, _>>()?;
     screen.show(&candidates, || candidates_table(&candidates))
 }
@@ -246,6 +292,7 @@ fn candidate(
     snapshot: &HostSnapshot,
     function: &Function,
     taken: &BTreeMap<&str, &str>,
+    beside: &Beside,
 ) -> Result<Candidate, Failure> {
     let identity = &function.identity;
     let approval = would_be(snapshot, &[function.address])?;
@@ -259,7 +306,7 @@ fn candidate(
         slot: taken
             .get(identity.path.as_str())
             .map(|&name| name.to_owned()),
-        findings: judge_slot(snapshot, &approval, &Beside::default()).findings,
+        findings: judge_slot(snapshot, &approval, beside).findings,
     })
 }
 
