@@ -89,8 +89,14 @@ pub(crate) fn prepare(progress: &mut Progress, node_kind: NodeKind) -> Result<Co
         }
         NodeKind::Bare | NodeKind::Installed => None,
     };
-    progress.phase("build the lab's own programs");
-    let programs = package::lab_programs()?;
+    let programs = match node_kind {
+        NodeKind::Bare => {
+            progress.phase("build the lab's own programs");
+            package::lab_programs()?
+        }
+        // What runs there is in the packages.
+        NodeKind::Installed | NodeKind::WithFailPoints => PathBuf::new(),
+    };
     progress.phase("Debian trees for host and guest");
     image::node_tree()?;
     image::guest_tree()?;

@@ -23,7 +23,7 @@ use crate::command;
 
 /// How long a node may take until its ssh server answers. The usual time is 10 to 20 s; a busy
 /// machine may need several times that.
-const BOOT_LIMIT: Duration = Duration::from_secs(180);
+const BOOT_LIMIT: Duration = Duration::from_secs(600);
 
 /// What a node is made of.
 #[derive(Debug, Clone)]

@@ -15,7 +15,7 @@ pub struct Context {
     pub node: NodeImage,
     /// The guest for tenants.
     pub guest: GuestImage,
-    /// Folder of our own test programs, built.
+    /// Folder of our own test programs, for [`NodeKind::Bare`] alone.
     pub programs: PathBuf,
     /// The VMM as it is packaged.
     pub vmm: PathBuf,

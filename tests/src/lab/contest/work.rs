@@ -44,11 +44,13 @@ fn fio(name: &str, device: &str, mode: &str) -> String {
     )
 }
 
-/// fio takes the size of a cache line from sysfs and ends where there is none: a guest whose VMM tells
-/// nothing of caches gets it here.
+/// fio takes the size of a cache line from sysfs and fails on one that is none: a guest whose VMM tells
+/// nothing sensible of caches gets it here.
 const TELL_CACHE_LINE: &str = r"
 cpu=/sys/devices/system/cpu/cpu0
-[ -e $cpu/cache/index0/coherency_line_size ] || {
+line=$(cat $cpu/cache/index0/coherency_line_size || echo none)
+echo cache line $line
+[ $line = 64 ] || {
     mount -t tmpfs tmpfs $cpu
     mkdir -p $cpu/cache/index0
     echo 64 >$cpu/cache/index0/coherency_line_size

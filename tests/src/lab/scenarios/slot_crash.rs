@@ -44,7 +44,7 @@ const CLAIM: [&str; 8] = [
     "in_use",
 ];
 /// What a release journals, in order.
-const RELEASE: [&str; 14] = [
+const RELEASE: [&str; 15] = [
     "releasing",
     "releasing.locate",
     "releasing.vacate",
@@ -56,6 +56,7 @@ const RELEASE: [&str; 14] = [
     "wiping.vacate",
     "wiping.bind",
     "wiping.wipe",
+    "wiping.noted",
     "verifying",
     "verifying.locate",
     "verifying.verify",
@@ -69,8 +70,8 @@ const POWER_CUTS: [&str; 10] = [
     "in_use",
     "releasing",
     "releasing.reset",
-    "wiping",
     "wiping.wipe",
+    "wiping.noted",
     "verifying.verify",
 ];
 

@@ -50,7 +50,7 @@ echo found $(dd if=/dev/nvme0n1 bs=1M iflag=direct status=none | grep -a -c "ten
 pub(crate) fn run(context: &Context) -> Result<()> {
     let backing = make_backing("slot-life", "drive", DRIVE_BYTES)?;
     let spec = NodeSpec {
-        memory_mib: 4096,
+        memory_mib: 6144,
         devices: vec![
             Device::NvmeSlot {
                 image: backing.clone(),
@@ -118,7 +118,7 @@ fn run_on(site: &Site, backing: &Path, say: fn(&str)) -> Result<()> {
 /// Runs a guest with the slot to its power-off and returns what it said about `fact`.
 fn guest(site: &Site, token: &str, image: &str, fact: &str) -> Result<String> {
     let wish = json!({
-        "name": image, "image": image, "vcpus": 1, "memory_mb": 512,
+        "name": image, "image": image, "vcpus": 1, "memory_mb": 256,
         "slots": [{ "class": OFFER.class }],
     });
     site.expect(201, token, "POST", "/v1/vms", Some(&wish))?;
@@ -167,7 +167,7 @@ fn receipts(site: &Site, token: &str, vm: &str, say: fn(&str)) -> Result<()> {
     for item in &items {
         let file = format!("/root/receipts/{}.json", text(item, "receipt_id")?);
         let verify = format!(
-            "unshare --net berthctl receipt verify --host-key '{}'",
+            "unshare --net berthctl receipt verify --key '{}'",
             text(item, "node_public_key")?
         );
         site.show(&format!("{verify} {file}"))?;

@@ -8,9 +8,13 @@ mod acts;
 mod hosts;
 mod looks;
 
+use std::path::PathBuf;
+use std::process::Command;
+
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
+use crate::command;
 use crate::lab::host::Host;
 use crate::lab::scenario::Context;
 
@@ -22,6 +26,13 @@ pub(crate) fn run(context: &Context) -> Result<()> {
     looks::run(context).context("what a look at a host finds")?;
     hosts::run(context).context("hosts that isolate nothing")?;
     acts::run(context).context("what goes wrong at work")
+}
+
+/// Puts a filesystem on a drive's file; nodes have no program for that.
+fn with_filesystem(image: PathBuf) -> Result<PathBuf> {
+    let mut command = Command::new("mke2fs");
+    command::capture(command.args(["-q", "-F", "-t", "ext4"]).arg(&image))?;
+    Ok(image)
 }
 
 /// One reason, as `berthctl --json` prints it.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
+use super::with_filesystem;
 use crate::lab::devices::{Device, Nvme};
 use crate::lab::host::Host as _;
 use crate::lab::node::NodeSpec;
@@ -30,7 +31,10 @@ pub(super) fn run(context: &Context) -> Result<()> {
     for name in SLOTS {
         let is_slow = name == "stalling";
         let bytes = if is_slow { SLOW.0 } else { DRIVE_BYTES };
-        let image = make_backing("slot-refusals", name, bytes)?;
+        let mut image = make_backing("slot-refusals", name, bytes)?;
+        if name == "mounted" {
+            image = with_filesystem(image)?;
+        }
         let serial = name.to_owned();
         devices.push(if is_slow {
             let drive = Nvme { image, serial };
@@ -195,7 +199,7 @@ impl Work<'_> {
         let drive = self.address("mounted")?;
         self.check(&format!(
             "block=$(basename /sys/bus/pci/devices/{drive}/nvme/nvme*/nvme*n1) && \
-             mke2fs -q /dev/$block && mount /dev/$block /mnt && echo kept >/mnt/file"
+             mount /dev/$block /mnt && echo kept >/mnt/file"
         ))?;
         self.claim_is_refused("mounted", "device_in_use")?;
         self.check("grep -q kept /mnt/file && umount /mnt")?;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{judge, reason};
+use super::{judge, reason, with_filesystem};
 use crate::lab::devices::{Device, Nvme};
 use crate::lab::host::Host as _;
 use crate::lab::node::{Node, NodeSpec};
@@ -84,7 +84,7 @@ fn devices() -> Result<Vec<Device>> {
             functions: 2,
         },
         Device::NvmeSlot {
-            image: backing("good")?,
+            image: with_filesystem(backing("good")?)?,
             serial: "good".to_owned(),
         },
     ])
@@ -117,7 +117,7 @@ fn cases(node: &Node) -> Result<Vec<Case>> {
             "a bridge to conventional PCI above it",
             &display,
             unsafe_,
-            &[],
+            &["IOMMU group", "not of the slot"],
         ),
         Case::new(
             "a switch whose ports are not kept apart",
@@ -136,10 +136,8 @@ fn cases(node: &Node) -> Result<Vec<Case>> {
             format!("echo >{}", file("reset_method")),
             format!("echo default >{}", file("reset_method")),
         ),
-        Case::new("a mounted filesystem", &good, "device_in_use", &["mounted"]).with(
-            format!("mke2fs -q /dev/{block} && mount /dev/{block} /mnt"),
-            "umount /mnt".to_owned(),
-        ),
+        Case::new("a mounted filesystem", &good, "device_in_use", &["mounted"])
+            .with(format!("mount /dev/{block} /mnt"), "umount /mnt".to_owned()),
         Case::new("swap", &good, "device_in_use", &["swap"]).with(
             format!("mkswap /dev/{block} && swapon /dev/{block}"),
             format!("swapoff /dev/{block}"),
