@@ -261,10 +261,12 @@ fn climb_the_ladder(context: &Context, node: &Node, drive: &str, memory: &str) -
         ))
     };
     methods(memory, "")?;
-    let found = step(node, &format!("reset gpu={memory}"))?;
+    // The drive's group is open, too, and is not the memory's to reset.
+    let found = step(node, &format!("reset nvme={drive} gpu={memory}"))?;
+    let wanted = format!("{drive}: function reset; {memory}: hot reset; all answer");
     ensure!(
-        found.contains("hot reset"),
-        "the memory was reset by {found}"
+        found.trim() == wanted,
+        "the drive and the memory were reset by {found}"
     );
     tell(context, &found);
     methods(memory, "default")?;
