@@ -70,7 +70,7 @@ fn reasons(document: &Value) -> Vec<Reason> {
                 _ => fields.values().flat_map(reasons).collect(),
             }
         }
-        _ => Vec::new(),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => Vec::new(),
     }
 }
 
