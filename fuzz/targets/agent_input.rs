@@ -89,6 +89,7 @@ fn task(input: &mut Input<'_>) {
         tenant_id: tenant_id(),
         generation: known_generation,
         spec: None,
+        claims: Vec::new(),
     };
     let known = (known_generation > 0).then_some(&known);
     if trust.check(&task, known, NOW).is_err() {
@@ -104,7 +105,9 @@ fn task(input: &mut Input<'_>) {
             task.generation > known.generation || repeats && task.generation == known.generation
         );
     }
-    if let TaskAction::VmCreate { spec } = &task.action {
+    if let TaskAction::VmCreate { spec, claims } = &task.action {
+        let most = usize::try_from(trust.policy.max_slots).unwrap_or(usize::MAX);
+        assert!(claims.len() <= most);
         assert!(trust.policy.check(spec).is_ok());
         assert!(!spec.image.contains('/') && !spec.image.starts_with('.'));
     }

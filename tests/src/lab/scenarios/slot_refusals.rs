@@ -106,7 +106,7 @@ mod tests {
         ]}]);
         let found = reasons(&document);
         reason(&found, "device_in_use", &["nvme0n1", "mounted"]).unwrap();
-        assert!(reason(&found, "reset_failed", &["mounted"]).is_err());
-        assert!(reason(&found, "bind_failed", &[]).is_err());
+        reason(&found, "reset_failed", &["mounted"]).unwrap_err();
+        reason(&found, "bind_failed", &[]).unwrap_err();
     }
 }

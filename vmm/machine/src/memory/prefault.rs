@@ -19,7 +19,7 @@ use super::HugePages;
 use crate::refusal::{BuildMachineError, Refusal, host};
 
 /// What one thread makes present at once: a few hundredths of a second.
-const CHUNK_BYTES: u64 = 64 << 20;
+const CHUNK_BYTES: u64 = 16 << 20;
 /// Clearing memory saturates the memory's own bandwidth with fewer threads than this.
 const MAX_THREADS: usize = 16;
 /// Time between reports.
@@ -184,22 +184,22 @@ mod tests {
 
     #[test]
     fn chunks_cover_all_memory_once() {
-        let memory = memory(130);
+        let memory = memory(34);
         let chunk = |start, bytes| Chunk { start, bytes };
         let mib = |count: u64| count << 20;
         assert_eq!(
             chunks(&memory, None),
             [
-                chunk(0, mib(64)),
-                chunk(mib(64), mib(64)),
-                chunk(mib(128), mib(2)),
+                chunk(0, mib(16)),
+                chunk(mib(16), mib(16)),
+                chunk(mib(32), mib(2)),
                 chunk(1 << 32, mib(3)),
             ]
         );
         let huge = HugePages::of(berth_api::vmm::HostPages::Huge1G);
         assert_eq!(
             chunks(&memory, huge),
-            [chunk(0, mib(130)), chunk(1 << 32, mib(3))]
+            [chunk(0, mib(34)), chunk(1 << 32, mib(3))]
         );
     }
 
