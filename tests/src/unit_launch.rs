@@ -43,6 +43,19 @@ impl std::fmt::Debug for UnitVmm {
     }
 }
 
+/// Bytes of the memory of the devices that `start` passes through; `None` without any.
+fn device_memory(start: &Start) -> Result<Option<u64>> {
+    let Some(vfio) = &start.vfio else {
+        return Ok(None);
+    };
+    let mut bytes = 0;
+    for device in &vfio.devices {
+        let address = device.address.parse().context("a device's address")?;
+        bytes += berth_inventory::memory_bytes(Path::new("/"), address);
+    }
+    Ok(Some(bytes))
+}
+
 impl UnitVmm {
     /// Starts the program at `vmm` in a new unit and sends it `start` with its descriptors.
     ///
@@ -63,7 +76,7 @@ impl UnitVmm {
             executable: vmm.to_owned(),
             memory_mib: start.memory_mib,
             vcpus: start.vcpus,
-            locks_memory: start.vfio.is_some(),
+            device_memory_bytes: device_memory(start)?,
         };
         let (units, changes) = runtime.block_on(async {
             let units = SystemdUnits::connect(EMPTY_ROOT.into()).await?;

@@ -157,7 +157,7 @@ pub(crate) async fn start_unit<U: VmmUnits, F: VmFiles, S: DescriptorStore>(
         executable: host.vmm.clone(),
         memory_mib: spec.memory_mib,
         vcpus: spec.vcpus,
-        locks_memory: devices.is_some(),
+        device_memory_bytes: devices.as_ref().map(|devices| devices.memory_bytes),
     };
     host.units.start(&unit, sockets.vmm).await?;
     VmmSocket::new(agent).map_err(StepError::Socket)

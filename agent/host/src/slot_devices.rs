@@ -64,6 +64,8 @@ pub struct GuestDevices {
     pub groups: BTreeMap<u32, OwnedFd>,
     /// Each device with its group.
     pub devices: Vec<(PciAddress, u32)>,
+    /// Bytes of the devices' own memory, which the guest maps.
+    pub memory_bytes: u64,
 }
 
 /// The devices of one host.

@@ -45,8 +45,9 @@ pub struct UnitSpec {
     pub memory_mib: u64,
     /// Number of vCPUs.
     pub vcpus: u32,
-    /// Whether the guest's memory is locked, as devices behind VFIO need it.
-    pub locks_memory: bool,
+    /// Bytes of the memory of its devices behind VFIO, for which guest memory is locked; `None` without
+    /// such a device.
+    pub device_memory_bytes: Option<u64>,
 }
 
 /// What systemd knows of a unit.

@@ -130,6 +130,16 @@ fn config(path: &Path) -> ConfigSpace {
     })
 }
 
+/// Bytes of all memory BARs of a function; 0 if it is not there.
+#[must_use]
+pub fn memory_bytes(root: &Path, address: PciAddress) -> u64 {
+    let file = root.join(format!("sys/bus/pci/devices/{address}/resource"));
+    bars(&text(&file).unwrap_or_default())
+        .iter()
+        .filter(|bar| bar.is_memory)
+        .fold(0, |sum, bar| sum.saturating_add(bar.bytes))
+}
+
 fn bars(resource: &str) -> Vec<Bar> {
     (0..)
         .zip(resource.lines().take(BARS))

@@ -17,4 +17,5 @@ mod uses;
 pub mod watch;
 
 pub use approvals::read_approvals;
+pub use function::memory_bytes;
 pub use snapshot::{ReadHostError, read};

@@ -426,6 +426,7 @@ fn hold(
         container: File::open("/dev/null").map_err(failed)?.into(),
         groups,
         devices: opened.iter().copied().collect(),
+        memory_bytes: 0,
     })
 }
 

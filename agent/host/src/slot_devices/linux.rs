@@ -135,6 +135,10 @@ impl SlotDevices for LinuxSlotDevices {
     fn open_for_guest(&self, devices: &[PciAddress]) -> Result<GuestDevices, DeviceError> {
         let groups = open_groups(&self.root, devices)?;
         let container = open_container(&self.root)?;
+        let memory_bytes = devices
+            .iter()
+            .map(|&device| berth_inventory::memory_bytes(&self.root, device))
+            .fold(0, u64::saturating_add);
         let devices = devices.iter().map(|&device| {
             let group = group_of(&self.root, device)?;
             Ok((device, group))
@@ -143,6 +147,7 @@ impl SlotDevices for LinuxSlotDevices {
             container,
             groups,
             devices: devices.collect::<Result<_, DeviceError>>()?,
+            memory_bytes,
         })
     }
 

@@ -20,6 +20,9 @@ pub(super) type Property = (&'static str, Variant<'static>);
 /// Where the program lies in its unit's root.
 const PROGRAM: &str = "/berth-vmm";
 const MIB: u64 = 1024 * 1024;
+/// Bytes of a device's memory for which the kernel keeps one byte of tables on the unit's account: it maps
+/// such memory by pages of 4 KiB, 8 bytes each, once for the process and once for KVM or the IOMMU.
+const DEVICE_MEMORY_PER_TABLE_BYTE: u64 = 4096 / 8 / 2;
 
 /// All properties of a VMM's unit, whose root is the folder `empty`.
 pub(super) fn properties(unit: &UnitSpec, empty: &Path, stdin: OwnedFd) -> Vec<Property> {
@@ -78,10 +81,12 @@ fn service(unit: &UnitSpec, stdin: OwnedFd) -> Vec<Property> {
 }
 
 fn limits(unit: &UnitSpec) -> Vec<Property> {
+    let device_memory = unit.device_memory_bytes.unwrap_or(0);
     let memory_max = unit
         .memory_mib
         .saturating_add(VMM_OVERHEAD_MIB)
-        .saturating_mul(MIB);
+        .saturating_mul(MIB)
+        .saturating_add(device_memory / DEVICE_MEMORY_PER_TABLE_BYTE);
     let tasks_max = u64::from(unit.vcpus.saturating_add(VMM_OVERHEAD_TASKS));
     let mut limits = vec![
         ("MemoryMax", Variant::from(memory_max)),
@@ -89,7 +94,7 @@ fn limits(unit: &UnitSpec) -> Vec<Property> {
         ("LimitCORE", Variant::from(0_u64)),
         ("LimitCORESoft", Variant::from(0_u64)),
     ];
-    if unit.locks_memory {
+    if unit.device_memory_bytes.is_some() {
         limits.push(("LimitMEMLOCK", Variant::from(memory_max)));
         limits.push(("LimitMEMLOCKSoft", Variant::from(memory_max)));
     }
@@ -149,4 +154,35 @@ fn sandbox() -> Vec<Property> {
         ),
     ]);
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_unit_has_room_for_the_tables_of_its_devices_memory() {
+        let mut unit = UnitSpec {
+            vm_id: berth_api::ids::VmId::generate(),
+            tenant_id: "acme".parse().unwrap(),
+            name: "web".to_owned(),
+            generation: 1,
+            executable: "/berth-vmm".into(),
+            memory_mib: 512,
+            vcpus: 1,
+            device_memory_bytes: None,
+        };
+        let limit = |unit: &UnitSpec, wanted: &str| {
+            let limits = limits(unit);
+            let found = limits.into_iter().find(|(name, _)| *name == wanted);
+            found.map(|(_, value)| format!("{value:?}"))
+        };
+        let bytes = |mib: u64| Some(format!("{:?}", Variant::from(mib * MIB)));
+        assert_eq!(limit(&unit, "MemoryMax"), bytes(512 + VMM_OVERHEAD_MIB));
+        assert_eq!(limit(&unit, "LimitMEMLOCK"), None);
+        unit.device_memory_bytes = Some(256 << 30);
+        let with_tables = bytes(512 + VMM_OVERHEAD_MIB + 1024);
+        assert_eq!(limit(&unit, "MemoryMax"), with_tables);
+        assert_eq!(limit(&unit, "LimitMEMLOCK"), with_tables);
+    }
 }
