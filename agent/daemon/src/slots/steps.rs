@@ -115,7 +115,13 @@ pub(super) fn seize<U: VmmUnits, F: VmFiles, S: DescriptorStore>(
 ) -> Work {
     let devices = Arc::clone(&host.slots.devices);
     on_thread(move || {
-        let found = addresses.iter().map(|at| devices.ensure_bound(*at));
+        let found = addresses.iter().map(|at| {
+            devices.ensure_bound(*at).inspect_err(|_| {
+                // What could not be taken was given back to the driver that had it, which must not
+                // read what a tenant left. Of two failures the first one is told.
+                devices.ensure_unbound(*at, None).map(drop).unwrap_or(());
+            })
+        });
         Ok(found.collect::<Result<Vec<_>, _>>()?.join(", "))
     })
 }

@@ -381,6 +381,32 @@ fn a_host_that_isolates_no_more_offers_nothing_and_comes_back_by_itself() {
 }
 
 #[test]
+fn a_dirty_device_that_vfio_does_not_take_is_left_without_a_driver() {
+    let world = SlotWorld::new(GuestBehaviour::Obedient);
+    world.world.with_agent(&Fuse::whole(), async |agent| {
+        free(agent, &world).await;
+        succeeds(agent, world.create_with_slot()).await;
+        let mode = StopMode::Hard;
+        let stop = world
+            .world
+            .task(2, TaskAction::VmStop { mode, timeout_s: 1 });
+        succeeds(agent, stop).await;
+        stands(agent, world.slot, SlotState::Claimed).await;
+        let devices = &world.world.devices;
+        devices.write_as_tenant(DRIVE, b"secret");
+        devices.break_device(DRIVE, DeviceFault::BindFails);
+        devices.device(DRIVE, |device| {
+            device.function.driver_override = None;
+            device.function.driver = Some("nvme".to_owned());
+        });
+        agent.look_at_slots().await;
+        stands(agent, world.slot, SlotState::Quarantined).await;
+        until(|| devices.driver(DRIVE).is_none()).await;
+    });
+    world.assert_sound();
+}
+
+#[test]
 fn a_device_that_is_enumerated_anew_is_taken_from_the_host_at_once() {
     let world = SlotWorld::new(GuestBehaviour::Obedient);
     world.world.with_agent(&Fuse::whole(), async |agent| {
