@@ -401,7 +401,8 @@ fn a_dirty_device_that_vfio_does_not_take_is_left_without_a_driver() {
         });
         agent.look_at_slots().await;
         stands(agent, world.slot, SlotState::Quarantined).await;
-        until(|| devices.driver(DRIVE).is_none()).await;
+        let left = DeviceCall::Unbind(DRIVE, None);
+        until(|| devices.calls().contains(&left) && devices.driver(DRIVE).is_none()).await;
     });
     world.assert_sound();
 }
