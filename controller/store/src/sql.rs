@@ -13,6 +13,7 @@ mod values;
 
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 
 pub(crate) use dialect::Dialect;
 pub(crate) use error::OptionalExtension;
@@ -34,7 +35,7 @@ pub(crate) struct Statement<'c>(Prepared<'c>);
 
 enum Prepared<'c> {
     Sqlite(rusqlite::CachedStatement<'c>),
-    Postgres(&'c postgres::Session, tokio_postgres::Statement),
+    Postgres(&'c postgres::Session, Arc<postgres::Statement>),
 }
 
 /// One row of an answer.

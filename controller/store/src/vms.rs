@@ -67,7 +67,7 @@ impl Db<'_> {
     ) -> Result<Vec<Vm>, StoreError> {
         let filter = match tenant {
             Some(_) => "vm.tenant_id = ?1",
-            None => "CAST(?1 AS TEXT) IS NULL",
+            None => "?1 IS NULL",
         };
         let sql = format!(
             "{SELECT} WHERE {filter} AND vm.vm_id > ?2 AND vm.state <> 'deleted' ORDER BY vm.vm_id LIMIT ?3"

@@ -65,38 +65,108 @@ fn for_postgres(line: &str) -> String {
     text
 }
 
-/// A statement with PostgreSQL's parameters: `?1` becomes `$1`, and a bare `?` the next number.
-pub(crate) fn numbered(sql: &str) -> String {
-    let mut text = String::with_capacity(sql.len());
-    let mut bare = 0_u32;
-    let mut quoted = false;
-    let mut letters = sql.chars().peekable();
-    while let Some(letter) = letters.next() {
-        quoted ^= letter == '\'';
-        if letter != '?' || quoted {
-            text.push(letter);
-            continue;
-        }
-        text.push('$');
-        if !letters.peek().is_some_and(char::is_ascii_digit) {
-            bare += 1;
-            text.push_str(&bare.to_string());
+/// A statement in PostgreSQL's words.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Numbered {
+    /// With parameters from `$1` on.
+    pub(crate) text: String,
+    /// What each parameter says, in their order.
+    pub(crate) says: Vec<Says>,
+}
+
+/// What a parameter of PostgreSQL says of one of ours, by its position from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Says {
+    Value(usize),
+    /// PostgreSQL cannot tell the type of `?1` in `?1 IS NULL`, so the answer is sent instead.
+    IsNull(usize),
+}
+
+impl Says {
+    /// Which of our parameters it is about, from 0.
+    pub(crate) fn position(&self) -> usize {
+        match self {
+            Self::Value(position) | Self::IsNull(position) => *position,
         }
     }
-    text
+}
+
+/// Give a statement PostgreSQL's parameters for `?1`, or for a bare `?`, which is the next one.
+pub(crate) fn numbered(sql: &str) -> Numbered {
+    let (mut text, mut says) = (String::with_capacity(sql.len()), Vec::new());
+    let mut bare = 0;
+    // What stands at an odd place is quoted.
+    for (place, piece) in sql.split('\'').enumerate() {
+        let quoted = place % 2 == 1;
+        if place > 0 {
+            text.push('\'');
+        }
+        let mut pieces = piece.split(if quoted { '\'' } else { '?' });
+        text.push_str(pieces.next().unwrap_or_default());
+        for after in pieces {
+            let digits = after.bytes().take_while(u8::is_ascii_digit).count();
+            let (number, rest) = after.split_at(digits);
+            let position = number
+                .parse()
+                .map_or(bare, |number: usize| number.saturating_sub(1));
+            bare = position + 1;
+            let words = rest.trim_start();
+            let (before, what, rest) = if let Some(rest) = words.strip_prefix("IS NULL") {
+                ("", Says::IsNull(position), rest)
+            } else if let Some(rest) = words.strip_prefix("IS NOT NULL") {
+                ("NOT ", Says::IsNull(position), rest)
+            } else {
+                ("", Says::Value(position), rest)
+            };
+            let known = says.iter().position(|known| *known == what);
+            let at = known.unwrap_or_else(|| {
+                says.push(what);
+                says.len() - 1
+            });
+            text.push_str(&format!("{before}${}{rest}", at + 1));
+        }
+    }
+    Numbered { text, says }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    #[track_caller]
+    fn check(sql: &str, text: &str, says: &[Says]) {
+        let numbered = numbered(sql);
+        assert_eq!(
+            (numbered.text.as_str(), numbered.says.as_slice()),
+            (text, says)
+        );
+    }
+
     #[test]
     fn parameters_are_numbered_and_quoted_text_stays() {
-        assert_eq!(
-            numbered("SELECT a FROM t WHERE a = ?1 AND b = '?1' AND c > ?12"),
-            "SELECT a FROM t WHERE a = $1 AND b = '?1' AND c > $12"
+        use Says::Value;
+        check(
+            "SELECT a FROM t WHERE a = ?2 AND b = '?1' AND c > ?12 AND d = ?2",
+            "SELECT a FROM t WHERE a = $1 AND b = '?1' AND c > $2 AND d = $1",
+            &[Value(1), Value(11)],
         );
-        assert_eq!(numbered("a >= ? AND b = ?"), "a >= $1 AND b = $2");
+        check(
+            "a >= ? AND b = ?",
+            "a >= $1 AND b = $2",
+            &[Value(0), Value(1)],
+        );
+        check("'it''s ?1' = ?1", "'it''s ?1' = $1", &[Value(0)]);
+        check("SELECT 1", "SELECT 1", &[]);
+    }
+
+    #[test]
+    fn whether_a_parameter_is_null_is_a_parameter_of_its_own() {
+        use Says::{IsNull, Value};
+        check(
+            "(?1 IS NULL OR a = ?1) AND (?2 IS NOT NULL OR b = 'x')",
+            "($1 OR a = $2) AND (NOT $3 OR b = 'x')",
+            &[IsNull(0), Value(0), IsNull(1)],
+        );
     }
 
     #[test]

@@ -6,13 +6,14 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
 use tokio_postgres::types::{FromSql, ToSql, Type};
-use tokio_postgres::{Client, NoTls, Row, Statement};
+use tokio_postgres::{Client, NoTls, Row};
 
-use super::dialect;
+use super::dialect::{Says, numbered};
 use super::values::ValueRef;
 use super::{PostgresServer, Result, SqlError};
 
@@ -30,9 +31,17 @@ pub(super) struct Session {
     /// Absent only while the session is dropped.
     runtime: Option<Runtime>,
     client: Client,
-    statements: RefCell<HashMap<String, Statement>>,
+    statements: RefCell<HashMap<String, Arc<Statement>>>,
     /// Statements that go out with the next one.
     ahead: RefCell<String>,
+}
+
+/// A statement that a session has prepared.
+pub(super) struct Statement {
+    prepared: tokio_postgres::Statement,
+    /// How many parameters our text has.
+    takes: usize,
+    says: Vec<Says>,
 }
 
 impl Session {
@@ -60,16 +69,26 @@ impl Session {
     }
 
     /// A statement, prepared or taken from those that are.
-    pub(super) fn prepare(&self, sql: &str) -> Result<Statement> {
+    pub(super) fn prepare(&self, sql: &str) -> Result<Arc<Statement>> {
         if let Some(known) = self.statements.borrow().get(sql) {
-            return Ok(known.clone());
+            return Ok(Arc::clone(known));
         }
-        let statement = self.run(self.client.prepare(&dialect::numbered(sql)))?;
+        let numbered = numbered(sql);
+        let statement = Arc::new(Statement {
+            prepared: self.run(self.client.prepare(&numbered.text))?,
+            takes: numbered
+                .says
+                .iter()
+                .map(Says::position)
+                .max()
+                .map_or(0, |most| most + 1),
+            says: numbered.says,
+        });
         let mut statements = self.statements.borrow_mut();
         if statements.len() >= CACHED_STATEMENTS {
             statements.clear();
         }
-        statements.insert(sql.to_owned(), statement.clone());
+        statements.insert(sql.to_owned(), Arc::clone(&statement));
         Ok(statement)
     }
 
@@ -77,7 +96,7 @@ impl Session {
     pub(super) fn execute(&self, statement: &Statement, values: &[ValueRef<'_>]) -> Result<usize> {
         let values = encoded(statement, values)?;
         let lent: Vec<_> = values.iter().map(|value| &**value as _).collect();
-        let touched = self.run(self.client.execute(statement, &lent))?;
+        let touched = self.run(self.client.execute(&statement.prepared, &lent))?;
         Ok(usize::try_from(touched).unwrap_or(usize::MAX))
     }
 
@@ -85,7 +104,7 @@ impl Session {
     pub(super) fn query(&self, statement: &Statement, values: &[ValueRef<'_>]) -> Result<Vec<Row>> {
         let values = encoded(statement, values)?;
         let lent: Vec<_> = values.iter().map(|value| &**value as _).collect();
-        self.run(self.client.query(statement, &lent))
+        self.run(self.client.query(&statement.prepared, &lent))
     }
 
     /// Run statements without parameters.
@@ -163,19 +182,26 @@ pub(super) fn position(row: &Row, name: &str) -> Option<usize> {
 
 type Parameter<'a> = Box<dyn ToSql + Sync + 'a>;
 
-/// The values in the types that the server wants them in.
+/// What the server is sent for these values, in the types that it wants.
 fn encoded<'a>(statement: &Statement, values: &[ValueRef<'a>]) -> Result<Vec<Parameter<'a>>> {
-    let wanted = statement.params();
-    if wanted.len() != values.len() {
+    if statement.takes != values.len() {
         return Err(SqlError::ParameterCount {
             found: values.len(),
-            wanted: wanted.len(),
+            wanted: statement.takes,
         });
     }
-    values
+    let value_of = |says: &Says| {
+        let value = values.get(says.position()).copied();
+        match says {
+            Says::Value(_) => value.unwrap_or(ValueRef::Null),
+            Says::IsNull(_) => ValueRef::Integer((value == Some(ValueRef::Null)).into()),
+        }
+    };
+    statement
+        .says
         .iter()
-        .zip(wanted)
-        .map(|(value, wanted)| parameter(*value, wanted))
+        .zip(statement.prepared.params())
+        .map(|(says, wanted)| parameter(value_of(says), wanted))
         .collect()
 }
 
