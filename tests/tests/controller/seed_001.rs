@@ -65,7 +65,7 @@ fn a_tenant_namespace_is_configured_as_the_guide_says() {
         body["quota"],
         json!({
             "resource": "vms", "limit": 10, "used": 10, "requested": 1, "remaining": 0,
-            "scope": "tenant/acme-corp",
+            "scope": "tenant/acme-corp", "counted": { "scheduling": 10 },
         })
     );
     let listed = tenant_admin.get("/v1/vms").expect(200).json();
