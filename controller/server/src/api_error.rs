@@ -6,13 +6,12 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use berth_api::ids::{RequestId, SlotId};
 use berth_api::rest::{ErrorBody, ErrorCode, QuotaDetail};
+use berth_controller_core::quota::QuotaDenied;
 use berth_controller_core::shape::ShapeDenied;
 use berth_controller_core::slot::{Obstacle, is_shared_device_word};
 use berth_controller_core::vm::Denied;
-use berth_controller_core::quota::QuotaDenied;
 use berth_controller_store::{
-    ActOnSlotDenied, ActOnVmDenied, CreateVmDenied, DeleteTenantDenied,
-    StoreError,
+    ActOnSlotDenied, ActOnVmDenied, CreateVmDenied, DeleteTenantDenied, StoreError,
 };
 use berth_token::Scope;
 

@@ -211,9 +211,7 @@ impl WriteTx<'_> {
         )?;
         self.end_slot_charges("claim_id", &claim_id)?;
         self.conn
-            .prepare_cached(
-                "UPDATE claim SET state = 'over', ended_at = ?2 WHERE claim_id = ?1",
-            )?
+            .prepare_cached("UPDATE claim SET state = 'over', ended_at = ?2 WHERE claim_id = ?1")?
             .execute((&claim_id, self.now))?;
         Ok(())
     }

@@ -34,15 +34,16 @@ pub use check::Difference;
 pub use error::{OpenStoreError, StoreError};
 pub use idempotency::{IdempotencyKey, Remembered};
 pub use ledger::{Cause, EntryFilter, NewEvent, VerifyLedgerError, request_cause};
-pub use quota::NewOverride;
 pub use nodes::{EnrollDenied, NewJoinToken, NodeIdentity};
+pub use quota::NewOverride;
 pub use slot_orders::{ActOnSlotDenied, SlotWish};
 pub use slots::SlotFilter;
 pub use store::{Db, Keys, Store};
 pub use sync::{SyncAccepted, SyncDenied};
 pub use tasks::VmTarget;
 pub use tenants::{
-    CreateTenantDenied, DeleteTenantDenied, NewTenant, TenantChange, TenantProfile, TenantStanding, Tier,
+    CreateTenantDenied, DeleteTenantDenied, NewTenant, TenantChange, TenantProfile, TenantStanding,
+    Tier,
 };
 pub use tokens::NewTokenRecord;
 pub use vm_create::{CreateVmDenied, CreatedVm, PlannedVm};

@@ -114,9 +114,9 @@ impl Db<'_> {
 
     /// Ceilings as they were set, without overrides.
     pub(crate) fn ceilings(&self, scope: &QuotaScope) -> Result<Ceilings, StoreError> {
-        let mut select = self
-            .conn
-            .prepare_cached("SELECT resource, ceiling FROM quota WHERE tenant_id = ?1 AND scope = ?2")?;
+        let mut select = self.conn.prepare_cached(
+            "SELECT resource, ceiling FROM quota WHERE tenant_id = ?1 AND scope = ?2",
+        )?;
         let rows = select.query_map(
             (scope.tenant.as_str(), scope_text(scope.project.as_ref())),
             |row| Ok((row.get::<_, String>(0)?, row.get(1)?)),

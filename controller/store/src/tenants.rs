@@ -278,7 +278,12 @@ impl WriteTx<'_> {
         let scope = whole(&new.tenant_id);
         self.set_ceilings(&scope, &of_tier, false)?;
         self.set_ceilings(&scope, &own, true)?;
-        self.insert_project(&new.tenant_id, &ProjectId::default(), "Default", audit_index)?;
+        self.insert_project(
+            &new.tenant_id,
+            &ProjectId::default(),
+            "Default",
+            audit_index,
+        )?;
         self.tenant(&new.tenant_id)?
             .map(Ok)
             .ok_or(StoreError::Corrupt { what: "new tenant" })
@@ -298,8 +303,14 @@ impl WriteTx<'_> {
                 &new.profile.email,
                 json!(new.profile.labels).to_string(),
                 &new.profile.tier.name,
-                new.profile.allowed_images.as_ref().map(|list| json!(list).to_string()),
-                new.profile.allowed_actions.as_ref().map(|list| json!(list).to_string()),
+                new.profile
+                    .allowed_images
+                    .as_ref()
+                    .map(|list| json!(list).to_string()),
+                new.profile
+                    .allowed_actions
+                    .as_ref()
+                    .map(|list| json!(list).to_string()),
             ),
         )?;
         Ok(())
@@ -320,7 +331,11 @@ impl WriteTx<'_> {
         let ceilings = self.ceilings(&whole(id))?;
         let new = changed(&old, change, &ceilings);
         let same_quota = quota_detail(&old) == quota_detail(&new);
-        let event_type = if same_quota { "TENANT_CHANGED" } else { "TENANT_QUOTA_CHANGED" };
+        let event_type = if same_quota {
+            "TENANT_CHANGED"
+        } else {
+            "TENANT_QUOTA_CHANGED"
+        };
         let audit_index = self.append(
             NewEvent {
                 event_type,
@@ -375,9 +390,7 @@ impl WriteTx<'_> {
             )?;
             let limits = limits
                 .iter()
-                .map(|(class, ceiling)| {
-                    (Resource::Slots(class.clone()), Some(u64::from(*ceiling)))
-                })
+                .map(|(class, ceiling)| (Resource::Slots(class.clone()), Some(u64::from(*ceiling))))
                 .collect();
             self.set_ceilings(&scope, &limits, true)?;
         }
@@ -391,7 +404,10 @@ impl WriteTx<'_> {
         let names = select
             .query_map([id.as_str()], |row| row.get::<_, String>(0))?
             .collect::<Result<Vec<_>, _>>()?;
-        Ok(names.iter().filter_map(|name| Resource::of_name(name)).collect())
+        Ok(names
+            .iter()
+            .filter_map(|name| Resource::of_name(name))
+            .collect())
     }
 
     /// Suspend a tenant, or end its suspension; the nodes that have work now. With `stop_vms` every
@@ -407,7 +423,11 @@ impl WriteTx<'_> {
             return Ok(None);
         };
         if old.suspended_at.is_some() != is_suspended {
-            let event_type = if is_suspended { "TENANT_SUSPENDED" } else { "TENANT_RESUMED" };
+            let event_type = if is_suspended {
+                "TENANT_SUSPENDED"
+            } else {
+                "TENANT_RESUMED"
+            };
             let audit_index = self.append(
                 NewEvent {
                     event_type,
@@ -424,8 +444,14 @@ impl WriteTx<'_> {
                 (id.as_str(), is_suspended.then_some(self.now), audit_index),
             )?;
         }
-        let wake = if stop_vms { self.stop_all(id, cause)? } else { Vec::new() };
-        let tenant = self.tenant(id)?.ok_or(StoreError::Corrupt { what: "tenant" })?;
+        let wake = if stop_vms {
+            self.stop_all(id, cause)?
+        } else {
+            Vec::new()
+        };
+        let tenant = self
+            .tenant(id)?
+            .ok_or(StoreError::Corrupt { what: "tenant" })?;
         Ok(Some((tenant, wake)))
     }
 
@@ -491,14 +517,24 @@ impl WriteTx<'_> {
 /// The record as it will be.
 fn changed(old: &Tenant, change: TenantChange, ceilings: &Ceilings) -> Tenant {
     let mut new = Tenant {
-        display_name: change.display_name.unwrap_or_else(|| old.display_name.clone()),
+        display_name: change
+            .display_name
+            .unwrap_or_else(|| old.display_name.clone()),
         api_rate_limit_rpm: change.api_rate_limit_rpm.unwrap_or(old.api_rate_limit_rpm),
-        tier: change.tier.map_or_else(|| old.tier.clone(), |tier| tier.name),
+        tier: change
+            .tier
+            .map_or_else(|| old.tier.clone(), |tier| tier.name),
         email: change.email.unwrap_or_else(|| old.email.clone()),
         labels: change.labels.unwrap_or_else(|| old.labels.clone()),
-        allowed_images: change.allowed_images.unwrap_or_else(|| old.allowed_images.clone()),
-        allowed_actions: change.allowed_actions.unwrap_or_else(|| old.allowed_actions.clone()),
-        default_ssh_keys: change.default_ssh_keys.unwrap_or_else(|| old.default_ssh_keys.clone()),
+        allowed_images: change
+            .allowed_images
+            .unwrap_or_else(|| old.allowed_images.clone()),
+        allowed_actions: change
+            .allowed_actions
+            .unwrap_or_else(|| old.allowed_actions.clone()),
+        default_ssh_keys: change
+            .default_ssh_keys
+            .unwrap_or_else(|| old.default_ssh_keys.clone()),
         ..old.clone()
     };
     put_ceilings(&mut new, ceilings);
@@ -508,7 +544,9 @@ fn changed(old: &Tenant, change: TenantChange, ceilings: &Ceilings) -> Tenant {
 fn put_ceilings(tenant: &mut Tenant, ceilings: &Ceilings) {
     let of = |resource: &Resource| ceilings.get(resource).copied().flatten();
     let whole = |resource: &Resource| {
-        of(resource).map_or(u32::MAX, |ceiling| u32::try_from(ceiling).unwrap_or(u32::MAX))
+        of(resource).map_or(u32::MAX, |ceiling| {
+            u32::try_from(ceiling).unwrap_or(u32::MAX)
+        })
     };
     tenant.max_vms = whole(&Resource::Vms);
     tenant.storage_quota_gb = whole(&Resource::StorageGb);

@@ -132,7 +132,10 @@ fn a_counter_that_lies_is_found_by_the_checker() {
     controller.tenant("acme", 1);
     controller.kill();
     open_rw(&controller)
-        .execute("UPDATE quota SET used = 1 WHERE resource = 'vms' AND scope = ''", [])
+        .execute(
+            "UPDATE quota SET used = 1 WHERE resource = 'vms' AND scope = ''",
+            [],
+        )
         .unwrap();
     let output = controller.offline(&["check"]);
     assert_eq!(output.status.code(), Some(1));

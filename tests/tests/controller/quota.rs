@@ -94,7 +94,12 @@ fn storage_has_its_own_ceiling() {
     let usage = tenant.get("/v1/usage").expect(200).json();
     assert_eq!(usage["quotas"]["vms"], 10);
     assert_eq!(usage["quotas"]["vcpus"], json!(null));
-    assert!(usage["period_end"].as_str().unwrap().ends_with("T00:00:00.000Z"));
+    assert!(
+        usage["period_end"]
+            .as_str()
+            .unwrap()
+            .ends_with("T00:00:00.000Z")
+    );
 }
 
 #[test]

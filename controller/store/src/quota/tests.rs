@@ -194,7 +194,10 @@ impl Model {
                 ceiling.is_some_and(|most| self.used(project, resource) + amount > *most)
             })
         };
-        asked.iter().find(full).map(|(resource, _)| resource.clone())
+        asked
+            .iter()
+            .find(full)
+            .map(|(resource, _)| resource.clone())
     }
 }
 
@@ -210,7 +213,10 @@ fn create(store: &Store, model: &mut Model, step: (usize, u32, u64, u32)) {
     let (project, vcpus, memory_mb, disk_gb) = step;
     let mut asked = vec![(Resource::Vms, 1)];
     asked.extend(running(vcpus.into(), memory_mb));
-    asked.extend([(Resource::StorageGb, disk_gb.into()), (Resource::CreatesPerDay, 1)]);
+    asked.extend([
+        (Resource::StorageGb, disk_gb.into()),
+        (Resource::CreatesPerDay, 1),
+    ]);
     let expected = model.lacks(project, &asked);
     let shape = validate(request(PROJECTS[project], vcpus, memory_mb, disk_gb)).unwrap();
     let made = store
@@ -268,7 +274,8 @@ fn happens(store: &Store, model: &mut Model, nth: usize, event: Event) {
     let id = vm.id;
     let state = store
         .write(move |tx| {
-            tx.apply_event(id, event, None, &Cause::controller())?.unwrap();
+            tx.apply_event(id, event, None, &Cause::controller())?
+                .unwrap();
             Ok(tx.stored_vm(id)?.unwrap().vm.state)
         })
         .unwrap();
@@ -365,10 +372,17 @@ fn each_share_of_a_ceiling_is_told_once_and_refusals_tell_none() {
     create_plain(&store, "default").unwrap_err();
     let told: Vec<_> = events(&store, "QUOTA_THRESHOLD_CROSSED")
         .into_iter()
-        .map(|event| (event["detail"]["percent"].clone(), event["detail"]["used"].clone()))
+        .map(|event| {
+            (
+                event["detail"]["percent"].clone(),
+                event["detail"]["used"].clone(),
+            )
+        })
         .collect();
     let expected = [(80, 4), (100, 5)];
-    let expected: Vec<_> = expected.map(|(percent, used)| (percent.into(), used.into())).into();
+    let expected: Vec<_> = expected
+        .map(|(percent, used)| (percent.into(), used.into()))
+        .into();
     assert_eq!(told, expected);
 }
 
@@ -478,14 +492,21 @@ fn a_tier_sets_what_the_record_does_not() {
 fn no_vm_hangs_on_a_project_that_its_tenant_does_not_have() {
     let (_folder, store) = store(3);
     let nowhere = create_plain(&store, "nowhere").unwrap_err();
-    assert!(matches!(nowhere, CreateVmDenied::NoProject(_)), "{nowhere:?}");
+    assert!(
+        matches!(nowhere, CreateVmDenied::NoProject(_)),
+        "{nowhere:?}"
+    );
     let vm_id = create_plain(&store, "default").unwrap();
     store
         .write(|tx| tx.create_tenant(new_tenant("foreign", 1), &Cause::controller()))
         .unwrap()
         .unwrap();
     let foreign: ProjectId = "other".parse().unwrap();
-    for (tenant, project) in [("foreign", "default"), ("acme", "nowhere"), ("acme", foreign.as_str())] {
+    for (tenant, project) in [
+        ("foreign", "default"),
+        ("acme", "nowhere"),
+        ("acme", foreign.as_str()),
+    ] {
         let row = (tenant.to_owned(), project.to_owned(), vm_id.to_string());
         let hung = store.write(move |tx| {
             tx.conn.execute(
