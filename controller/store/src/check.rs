@@ -69,19 +69,19 @@ const CHECKS: &[&str] = &[
      JOIN vm ON vm.vm_id = c.vm_id WHERE vm.state = 'deleted' AND c.charged = 1 GROUP BY vm.vm_id",
     "SELECT 'epoch of ' || slot_id, own_epoch, counted FROM (
        SELECT s.slot_id, s.own_epoch, (SELECT MAX(fencing_epoch) FROM claim c
-         WHERE c.slot_id = s.slot_id) AS counted FROM slot s)
+         WHERE c.slot_id = s.slot_id) AS counted FROM slot s) AS each_slot
      WHERE counted > own_epoch",
     "SELECT 'vms on ' || node_id, vms, counted FROM (
        SELECT n.node_id, n.vms, (SELECT COUNT(*) FROM vm
-         WHERE vm.node_id = n.node_id AND vm.state <> 'deleted') AS counted FROM node n)
+         WHERE vm.node_id = n.node_id AND vm.state <> 'deleted') AS counted FROM node n) AS each_node
      WHERE vms <> counted",
     "SELECT 'memory on ' || node_id, memory_used_mib, counted FROM (
        SELECT n.node_id, n.memory_used_mib, COALESCE((SELECT SUM(memory_mb) FROM vm
-         WHERE vm.node_id = n.node_id AND vm.state <> 'deleted'), 0) AS counted FROM node n)
+         WHERE vm.node_id = n.node_id AND vm.state <> 'deleted'), 0) AS counted FROM node n) AS each_node
      WHERE memory_used_mib <> counted",
     "SELECT 'vcpus on ' || node_id, vcpus_used, counted FROM (
        SELECT n.node_id, n.vcpus_used, COALESCE((SELECT SUM(vcpus) FROM vm
-         WHERE vm.node_id = n.node_id AND vm.state <> 'deleted'), 0) AS counted FROM node n)
+         WHERE vm.node_id = n.node_id AND vm.state <> 'deleted'), 0) AS counted FROM node n) AS each_node
      WHERE vcpus_used <> counted",
 ];
 
@@ -90,7 +90,7 @@ impl Db<'_> {
     pub fn check(&self) -> Result<Vec<Difference>, StoreError> {
         let mut differences = Vec::new();
         for sql in CHECKS {
-            let mut select = self.conn.prepare(sql)?;
+            let mut select = self.conn.prepare_cached(sql)?;
             let rows = select.query_map([], |row| {
                 Ok(Difference {
                     counter: row.get(0)?,

@@ -1,7 +1,7 @@
 //! Projects: the parts of a tenant. A deleted project's id is never free again in its tenant.
 
+use crate::sql::OptionalExtension as _;
 use berth_api::ids::{ProjectId, TenantId};
-use rusqlite::OptionalExtension as _;
 
 use crate::error::StoreError;
 use crate::store::Db;

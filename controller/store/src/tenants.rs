@@ -7,12 +7,12 @@ use berth_api::ids::{NodeId, ProjectId, TenantId};
 use berth_api::rest::{Tenant, VmState};
 use berth_controller_core::quota::{Ceilings, Counter, QuotaScope, Resource};
 use berth_controller_core::stop::StopOrder;
-use rusqlite::{OptionalExtension as _, Row};
 use serde_json::{Map, Value, json};
 
 use crate::error::StoreError;
 use crate::ledger::{Cause, NewEvent};
 use crate::rows::{parsed, rfc3339};
+use crate::sql::{OptionalExtension as _, Row};
 use crate::store::Db;
 use crate::vm_events::VmWish;
 use crate::vms::VmRef;
@@ -635,7 +635,7 @@ struct TenantRow {
     default_ssh_keys: String,
 }
 
-fn tenant_row(row: &Row<'_>) -> rusqlite::Result<TenantRow> {
+fn tenant_row(row: &Row<'_>) -> crate::sql::Result<TenantRow> {
     Ok(TenantRow {
         tenant_id: row.get(0)?,
         display_name: row.get(1)?,

@@ -311,7 +311,7 @@ fn assert_agree(store: &Store, model: &Model) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
     #[test]
     fn after_any_sequence_the_counters_are_those_of_the_model(steps in steps()) {
         let (_folder, store) = store(6);
