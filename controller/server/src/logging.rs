@@ -7,9 +7,13 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
+/// PostgreSQL's client says every parameter at `debug`, whatever it is.
+const NEVER_SAID: &str = "tokio_postgres=info";
+
 /// Install the subscriber of this process.
 pub(crate) fn install() -> anyhow::Result<()> {
     let filter = EnvFilter::try_from_env("BERTH_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = filter.add_directive(NEVER_SAID.parse()?);
     let registry = tracing_subscriber::registry().with(filter);
     if std::env::var_os("JOURNAL_STREAM").is_some() {
         // Without a prefix `tenant_id` becomes TENANT_ID, as the other programs write it.

@@ -1,6 +1,7 @@
 //! Runs `cargo test` and counts what it says.
 
 use std::path::PathBuf;
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use berth_tests::command::capture;
@@ -62,13 +63,25 @@ pub(super) fn targets() -> Result<Vec<Target>> {
 /// # Errors
 /// If cargo fails without any test having failed: something does not compile.
 pub(super) fn run(arguments: &[&str], log: &str, tally: &mut Tally) -> Result<()> {
+    run_with(cargo_command(), arguments, log, tally)
+}
+
+/// As [`run`], with a cargo that was given an environment.
+///
+/// # Errors
+/// As [`run`].
+pub(super) fn run_with(
+    mut cargo: Command,
+    arguments: &[&str],
+    log: &str,
+    tally: &mut Tally,
+) -> Result<()> {
     let path: PathBuf = workspace::build_dir()
         .join("logs")
         .join(format!("{log}.log"));
     if path.exists() {
         std::fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
     }
-    let mut cargo = cargo_command();
     cargo
         .args(["test", "--locked", "--no-fail-fast"])
         .args(arguments)

@@ -62,8 +62,8 @@ pub(super) const TIERS: &[Tier] = &[
     },
     Tier {
         name: "controller",
-        shows: "the controller and the command line",
-        needs: &[Need::Compile],
+        shows: "the controller and the command line, on SQLite and on PostgreSQL",
+        needs: &[Need::Compile, Need::Database],
         run: controller,
     },
     Tier {
@@ -157,7 +157,12 @@ fn containment(tally: &mut Tally) -> Result<()> {
 }
 
 fn controller(tally: &mut Tally) -> Result<()> {
-    run_targets("controller", tally)
+    run_targets("controller", tally)?;
+    say("  the controller once more, on PostgreSQL");
+    let mut cargo = cargo_command();
+    cargo.env("BERTH_TEST_DATABASE", "postgres");
+    let again = ["--package", "berth-tests", "--test", "controller"];
+    cargo_tests::run_with(cargo, &again, "test-controller-postgres", tally)
 }
 
 fn agent(tally: &mut Tally) -> Result<()> {
