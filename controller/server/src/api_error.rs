@@ -185,6 +185,16 @@ impl ApiError {
         Self::internal()
     }
 
+    /// What others revoked is not known, as the database was not heard of for too long.
+    pub(crate) fn revocations_unknown() -> Self {
+        Self::new(
+            ErrorCode::AuditUnavailable,
+            "the database has not answered for 10 seconds, so nothing was changed",
+            "Your administrator must look at the controller's database; then try again.",
+        )
+        .retryable()
+    }
+
     pub(crate) fn timed_out(code: ErrorCode, error: &str, detail: &str) -> Self {
         Self::new(code, error, detail).retryable()
     }

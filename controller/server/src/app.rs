@@ -13,6 +13,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::api_error::ApiError;
 use crate::console_desk::ConsoleDesk;
+use crate::follow::Freshness;
 use crate::node_links::NodeLinks;
 use crate::rates::Rates;
 
@@ -32,6 +33,7 @@ pub(crate) struct App {
     pub(crate) rates: Rates,
     pub(crate) links: NodeLinks,
     pub(crate) console: ConsoleDesk,
+    pub(crate) freshness: Freshness,
     revoked: RwLock<HashSet<TokenId>>,
     vms_changed: watch::Sender<u64>,
     stopping: watch::Sender<bool>,
@@ -59,6 +61,7 @@ impl App {
             rates: Rates::new(),
             links: NodeLinks::default(),
             console: ConsoleDesk::default(),
+            freshness: Freshness::new(),
             revoked: RwLock::new(parts.revoked),
             vms_changed: watch::Sender::new(0),
             stopping: watch::Sender::new(false),
@@ -83,6 +86,9 @@ impl App {
         &self,
         change: impl FnOnce(&mut WriteTx<'_>) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, ApiError> {
+        if !self.freshness.is_enough() {
+            return Err(ApiError::revocations_unknown());
+        }
         let (sender, receiver) = oneshot::channel();
         self.store.submit(change, move |result| {
             // The request may have been given up; the change stands all the same.
@@ -92,6 +98,24 @@ impl App {
             Ok(result) => result.map_err(|error| ApiError::store(&error)),
             Err(_) => Err(ApiError::store(&StoreError::Stopped)),
         }
+    }
+
+    /// Whether another controller changed the database since this was last asked.
+    pub(crate) async fn have_others_written(&self) -> Result<bool, ApiError> {
+        let store = Arc::clone(&self.store);
+        tokio::task::spawn_blocking(move || store.have_others_written())
+            .await
+            .map_err(|_| ApiError::internal())?
+            .map_err(|error| ApiError::store(&error))
+    }
+
+    /// Take in what another controller may have changed: revocations, and news for all who wait.
+    pub(crate) async fn catch_up(&self) -> Result<(), ApiError> {
+        let revoked = self.read(|db| db.revoked_tokens()).await?;
+        self.revoke(revoked);
+        self.vms_changed([]);
+        self.links.wake_all();
+        Ok(())
     }
 
     pub(crate) fn is_revoked(&self, token: TokenId) -> bool {

@@ -7,6 +7,7 @@ mod api_error;
 mod app;
 mod config;
 mod console_desk;
+mod follow;
 mod http;
 mod keys;
 mod listener;

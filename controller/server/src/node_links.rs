@@ -46,6 +46,15 @@ impl NodeLinks {
         Arc::clone(link)
     }
 
+    /// Let every long poll look again.
+    pub(crate) fn wake_all(&self) {
+        let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        for link in links.values() {
+            link.work
+                .send_modify(|count| *count = count.wrapping_add(1));
+        }
+    }
+
     /// Tell a node's long poll that there is work.
     pub(crate) fn wake(&self, node: NodeId) {
         self.of(node)

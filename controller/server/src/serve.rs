@@ -15,7 +15,7 @@ use crate::app::{App, Parts};
 use crate::config::Config;
 use crate::listener::{self, DEFAULT_LISTEN, ListenError};
 use crate::offline::{StateDir, say_error};
-use crate::{http, logging};
+use crate::{follow, http, logging};
 
 /// `EX_CONFIG` of sysexits.h: a restart would not help.
 const EXIT_CONFIG: u8 = 78;
@@ -101,6 +101,7 @@ async fn serve(
     notify(&[NotifyState::Ready]);
     tracing::info!(%address, controller = %app.store.controller_id(), "serving");
     let watchdog = tokio::spawn(feed_watchdog(Arc::clone(&app)));
+    let follower = tokio::spawn(follow::follow(Arc::clone(&app)));
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
@@ -112,6 +113,7 @@ async fn serve(
     notify(&[NotifyState::Stopping]);
     tracing::info!("stopping");
     watchdog.abort();
+    follower.abort();
     app.stop();
     match tokio::time::timeout(STOP_PATIENCE, &mut server).await {
         Ok(ended) => ended??,

@@ -2,8 +2,10 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::seen_changes::SeenChanges;
 use crate::sql::{Connection, PostgresServer, Result, SqlError};
 
 /// Pauses between attempts to reach a database that cannot be reached: the first, and the longest.
@@ -72,15 +74,20 @@ pub(crate) struct WriterLink {
     conn: Option<Connection>,
     pause: Duration,
     not_before: Option<Instant>,
+    /// The number of the open transaction.
+    number: u64,
+    seen: Arc<SeenChanges>,
 }
 
 impl WriterLink {
-    pub(crate) fn new(database: Database, conn: Connection) -> Self {
+    pub(crate) fn new(database: Database, conn: Connection, seen: Arc<SeenChanges>) -> Self {
         Self {
             database,
             conn: Some(conn),
             pause: FIRST_PAUSE,
             not_before: None,
+            number: 0,
+            seen,
         }
     }
 
@@ -89,7 +96,10 @@ impl WriterLink {
     pub(crate) fn begin(&mut self) -> Result<&Connection> {
         if let Some(conn) = self.conn.take() {
             match conn.begin_write() {
-                Ok(()) => return Ok(self.conn.insert(conn)),
+                Ok(number) => {
+                    self.number = number;
+                    return Ok(self.conn.insert(conn));
+                }
                 Err(refused) if conn.abandon() => {
                     self.conn = Some(conn);
                     return Err(refused);
@@ -101,11 +111,12 @@ impl WriterLink {
             return Err(SqlError::Unreachable);
         }
         let made = self.database.writer().and_then(|conn| {
-            conn.begin_write()?;
-            Ok(conn)
+            let number = conn.begin_write()?;
+            Ok((conn, number))
         });
         match made {
-            Ok(conn) => {
+            Ok((conn, number)) => {
+                self.number = number;
                 self.pause = FIRST_PAUSE;
                 self.not_before = None;
                 Ok(self.conn.insert(conn))
@@ -116,6 +127,11 @@ impl WriterLink {
                 Err(failure)
             }
         }
+    }
+
+    /// The transaction has committed.
+    pub(crate) fn committed(&self) {
+        self.seen.own(self.number);
     }
 
     /// The transaction did not commit, or nobody knows whether it did: nothing of it is kept here.

@@ -20,6 +20,7 @@ mod readers;
 mod receipts;
 mod rows;
 mod schema;
+mod seen_changes;
 mod slot_orders;
 mod slot_sync;
 mod slots;

@@ -57,9 +57,9 @@ enum Answer<'s> {
     Postgres(std::vec::IntoIter<tokio_postgres::Row>),
 }
 
-/// Writers of one PostgreSQL queue up here, so that quotas and the ledger have one order. It is the
-/// first statement of their transactions: each later one sees all that was committed before.
-const QUEUE: &str = "BEGIN; SELECT one FROM controller FOR UPDATE";
+/// Writers of one PostgreSQL queue up at this row, so that quotas and the ledger have one order. It is
+/// the first statement of their transactions: each later one sees all that was committed before.
+const COUNT_CHANGE: &str = "UPDATE controller SET changes = changes + 1 RETURNING changes";
 /// Migrations of one PostgreSQL queue up here, where there may be no table yet.
 const QUEUE_TO_MIGRATE: &str = "BEGIN; SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0;
     SELECT pg_advisory_xact_lock(7163210542)";
@@ -132,12 +132,13 @@ impl Connection {
         })
     }
 
-    /// From here on nobody else changes anything.
-    pub(crate) fn begin_write(&self) -> Result<()> {
-        self.execute_batch(match self.dialect() {
+    /// From here on nobody else changes anything. The number of this transaction, if it commits.
+    pub(crate) fn begin_write(&self) -> Result<u64> {
+        self.step(match self.dialect() {
             Dialect::Sqlite => "BEGIN IMMEDIATE",
-            Dialect::Postgres => QUEUE,
-        })
+            Dialect::Postgres => "BEGIN",
+        })?;
+        self.query_row(COUNT_CHANGE, [], |row| row.get(0))
     }
 
     /// As [`Connection::begin_write`], for a schema that may not be there.

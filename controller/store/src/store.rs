@@ -1,6 +1,7 @@
 //! Opening the database, and the readers' side of it.
 
 use std::fmt;
+use std::sync::Arc;
 
 use berth_api::ids::ControllerId;
 use berth_ledger::keys::{PublicKey, SigningKey};
@@ -9,6 +10,7 @@ use crate::database::Database;
 use crate::error::{OpenStoreError, StoreError};
 use crate::readers::Readers;
 use crate::rows::{clock_ms, parsed};
+use crate::seen_changes::SeenChanges;
 use crate::sql::{Connection, OptionalExtension as _, SqlError};
 use crate::writer::{WriteTx, Writer};
 use crate::{ledger, schema};
@@ -29,6 +31,7 @@ pub struct Store {
     ledger_key: PublicKey,
     writer: Writer,
     readers: Readers,
+    seen: Arc<SeenChanges>,
 }
 
 /// What can be read: of a reader at some moment, or inside a write.
@@ -65,13 +68,17 @@ impl Store {
         let controller_id = identity(&conn, &database)?;
         let ledger_key = keys.ledger.public();
         ledger::check_end(&conn, &ledger_key).map_err(OpenStoreError::Ledger)?;
-        let writer = Writer::start(&database, conn, keys).map_err(OpenStoreError::Thread)?;
+        let last = last_change(&conn).map_err(|cause| not_opened(&database, cause))?;
+        let seen = Arc::new(SeenChanges::up_to(last));
+        let writer = Writer::start(&database, conn, Arc::clone(&seen), keys)
+            .map_err(OpenStoreError::Thread)?;
         Ok(Self {
             database,
             controller_id,
             ledger_key,
             writer,
             readers: Readers::default(),
+            seen,
         })
     }
 
@@ -114,6 +121,13 @@ impl Store {
                 })
             },
         )?
+    }
+
+    /// Whether another controller changed the database since this was last asked, or since it was
+    /// opened. It may say so once too often.
+    pub fn have_others_written(&self) -> Result<bool, StoreError> {
+        let last = self.read(|db| Ok(last_change(db.conn)?))?;
+        Ok(self.seen.have_others_written(last))
     }
 
     /// Hand a change to the writing thread; `done` is called there once the change is on disk, or
@@ -168,6 +182,10 @@ fn identity(conn: &Connection, database: &Database) -> Result<ControllerId, Open
         .map_err(|cause| not_opened(database, cause))?;
     text.and_then(|text| parsed(&text, "controller id").ok())
         .ok_or_else(|| not_initialised(database))
+}
+
+fn last_change(conn: &Connection) -> Result<u64, SqlError> {
+    conn.query_row("SELECT changes FROM controller", [], |row| row.get(0))
 }
 
 fn not_opened(database: &Database, cause: SqlError) -> OpenStoreError {

@@ -13,6 +13,7 @@ use crate::database::{Database, WriterLink};
 use crate::error::StoreError;
 use crate::ledger;
 use crate::rows::clock_ms;
+use crate::seen_changes::SeenChanges;
 use crate::sql::{Connection, SqlError};
 use crate::store::{Db, Keys};
 
@@ -91,10 +92,11 @@ impl Writer {
     pub(crate) fn start(
         database: &Database,
         conn: Connection,
+        seen: Arc<SeenChanges>,
         keys: Keys,
     ) -> std::io::Result<Self> {
         let (jobs, waiting) = channel();
-        let link = WriterLink::new(database.clone(), conn);
+        let link = WriterLink::new(database.clone(), conn, seen);
         std::thread::Builder::new()
             .name(WRITER_THREAD.to_owned())
             .spawn(move || write_until_closed(link, &keys, &waiting))?;
@@ -122,8 +124,9 @@ fn write_until_closed(mut link: WriterLink, keys: &Keys, waiting: &Receiver<Box<
         let mut batch = vec![first];
         batch.extend(waiting.try_iter().take(MAX_BATCH - 1));
         let commit = write_batch(&mut link, keys, &mut batch);
-        if commit.is_err() {
-            link.give_up();
+        match &commit {
+            Ok(()) => link.committed(),
+            Err(_) => link.give_up(),
         }
         let commit = commit.map_err(|cause| Unwritten::Commit(Arc::new(cause)));
         for job in batch {

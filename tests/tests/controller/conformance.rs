@@ -136,7 +136,7 @@ fn both_schemas_have_the_same_columns_unique_keys_and_references() {
         "column vm.vm_id text required",
         "column join_token.secret_hash blob required",
         "unique claim slot_id partly",
-        "reference charge tenant_id,vm_id to vm",
+        "reference charge tenant_id,vm_id,project_id to vm",
     ] {
         assert!(sqlite.contains(expected), "{expected}");
     }
@@ -200,20 +200,32 @@ fn a_change_and_its_entry_are_one() {
 }
 
 #[test]
-fn two_controllers_that_begin_at_once_are_one_controller() {
-    let folder = tempfile::tempdir().unwrap();
-    for database in TestDatabase::both(folder.path()) {
-        let ids: BTreeSet<_> = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..4)
-                .map(|_| scope.spawn(|| Store::init(database.database()).unwrap().to_string()))
-                .collect();
-            threads
-                .into_iter()
-                .map(|thread| thread.join().unwrap())
-                .collect()
-        });
-        assert_eq!(ids.len(), 1, "{ids:?}");
-    }
+fn controllers_that_begin_at_once_on_one_postgresql_are_one_controller() {
+    let database = TestDatabase::postgres();
+    let ids: BTreeSet<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4)
+            .map(|_| scope.spawn(|| Store::init(database.database()).unwrap().to_string()))
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect()
+    });
+    assert_eq!(ids.len(), 1, "{ids:?}");
+}
+
+#[test]
+fn a_store_says_whether_another_wrote() {
+    on_both(|database| {
+        let [one, other] = [open(database), open(database)];
+        append(&one).unwrap();
+        assert!(!one.have_others_written().unwrap());
+        assert!(other.have_others_written().unwrap());
+        assert!(!other.have_others_written().unwrap());
+        append(&other).unwrap();
+        append(&one).unwrap();
+        assert!(one.have_others_written().unwrap());
+    });
 }
 
 #[test]
@@ -273,9 +285,7 @@ fn furnish(database: &TestDatabase) {
              VALUES ('node_a', 'a', 'k', 'm', 1, 'b', '1', 0, 1, 1, 1, 1);
              INSERT INTO slot (slot_id, node_id, name, class, host_state, generation, host_epoch,
                devices, identity, is_reported, reported_at)
-             VALUES ('slot_a', 'node_a', 's', 'gpu', 'free', 1, 1, '[]', '{}', 1, 0);
-             INSERT INTO slot_quota VALUES ('acme', 'gpu', 9, 0);
-             INSERT INTO slot_quota VALUES ('other', 'gpu', 9, 0);"
+             VALUES ('slot_a', 'node_a', 's', 'gpu', 'free', 1, 1, '[]', '{}', 1, 0);"
                 .replace("'k'", &database.bytes("k"))
                 .as_str(),
         )
@@ -288,14 +298,14 @@ fn nothing_of_one_tenant_can_hang_on_anothers_object() {
         furnish(database);
         let claim = |id: &str, tenant: &str, epoch: u32| {
             format!(
-                "INSERT INTO claim (claim_id, slot_id, tenant_id, vm_id, class, fencing_epoch, state,
-                 charged, claimed_at) VALUES ('{id}', 'slot_a', '{tenant}', 'vm_a', 'gpu', {epoch},
-                 'live', 1, 0)"
+                "INSERT INTO claim (claim_id, slot_id, tenant_id, project_id, vm_id, class,
+                 fencing_epoch, state, charged, claimed_at)
+                 VALUES ('{id}', 'slot_a', '{tenant}', 'default', 'vm_a', 'gpu', {epoch}, 'live', 1, 0)"
             )
         };
         let foreign = [
-            "INSERT INTO charge (tenant_id, vm_id, resource, amount)
-             VALUES ('other', 'vm_a', 'vms', 1)"
+            "INSERT INTO charge (tenant_id, project_id, vm_id, resource, amount)
+             VALUES ('other', 'default', 'vm_a', 'vms', 1)"
                 .to_owned(),
             "INSERT INTO operation (operation_id, tenant_id, vm_id, kind, state, phase, created_at)
              VALUES ('op_a', 'other', 'vm_a', 'create', 'running', 'x', 0)"
@@ -325,9 +335,9 @@ fn a_slot_has_one_live_claim_and_a_tenant_one_live_vm_of_a_name() {
         furnish(database);
         let claim = |id: u32| {
             format!(
-                "INSERT INTO claim (claim_id, slot_id, tenant_id, vm_id, class, fencing_epoch, state,
-                 charged, claimed_at) VALUES ('claim_{id}', 'slot_a', 'acme', 'vm_a', 'gpu', {id},
-                 'live', 1, 0)"
+                "INSERT INTO claim (claim_id, slot_id, tenant_id, project_id, vm_id, class,
+                 fencing_epoch, state, charged, claimed_at)
+                 VALUES ('claim_{id}', 'slot_a', 'acme', 'default', 'vm_a', 'gpu', {id}, 'live', 1, 0)"
             )
         };
         database.run(&claim(1)).unwrap();

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use berth_ledger::keys::SigningKey;
 use berth_tests::simulated_agent::SimulatedAgent;
 use serde_json::json;
 
@@ -50,6 +51,81 @@ fn two_controllers_on_one_database_fill_the_quota_exactly() {
     let statuses = statuses_of_concurrent_creates(&[&tenant, &there], 40);
     assert_eq!(statuses, BTreeMap::from([(201, 7), (429, 33)]));
     first.assert_sound();
+}
+
+/// Ask one controller after the other until somebody says whether the VM is accepted.
+fn create_somewhere(clients: &[Client; 2], n: usize) -> Reply {
+    let body = vm_body(&format!("vm-{n}")).to_string();
+    let key = format!("create-{n}");
+    let headers = [
+        ("content-type", "application/json"),
+        ("idempotency-key", key.as_str()),
+    ];
+    clients
+        .iter()
+        .cycle()
+        .skip(n % 2)
+        .find_map(|client| {
+            client
+                .try_send("POST", "/v1/vms", &headers, Some(&body))
+                // Cut off or unavailable: nothing was promised, and the key makes it safe to ask again.
+                .filter(|reply| reply.status == 201 || reply.status == 429)
+        })
+        .unwrap()
+}
+
+#[test]
+fn creates_fill_the_quota_exactly_though_one_of_two_controllers_is_killed() {
+    const CREATES: usize = 32;
+    let mut first = Controller::start_on(|_| TestDatabase::postgres());
+    let _agent: SimulatedAgent = first.agent("node-1", 64 * 1024);
+    let tenant = first.tenant("acme", 7);
+    let second = first.beside();
+    let token = tenant.authorization.clone().unwrap();
+    let there = second.with_token(token.trim_start_matches("Bearer "));
+    let clients = [tenant, there.clone()];
+    let random = SigningKey::generate().unwrap();
+    let kill_after = usize::from(random.public().as_bytes()[0]) % CREATES;
+    let (sender, answers) = std::sync::mpsc::channel();
+    for n in 0..CREATES {
+        let (clients, sender) = (clients.clone(), sender.clone());
+        std::thread::spawn(move || sender.send(create_somewhere(&clients, n)).unwrap());
+    }
+    let mut statuses = BTreeMap::<u16, usize>::new();
+    for (answered, reply) in answers.iter().take(CREATES).enumerate() {
+        if answered == kill_after {
+            first.kill();
+        }
+        *statuses.entry(reply.status).or_default() += 1;
+    }
+    let expected = BTreeMap::from([(201, 7), (429, CREATES - 7)]);
+    assert_eq!(statuses, expected, "killed after {kill_after} answers");
+    let listed = there.get("/v1/vms").expect(200).json();
+    assert_eq!(listed["items"].as_array().unwrap().len(), 7);
+    second.assert_sound();
+}
+
+#[test]
+fn what_one_controller_changes_the_other_sees() {
+    let first = Controller::start();
+    let tenant = first.tenant("acme", 1);
+    let second = first.beside();
+    // The agent talks to the one, the tenant to the other.
+    let agent = second.agent("node-1", 4096).run();
+    tenant.post("/v1/vms", &vm_body("web")).expect(201);
+    let seen = tenant.get("/v1/vms/web/wait?state=running&timeout=60");
+    assert_eq!(seen.expect(200).json()["state"], "running");
+    agent.stop().unwrap();
+    let token = tenant.authorization.clone().unwrap();
+    let there = second.with_token(token.trim_start_matches("Bearer "));
+    there.get("/v1/me").expect(200);
+    let id = there.get("/v1/me").expect(200).json()["token_id"].clone();
+    let path = format!("/v1/tenants/acme/tokens/{}", id.as_str().unwrap());
+    let gone = first.admin().delete(&path);
+    assert!(gone.status < 300, "{}", gone.text);
+    // It looks once a second.
+    while there.get("/v1/me").status == 200 {}
+    there.get("/v1/me").refused(401, "token_revoked");
 }
 
 #[test]

@@ -18,7 +18,7 @@ use super::values::ValueRef;
 use super::{PostgresServer, Result, SqlError};
 
 /// How long making a connection may take.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
+const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
 /// Statements that a session keeps prepared. Their texts are our own, so there are not many more.
 const CACHED_STATEMENTS: usize = 512;
 /// Bounds on the server's side: a controller that hangs must not hold the others for ever, and none
