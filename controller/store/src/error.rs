@@ -31,11 +31,11 @@ pub enum OpenStoreError {
         /// Which file.
         path: PathBuf,
     },
-    /// Its last entry does not verify.
+    /// Its end does not verify.
     #[error(
         "the ledger does not verify; run `berth-controller verify-ledger`, and restore from a backup"
     )]
-    Ledger(#[source] crate::ledger::VerifyLedgerError),
+    Ledger(#[source] crate::log::LogError),
     /// The writing thread could not be started.
     #[error("could not start the database's writing thread")]
     Thread(#[source] std::io::Error),
@@ -52,7 +52,7 @@ pub enum StoreError {
     Ledger(#[source] rusqlite::Error),
     /// The transaction did not commit.
     #[error("the transaction did not commit")]
-    Commit(#[source] Arc<rusqlite::Error>),
+    Commit(#[source] Arc<crate::log::LogError>),
     /// A stored value is not what this program stores.
     #[error("a stored {what} is not readable")]
     Corrupt {

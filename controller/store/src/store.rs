@@ -12,7 +12,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
 use crate::error::{OpenStoreError, StoreError};
 use crate::rows::{clock_ms, parsed};
 use crate::writer::{WriteTx, Writer};
-use crate::{ledger, schema};
+use crate::{log, log_check, schema};
 
 /// How long a statement waits for another process that holds the database.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -86,7 +86,8 @@ impl Store {
                 path: path.to_owned(),
             })?;
         let ledger_key = keys.ledger.public();
-        ledger::check_end(&conn, &ledger_key).map_err(OpenStoreError::Ledger)?;
+        log::begin_first(&conn, &keys, controller_id, clock_ms()).map_err(OpenStoreError::Ledger)?;
+        log_check::check_end(&conn, &ledger_key).map_err(OpenStoreError::Ledger)?;
         let writer = Writer::start(conn, keys).map_err(OpenStoreError::Thread)?;
         Ok(Self {
             path: path.to_owned(),

@@ -7,11 +7,10 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use berth_ledger::chain::Head;
 use rusqlite::Connection;
 
 use crate::error::StoreError;
-use crate::ledger;
+use crate::log::{LogError, OpenLog};
 use crate::rows::clock_ms;
 use crate::store::{Db, Keys};
 
@@ -26,7 +25,7 @@ const MAX_BATCH: usize = 64;
 pub struct WriteTx<'c> {
     pub(crate) db: Db<'c>,
     pub(crate) keys: &'c Keys,
-    pub(crate) head: Head,
+    pub(crate) log: OpenLog,
 }
 
 impl<'c> Deref for WriteTx<'c> {
@@ -42,7 +41,7 @@ trait Job: Send {
     /// Do it; whether its effects are to stay.
     fn run(&mut self, tx: &mut WriteTx<'_>) -> bool;
     /// Tell the caller, after the commit.
-    fn finish(self: Box<Self>, commit: Result<(), Arc<rusqlite::Error>>);
+    fn finish(self: Box<Self>, commit: Result<(), Arc<LogError>>);
 }
 
 struct Change<T, F, D> {
@@ -64,7 +63,7 @@ where
         stays
     }
 
-    fn finish(self: Box<Self>, commit: Result<(), Arc<rusqlite::Error>>) {
+    fn finish(self: Box<Self>, commit: Result<(), Arc<LogError>>) {
         let answer = match (commit, self.result) {
             (Ok(()), Some(result)) => result,
             (Ok(()), None) => Err(StoreError::Stopped),
@@ -101,7 +100,7 @@ impl Writer {
         if let Err(refused) = self.jobs.send(job) {
             let unsaid = std::io::Error::other("the writing thread has ended");
             let cause = rusqlite::Error::ToSqlConversionFailure(Box::new(unsaid));
-            refused.0.finish(Err(Arc::new(cause)));
+            refused.0.finish(Err(Arc::new(LogError::Sql(cause))));
         }
     }
 }
@@ -119,7 +118,7 @@ fn write_until_closed(conn: &Connection, keys: &Keys, waiting: &Receiver<Box<dyn
     }
 }
 
-fn finish(batch: Vec<Box<dyn Job>>, commit: &Result<(), Arc<rusqlite::Error>>) {
+fn finish(batch: Vec<Box<dyn Job>>, commit: &Result<(), Arc<LogError>>) {
     for job in batch {
         job.finish(commit.clone());
     }
@@ -127,28 +126,27 @@ fn finish(batch: Vec<Box<dyn Job>>, commit: &Result<(), Arc<rusqlite::Error>>) {
 
 /// The ledger's head is read anew in every transaction: another process may have written, and after
 /// a commit of unknown outcome only the file knows.
-fn write_batch(conn: &Connection, keys: &Keys, batch: &mut [Box<dyn Job>]) -> rusqlite::Result<()> {
+fn write_batch(conn: &Connection, keys: &Keys, batch: &mut [Box<dyn Job>]) -> Result<(), LogError> {
     conn.execute_batch("BEGIN IMMEDIATE")?;
-    let head = ledger::stored_head(conn)?;
+    let now = clock_ms();
     let mut tx = WriteTx {
-        db: Db {
-            conn,
-            now: clock_ms(),
-        },
+        db: Db { conn, now },
         keys,
-        head,
+        log: OpenLog::begin(conn, now)?,
     };
     for job in batch {
-        let before = tx.head;
+        let before = tx.log.leaves.len();
         conn.execute_batch("SAVEPOINT change")?;
         if job.run(&mut tx) {
             conn.execute_batch("RELEASE change")?;
         } else {
             conn.execute_batch("ROLLBACK TO change; RELEASE change")?;
-            tx.head = before;
+            tx.log.leaves.truncate(before);
         }
     }
-    conn.execute_batch("COMMIT")
+    tx.log.seal(conn, keys)?;
+    conn.execute_batch("COMMIT")?;
+    Ok(())
 }
 
 #[cfg(test)]
