@@ -18,7 +18,7 @@ use berth_ledger::merkle::{
 use berth_ledger::note::{KeyKind, KeyName, Signer, Vkey};
 use berth_ledger::tile::{Resource, encode_entry};
 use rusqlite::{Connection, OptionalExtension as _};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::error::StoreError;
 use crate::ledger::{COLUMNS, Cause, NewEvent, StoredEntry, storable, stored_entry};
@@ -516,81 +516,70 @@ fn begin_if_none(
             |row| Ok((row.get(0)?, row.get(1)?)),
         )
         .optional()?;
-    match chain {
-        Some((size, hash)) => {
-            let previous = json!({ "form": "chain", "size": size, "hash": hash });
-            append_beginning(conn, keys, now, previous)
-        }
-        None => Ok(()),
-    }
-}
-
-/// The first entry of a log that others came before: which ones, as far as is known.
-fn append_beginning(
-    conn: &Connection,
-    keys: &Keys,
-    now: i64,
-    previous: serde_json::Value,
-) -> Result<(), LogError> {
+    let Some((size, hash)) = chain else {
+        return Ok(());
+    };
     let mut tx = WriteTx {
         db: Db { conn, now },
         keys,
         log: OpenLog::begin(conn, now)?,
     };
-    let event = NewEvent {
-        event_type: "LEDGER_EPOCH_BEGUN",
-        outcome: "completed",
-        detail: object(json!({ "previous": previous })),
-        ..NewEvent::default()
-    };
-    tx.append_kind(LeafKind::EpochStart, event, &Cause::controller())
+    tx.append_beginning(json!({ "form": "chain", "size": size, "hash": hash }))
         .map_err(|cause| rusqlite::Error::ToSqlConversionFailure(Box::new(cause)))?;
     tx.log.seal(conn, keys)
 }
 
-/// End this log and begin the next one: for a database that is older than what was published of it,
-/// whose log therefore must never be signed again. `last_known` is the newest checkpoint that is
-/// known of the log that ends, the head's own if nothing is known beyond it.
-pub(crate) fn begin_next(
-    conn: &Connection,
-    keys: &Keys,
-    last_known: Option<&str>,
-    reason: &str,
-    now: i64,
-) -> Result<LogHead, LogError> {
-    conn.execute_batch("BEGIN IMMEDIATE")?;
-    let begun = begin_next_in(conn, keys, last_known, reason, now);
-    conn.execute_batch(if begun.is_ok() { "COMMIT" } else { "ROLLBACK" })?;
-    begun
+impl WriteTx<'_> {
+    /// The first entry of a log that others came before: which ones, as far as is known.
+    fn append_beginning(&mut self, previous: Value) -> Result<(), StoreError> {
+        let event = NewEvent {
+            event_type: "LEDGER_EPOCH_BEGUN",
+            outcome: "completed",
+            detail: object(json!({ "previous": previous })),
+            ..NewEvent::default()
+        };
+        self.append_kind(LeafKind::EpochStart, event, &Cause::controller())?;
+        Ok(())
+    }
+
+    /// End this log and begin the next one, whose first entry carries the newest checkpoint that is
+    /// known of the one that ends. Nothing may have been appended in this transaction.
+    pub(crate) fn begin_next_log(
+        &mut self,
+        last_known: Option<&str>,
+        reason: &str,
+    ) -> Result<(), StoreError> {
+        let unstorable = |_| StoreError::Unstorable { what: "new log" };
+        let old = self.log.head.clone();
+        let mut head = LogHead {
+            epoch: old.epoch.saturating_add(1),
+            size: 0,
+            root: Hash::of_empty_tree(),
+            at: self.log.at,
+            note: String::new(),
+            ..old.clone()
+        };
+        head.note = head.signed(&self.keys.ledger).map_err(unstorable)?;
+        self.conn.execute(
+            "UPDATE ledger_head SET epoch = ?1, size = 0, root = ?2, at = ?3, note = ?4
+             WHERE epoch = ?5",
+            (
+                head.epoch,
+                head.root.0.as_slice(),
+                head.at,
+                &head.note,
+                old.epoch,
+            ),
+        )?;
+        self.log.head = head;
+        self.append_beginning(json!({
+            "form": "log",
+            "checkpoint": last_known.unwrap_or(&old.note),
+            "kept_entries": old.size,
+            "reason": reason,
+        }))
+    }
 }
 
-fn begin_next_in(
-    conn: &Connection,
-    keys: &Keys,
-    last_known: Option<&str>,
-    reason: &str,
-    now: i64,
-) -> Result<LogHead, LogError> {
-    let old = stored_head(conn)?;
-    let mut head = LogHead {
-        epoch: old.epoch.saturating_add(1),
-        size: 0,
-        root: Hash::of_empty_tree(),
-        at: now.max(old.at),
-        note: String::new(),
-        ..old.clone()
-    };
-    head.note = head.signed(&keys.ledger)?;
-    conn.execute(
-        "UPDATE ledger_head SET epoch = ?1, size = 0, root = ?2, at = ?3, note = ?4 WHERE epoch = ?5",
-        (head.epoch, head.root.0.as_slice(), head.at, &head.note, old.epoch),
-    )?;
-    let previous = json!({
-        "form": "log",
-        "checkpoint": last_known.unwrap_or(&old.note),
-        "kept_entries": old.size,
-        "reason": reason,
-    });
-    append_beginning(conn, keys, now, previous)?;
-    Ok(stored_head(conn)?)
-}
+#[cfg(test)]
+mod tests;

@@ -12,6 +12,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
 use crate::error::{OpenStoreError, StoreError};
 use crate::rows::{clock_ms, parsed};
 use crate::writer::{WriteTx, Writer};
+use crate::log::LogHead;
 use crate::{log, log_check, schema};
 
 /// How long a statement waits for another process that holds the database.
@@ -121,6 +122,19 @@ impl Store {
     #[must_use]
     pub fn ledger_key(&self) -> PublicKey {
         self.ledger_key
+    }
+
+    /// End this log and begin the next one: for a database that is older than what was shown of it,
+    /// whose log therefore must never be signed again. `last_known` is the newest checkpoint that is
+    /// known of it; the head's own is taken if nothing is. No other controller may be running.
+    pub fn begin_epoch(
+        &self,
+        last_known: Option<&str>,
+        reason: &str,
+    ) -> Result<LogHead, StoreError> {
+        let (last_known, reason) = (last_known.map(ToOwned::to_owned), reason.to_owned());
+        self.write(move |tx| tx.begin_next_log(last_known.as_deref(), &reason))?;
+        self.read(|db| db.log_head())
     }
 
     /// Read one consistent picture. Blocks for as long as `read` runs.

@@ -107,16 +107,16 @@ fn a_changed_byte_in_the_ledger_is_found_and_its_entry_named() {
     controller.kill();
     controller.assert_sound();
     let database = open_rw(&controller);
-    let change = "UPDATE ledger_event SET body = replace(body, 'acme', 'acmf') WHERE idx = 1";
+    let change = "UPDATE ledger_entry SET body = replace(body, 'acme', 'acmf') WHERE idx = 1";
     let refused = database.execute(change, []).unwrap_err();
     assert!(refused.to_string().contains("append-only"), "{refused}");
     let deletion = database
-        .execute("DELETE FROM ledger_event WHERE idx = 4", [])
+        .execute("DELETE FROM ledger_entry WHERE idx = 4", [])
         .unwrap_err();
     assert!(deletion.to_string().contains("append-only"), "{deletion}");
-    // Who owns the file can drop the triggers; the signatures remain.
+    // Who owns the file can drop the triggers; the tree and its signed root remain.
     database
-        .execute_batch("DROP TRIGGER ledger_is_never_updated")
+        .execute_batch("DROP TRIGGER ledger_entry_is_never_updated")
         .unwrap();
     assert_eq!(database.execute(change, []).unwrap(), 1);
     drop(database);
@@ -151,8 +151,8 @@ fn with_a_last_entry_that_does_not_verify_it_does_not_start() {
     let database = open_rw(&controller);
     database
         .execute_batch(
-            "DROP TRIGGER ledger_is_never_updated;
-             UPDATE ledger_event SET body = body || ' ' WHERE idx = (SELECT MAX(idx) FROM ledger_event)",
+            "DROP TRIGGER ledger_entry_is_never_updated;
+             UPDATE ledger_entry SET body = body || ' ' WHERE idx = (SELECT MAX(idx) FROM ledger_entry)",
         )
         .unwrap();
     drop(database);
@@ -172,7 +172,7 @@ fn a_change_that_cannot_be_recorded_does_not_happen() {
     let database = open_rw(&controller);
     database
         .execute_batch(
-            "CREATE TRIGGER full BEFORE INSERT ON ledger_event BEGIN SELECT RAISE(ABORT, 'disk full'); END",
+            "CREATE TRIGGER full BEFORE INSERT ON ledger_entry BEGIN SELECT RAISE(ABORT, 'disk full'); END",
         )
         .unwrap();
     let admin = controller.admin();
