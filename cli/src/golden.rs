@@ -243,7 +243,7 @@ fn errors_are_shown_as_published() {
             wanted: "running".to_owned(),
             seconds: 300,
         },
-        Failure::Ledger(berth_ledger::chain::VerifyError::Hash { index: 7 }),
+        Failure::Ledger(crate::ledger::verify::EntryFault::Unreadable { index: 7, field: "leaf" }),
     ];
     let text: String = failures
         .iter()

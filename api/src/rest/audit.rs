@@ -12,7 +12,7 @@ pub struct AuditEntry {
     pub index: u64,
     /// [`AuditBody`] as stored.
     pub body: String,
-    /// Standard base64 of the 32 bytes that open the leaf's commitment to `body`.
+    /// Lower-case hex of the 32 bytes that open the leaf's commitment to `body`.
     pub nonce: String,
     /// Standard base64 of the leaf's 80 bytes.
     pub leaf: String,

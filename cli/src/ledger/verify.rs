@@ -12,7 +12,7 @@ use berth_api::rest::{AuditEntry, AuditHead};
 use berth_ledger::checkpoint::{Checkpoint, SignedCheckpoint};
 use berth_ledger::keys::PublicKey;
 use berth_ledger::leaf::{Leaf, LeafKind, Nonce};
-use berth_ledger::merkle::Frontier;
+use berth_ledger::merkle::{Frontier, Hash};
 use berth_ledger::note::{KeyKind, KeyName, Vkey};
 use berth_ledger::tenant_view::{BodyLink, ShownEvent, TenantView, ViewError, check_commitment};
 
@@ -173,12 +173,8 @@ fn parts_of(entry: &AuditEntry) -> Result<(Leaf, Nonce), EntryFault> {
         .ok()
         .and_then(|bytes| Leaf::parse(&bytes).ok())
         .ok_or(unreadable("leaf"))?;
-    let nonce = STANDARD
-        .decode(&entry.nonce)
-        .ok()
-        .and_then(|bytes| bytes.try_into().ok())
-        .ok_or(unreadable("nonce"))?;
-    Ok((leaf, Nonce(nonce)))
+    let nonce = Hash::from_hex(&entry.nonce).map_err(|_| unreadable("nonce"))?;
+    Ok((leaf, Nonce(nonce.0)))
 }
 
 /// What was found right.
@@ -254,7 +250,6 @@ mod tests {
     use super::*;
     use berth_ledger::keys::SigningKey;
     use berth_ledger::leaf::{Commitment, Tag};
-    use berth_ledger::merkle::Hash;
 
     fn key(seed: u8) -> PublicKey {
         SigningKey::from_seed(&[seed; 32]).unwrap().public()
@@ -276,7 +271,7 @@ mod tests {
             entries.push(AuditEntry {
                 index: u64::try_from(index).unwrap(),
                 body,
-                nonce: STANDARD.encode(nonce.0),
+                nonce: Hash(nonce.0).to_string(),
                 leaf: STANDARD.encode(leaf.to_bytes()),
                 leaf_hash: leaf.hash().to_string(),
             });
@@ -349,7 +344,7 @@ mod tests {
             assert!(fault.contains(words), "{fault}");
         };
         check(&|e| e[1].body.push(' '), "entry 1 ");
-        check(&|e| e[1].nonce = STANDARD.encode([0; 32]), "entry 1 ");
+        check(&|e| e[1].nonce = Hash([0; 32]).to_string(), "entry 1 ");
         check(&|e| drop(e.remove(1)), "entry 2 ");
         check(&|e| e[2].leaf = "x".to_owned(), "entry 2: its leaf");
     }

@@ -67,11 +67,6 @@ impl LedgerDesk {
         self.shown.borrow().clone()
     }
 
-    /// Told of every newer one.
-    pub(crate) fn watch(&self) -> watch::Receiver<Shown> {
-        self.shown.subscribe()
-    }
-
     /// Something was committed here.
     pub(crate) fn moved(&self) {
         self.moved.notify_one();

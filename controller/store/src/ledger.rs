@@ -422,7 +422,7 @@ impl StoredEntry {
         AuditEntry {
             index: self.index,
             body: self.body.clone(),
-            nonce: STANDARD.encode(self.nonce.0),
+            nonce: Hash(self.nonce.0).to_string(),
             leaf: STANDARD.encode(&self.leaf),
             leaf_hash: leaf_hash(&self.leaf).to_string(),
         }

@@ -231,7 +231,7 @@ impl OpenLog {
         if self.leaves.is_empty() {
             return Ok(());
         }
-        let nodes = Nodes::of(conn, self.head.epoch);
+        let nodes = TreeNodes::of(conn, self.head.epoch);
         let mut tree = Frontier::load(self.head.size, |node| nodes.read(node))?;
         if tree.root() != self.head.root {
             let size = self.head.size;
@@ -257,7 +257,7 @@ impl OpenLog {
     }
 
     /// The new root from what the database gives back.
-    fn root_of_stored(&self, conn: &Connection, nodes: &Nodes<'_>) -> Result<Hash, LogError> {
+    fn root_of_stored(&self, conn: &Connection, nodes: &TreeNodes<'_>) -> Result<Hash, LogError> {
         let mut tree = Frontier::load(self.head.size, |node| nodes.read(node))?;
         let sql = format!(
             "SELECT {COLUMNS} FROM ledger_entry WHERE epoch = ?1 AND idx >= ?2 ORDER BY idx"
@@ -282,7 +282,7 @@ impl OpenLog {
 /// completes must be the stored ones.
 pub(crate) fn check_entry(
     tree: &mut Frontier,
-    nodes: &Nodes<'_>,
+    nodes: &TreeNodes<'_>,
     entry: &StoredEntry,
 ) -> Result<(), LogError> {
     let index = entry.index;
@@ -342,12 +342,12 @@ pub(crate) fn stored_head(conn: &Connection) -> rusqlite::Result<LogHead> {
 }
 
 /// The stored nodes of one epoch.
-pub(crate) struct Nodes<'c> {
+pub(crate) struct TreeNodes<'c> {
     conn: &'c Connection,
     epoch: u64,
 }
 
-impl<'c> Nodes<'c> {
+impl<'c> TreeNodes<'c> {
     pub(crate) fn of(conn: &'c Connection, epoch: u64) -> Self {
         Self { conn, epoch }
     }
@@ -394,13 +394,13 @@ impl Db<'_> {
         Ok(stored_head(self.conn)?)
     }
 
-    fn nodes(&self) -> Result<Nodes<'_>, StoreError> {
-        Ok(Nodes::of(self.conn, self.log_head()?.epoch))
+    fn tree_nodes(&self) -> Result<TreeNodes<'_>, StoreError> {
+        Ok(TreeNodes::of(self.conn, self.log_head()?.epoch))
     }
 
     /// The root that the log had at a size that it has reached.
     pub fn root_at(&self, size: u64) -> Result<Hash, StoreError> {
-        let nodes = self.nodes()?;
+        let nodes = self.tree_nodes()?;
         Ok(root_from_nodes(size, |node| nodes.read(node))?)
     }
 
@@ -424,9 +424,9 @@ impl Db<'_> {
         consistency_proof(from, to, |node| nodes.read(node))
     }
 
-    fn nodes_for_proof(&self) -> Result<Nodes<'_>, BuildProofError<rusqlite::Error>> {
+    fn nodes_for_proof(&self) -> Result<TreeNodes<'_>, BuildProofError<rusqlite::Error>> {
         let head = stored_head(self.conn).map_err(BuildProofError::Read)?;
-        Ok(Nodes::of(self.conn, head.epoch))
+        Ok(TreeNodes::of(self.conn, head.epoch))
     }
 
     /// The bytes of a tile or an entry bundle (C2SP tlog-tiles); `None` where a log of `size` entries,
@@ -435,7 +435,7 @@ impl Db<'_> {
         match resource {
             Resource::Checkpoint => Ok(None),
             Resource::Tile(tile) if tile.is_in(size) => {
-                let nodes = self.nodes()?;
+                let nodes = self.tree_nodes()?;
                 let mut places = tile.nodes();
                 let first = places.next();
                 let row = first.map(|first| nodes.row_of(first, u64::from(tile.width())));

@@ -9,7 +9,7 @@ use berth_ledger::tenant_view::{FIRST_SEQUENCE, NO_PREVIOUS};
 use rusqlite::Connection;
 
 use crate::ledger::{COLUMNS, EPOCH_STREAM, StoredEntry, stored_entry, stream_of, terms_of};
-use crate::log::{LogError, LogFault, LogHead, Nodes, check_entry, stored_head};
+use crate::log::{LogError, LogFault, LogHead, TreeNodes, check_entry, stored_head};
 use crate::store::Db;
 
 /// Entries at the end of the log that are looked at whenever a database is opened: those that a
@@ -20,7 +20,7 @@ const END_ENTRIES: u64 = 256;
 pub(crate) fn check_end(conn: &Connection, key: &PublicKey) -> Result<LogHead, LogError> {
     let head = stored_head(conn)?;
     head.checkpoint(key)?;
-    let nodes = Nodes::of(conn, head.epoch);
+    let nodes = TreeNodes::of(conn, head.epoch);
     if root_from_nodes(head.size, |node| nodes.read(node))? != head.root {
         let size = head.size;
         return Err(LogFault::Root { size }.into());
@@ -42,7 +42,7 @@ impl Db<'_> {
     ) -> Result<u64, LogError> {
         let head = stored_head(self.conn)?;
         head.checkpoint(key)?;
-        let nodes = Nodes::of(self.conn, head.epoch);
+        let nodes = TreeNodes::of(self.conn, head.epoch);
         let mut tree = Frontier::new();
         let mut streams = HashMap::new();
         walk(self.conn, &head, 0, |entry| {

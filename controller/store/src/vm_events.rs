@@ -246,6 +246,7 @@ impl WriteTx<'_> {
                 outcome: record.outcome(),
                 code: reason.map(|reason| reason.code.clone()),
                 detail,
+                ..NewEvent::default()
             },
             cause,
         )?;
