@@ -243,7 +243,10 @@ fn errors_are_shown_as_published() {
             wanted: "running".to_owned(),
             seconds: 300,
         },
-        Failure::Ledger(crate::ledger::verify::EntryFault::Unreadable { index: 7, field: "leaf" }),
+        Failure::Ledger(crate::ledger::verify::EntryFault::Unreadable {
+            index: 7,
+            field: "leaf",
+        }),
     ];
     let text: String = failures
         .iter()

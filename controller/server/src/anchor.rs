@@ -45,7 +45,9 @@ pub(crate) enum AnchorError {
         path: PathBuf,
     },
     /// It belongs to another log.
-    #[error("{path} is of the log {origin}, which this database does not continue: move it away if it is of another controller")]
+    #[error(
+        "{path} is of the log {origin}, which this database does not continue: move it away if it is of another controller"
+    )]
     Foreign {
         /// Its log.
         origin: String,
@@ -86,8 +88,8 @@ impl Anchor {
     pub(crate) fn read(&self) -> Result<Option<String>, AnchorError> {
         use std::io::Read as _;
         let mut text = String::new();
-        let read = File::open(&self.path)
-            .and_then(|file| file.take(MAX_BYTES).read_to_string(&mut text));
+        let read =
+            File::open(&self.path).and_then(|file| file.take(MAX_BYTES).read_to_string(&mut text));
         match read {
             Ok(_) => Ok(Some(text)),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::Context as _;
+use berth_controller_store::{Database, PostgresServer};
 use serde::Deserialize;
 
 /// Settings of the service.
@@ -16,15 +17,25 @@ pub(crate) struct Config {
     /// The ledger.
     #[serde(default)]
     pub(crate) ledger: LedgerConfig,
+    /// Where the database is, if it is not a file in the state directory.
+    pub(crate) database: Option<DatabaseConfig>,
 }
 
-/// Settings of the ledger.
+/// The `[ledger]` table.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct LedgerConfig {
     /// File that keeps the newest checkpoint, better on another volume than the database;
     /// `anchor/checkpoint` in the state directory unless set.
     pub(crate) anchor: Option<std::path::PathBuf>,
+}
+
+/// The `[database]` table.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DatabaseConfig {
+    /// `postgres://…`
+    pub(crate) url: String,
 }
 
 impl Config {
@@ -40,5 +51,14 @@ impl Config {
             }
         };
         toml::from_str(&text).with_context(|| format!("{} is not valid", path.display()))
+    }
+    /// Where the database is: PostgreSQL if the file names one, else SQLite's file.
+    pub(crate) fn database(&self, file: &Path) -> anyhow::Result<Database> {
+        match &self.database {
+            None => Ok(Database::File(file.to_owned())),
+            Some(database) => PostgresServer::parse(&database.url)
+                .map(Database::Postgres)
+                .context("[database] url"),
+        }
     }
 }

@@ -78,12 +78,7 @@ fn for_everybody(routes: Routes) -> Routes {
             Access::Public,
             audit::checkpoint,
         )
-        .add(
-            GET,
-            "/v1/audit/tile/{*path}",
-            Access::Public,
-            audit::tile,
-        )
+        .add(GET, "/v1/audit/tile/{*path}", Access::Public, audit::tile)
         .add(GET, "/v1/me", Access::AnyToken, health::me)
         .add(POST, "/v1/agent/enroll", Access::Public, agent::enroll)
         .add(POST, "/v1/agent/sync", Access::Public, agent::sync)

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use berth_api::ids::TokenId;
 use berth_api::rest::AuditActor;
-use berth_controller_store::{Cause, Keys, NewTokenRecord, Store};
+use berth_controller_store::{Cause, Database, Keys, NewTokenRecord, Store};
 use berth_ledger::keys::SigningKey;
 use berth_token::{NewLink, RootKey, Scope, ScopeSet, SubjectKey};
 
@@ -19,35 +19,34 @@ use crate::keys::{KeyRing, private_folder, write_once};
 const FIRST_TOKEN_DAYS: u16 = 365;
 const SECONDS_PER_DAY: i64 = 86_400;
 
-/// The controller's state directory and what is where in it.
+/// The controller's state directory, what is where in it, and its database.
 #[derive(Clone, Debug)]
-pub(crate) struct StateDir(PathBuf);
+pub(crate) struct StateDir {
+    path: PathBuf,
+    database: Database,
+}
 
 impl StateDir {
-    pub(crate) fn new(path: PathBuf) -> Self {
-        Self(path)
+    pub(crate) fn new(path: PathBuf, database: Database) -> Self {
+        Self { path, database }
     }
 
     fn path(&self) -> &Path {
-        &self.0
-    }
-
-    fn database(&self) -> PathBuf {
-        self.0.join("berth.db")
+        &self.path
     }
 
     fn keys(&self) -> PathBuf {
-        self.0.join("keys")
+        self.path.join("keys")
     }
 
     fn admin_token(&self) -> PathBuf {
-        self.0.join("admin.token")
+        self.path.join("admin.token")
     }
 
     /// Where the newest checkpoint is kept.
     pub(crate) fn anchor(&self, config: &Config) -> Anchor {
         let path = config.ledger.anchor.clone();
-        Anchor::at(path.unwrap_or_else(|| self.0.join("anchor").join("checkpoint")))
+        Anchor::at(path.unwrap_or_else(|| self.path.join("anchor").join("checkpoint")))
     }
 
     /// Read the keys and open the database.
@@ -57,7 +56,7 @@ impl StateDir {
             ledger: SigningKey::from_seed(keys.ledger.seed())?,
             task: SigningKey::from_seed(keys.task.seed())?,
         };
-        Ok((keys, Store::open(&self.database(), signing)?))
+        Ok((keys, Store::open(&self.database, signing)?))
     }
 }
 
@@ -65,7 +64,7 @@ impl StateDir {
 pub(crate) fn init(state: &StateDir) -> anyhow::Result<ExitCode> {
     private_folder(state.path())?;
     KeyRing::ensure(&state.keys())?;
-    let id = Store::init(&state.database())?;
+    let id = Store::init(&state.database)?;
     if !state.admin_token().exists() {
         let (keys, store) = state.open()?;
         let token = mint_admin(&keys, &store, FIRST_TOKEN_DAYS)?;
@@ -130,7 +129,7 @@ pub(crate) fn verify_ledger(state: &StateDir) -> anyhow::Result<ExitCode> {
             drop(write!(std::io::stderr(), "\r{done} of {all} entries"));
         }
     };
-    let entries = Store::inspect(&state.database(), |db| {
+    let entries = Store::inspect(&state.database, |db| {
         Ok(db.verify_log(&keys.ledger.public(), progress))
     })?;
     match entries {
@@ -148,10 +147,10 @@ pub(crate) fn verify_ledger(state: &StateDir) -> anyhow::Result<ExitCode> {
 /// Begin the next log, which says what is known of the one that ends.
 pub(crate) fn new_epoch(
     state: &StateDir,
-    config: &Path,
+    config: &Config,
     reason: &str,
 ) -> anyhow::Result<ExitCode> {
-    let anchor = state.anchor(&Config::read(config)?);
+    let anchor = state.anchor(config);
     let (_, store) = state.open()?;
     let last_known = anchor.read()?;
     let head = store.begin_epoch(last_known.as_deref(), reason)?;
@@ -165,7 +164,7 @@ pub(crate) fn new_epoch(
 
 /// Count everything that has a counter again.
 pub(crate) fn check(state: &StateDir) -> anyhow::Result<ExitCode> {
-    let differences = Store::inspect(&state.database(), |db| db.check())?;
+    let differences = Store::inspect(&state.database, |db| db.check())?;
     if differences.is_empty() {
         say("every counter agrees with its rows")?;
         return Ok(ExitCode::SUCCESS);

@@ -56,6 +56,7 @@ CREATE TABLE ledger_witness (
     seen_at INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
+-- SQLite only:
 CREATE TRIGGER ledger_entry_is_never_updated BEFORE UPDATE ON ledger_entry
 BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
 CREATE TRIGGER ledger_entry_is_never_deleted BEFORE DELETE ON ledger_entry
@@ -76,3 +77,33 @@ BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
 CREATE TRIGGER ledger_head_never_goes_back BEFORE UPDATE ON ledger_head
 WHEN NEW.epoch < OLD.epoch OR (NEW.epoch = OLD.epoch AND NEW.size < OLD.size)
 BEGIN SELECT RAISE(ABORT, 'the ledger does not go back'); END;
+-- PostgreSQL only:
+CREATE FUNCTION ledger_is_without_gaps() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN
+        IF NEW.idx <> (SELECT COALESCE(MAX(idx) + 1, 0) FROM ledger_entry WHERE epoch = NEW.epoch) THEN
+            RAISE EXCEPTION 'the ledger has no gaps';
+        END IF;
+        RETURN NEW;
+    END $$;
+CREATE FUNCTION ledger_does_not_go_back() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN
+        IF NEW.epoch < OLD.epoch OR (NEW.epoch = OLD.epoch AND NEW.size < OLD.size) THEN
+            RAISE EXCEPTION 'the ledger does not go back';
+        END IF;
+        RETURN NEW;
+    END $$;
+CREATE TRIGGER ledger_entry_is_never_changed BEFORE UPDATE OR DELETE ON ledger_entry
+    FOR EACH ROW EXECUTE FUNCTION ledger_is_append_only();
+CREATE TRIGGER ledger_node_is_never_changed BEFORE UPDATE OR DELETE ON ledger_node
+    FOR EACH ROW EXECUTE FUNCTION ledger_is_append_only();
+CREATE TRIGGER ledger_term_is_never_changed BEFORE UPDATE OR DELETE ON ledger_term
+    FOR EACH ROW EXECUTE FUNCTION ledger_is_append_only();
+CREATE TRIGGER ledger_head_is_never_deleted BEFORE DELETE ON ledger_head
+    FOR EACH ROW EXECUTE FUNCTION ledger_is_append_only();
+CREATE TRIGGER ledger_entry_is_never_emptied BEFORE TRUNCATE ON ledger_entry
+    EXECUTE FUNCTION ledger_is_append_only();
+CREATE TRIGGER ledger_entry_has_no_gaps BEFORE INSERT ON ledger_entry
+    FOR EACH ROW EXECUTE FUNCTION ledger_is_without_gaps();
+CREATE TRIGGER ledger_head_never_goes_back BEFORE UPDATE ON ledger_head
+    FOR EACH ROW EXECUTE FUNCTION ledger_does_not_go_back();
+-- Both:

@@ -11,12 +11,11 @@ use berth_ledger::keys::PublicKey;
 use berth_ledger::leaf::{Commitment, Leaf, LeafKind, Nonce};
 use berth_ledger::merkle::{Hash, leaf_hash};
 use berth_ledger::tenant_view::{FIRST_SEQUENCE, NO_PREVIOUS};
-use rusqlite::types::Value as SqlValue;
-use rusqlite::{OptionalExtension as _, Row, params_from_iter};
 use serde_json::{Map, Value};
 
 use crate::error::StoreError;
 use crate::rows::rfc3339;
+use crate::sql::{OptionalExtension as _, Row, Value as SqlValue, params_from_iter};
 use crate::store::Db;
 use crate::writer::WriteTx;
 
@@ -173,7 +172,8 @@ impl WriteTx<'_> {
             nonce,
             leaf: leaf.to_bytes().to_vec(),
         };
-        self.insert_entry(&entry, &terms).map_err(StoreError::Ledger)?;
+        self.insert_entry(&entry, &terms)
+            .map_err(StoreError::Ledger)?;
         self.log.leaves.push(leaf.to_bytes());
         Ok(index)
     }
@@ -225,7 +225,7 @@ impl WriteTx<'_> {
         })
     }
 
-    fn insert_entry(&self, entry: &StoredEntry, terms: &[String]) -> rusqlite::Result<()> {
+    fn insert_entry(&self, entry: &StoredEntry, terms: &[String]) -> crate::sql::Result<()> {
         let epoch = self.log.head.epoch;
         self.conn
             .prepare_cached(
@@ -296,7 +296,11 @@ pub(crate) fn terms_of(body: &AuditBody) -> Vec<String> {
         term("type", &body.event_type),
         term("outcome", &body.outcome),
     ];
-    terms.extend(body.tenant_id.as_ref().map(|id| term("tenant", id.as_str())));
+    terms.extend(
+        body.tenant_id
+            .as_ref()
+            .map(|id| term("tenant", id.as_str())),
+    );
     terms.extend(body.actor.token_id.map(|id| term("token", &id.to_string())));
     terms.extend(body.vm_id.map(|id| id.to_string()));
     terms.extend(body.node_id.map(|id| id.to_string()));
@@ -318,7 +322,11 @@ impl EntryFilter {
         terms.extend(self.vm_id.map(|id| id.to_string()));
         terms.extend(self.node_id.map(|id| id.to_string()));
         terms.extend(self.token_id.map(|id| term("token", &id.to_string())));
-        terms.extend(self.tenant_id.as_ref().map(|id| term("tenant", id.as_str())));
+        terms.extend(
+            self.tenant_id
+                .as_ref()
+                .map(|id| term("tenant", id.as_str())),
+        );
         terms.extend(self.event_type.as_ref().map(|kind| term("type", kind)));
         terms.extend(self.outcome.as_ref().map(|word| term("outcome", word)));
         terms
@@ -353,7 +361,9 @@ impl Db<'_> {
                 vec![epoch.clone(), first],
             ),
             None => (
-                format!("SELECT {COLUMNS} FROM ledger_entry e WHERE e.epoch = ? AND e.idx >= ? AND e.idx < ?"),
+                format!(
+                    "SELECT {COLUMNS} FROM ledger_entry e WHERE e.epoch = ? AND e.idx >= ? AND e.idx < ?"
+                ),
                 vec![epoch.clone()],
             ),
         };
@@ -403,7 +413,7 @@ pub(crate) fn storable(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-pub(crate) fn stored_entry(row: &Row<'_>) -> rusqlite::Result<StoredEntry> {
+pub(crate) fn stored_entry(row: &Row<'_>) -> crate::sql::Result<StoredEntry> {
     let nonce: Vec<u8> = row.get(5)?;
     Ok(StoredEntry {
         index: row.get(0)?,

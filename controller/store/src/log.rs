@@ -17,11 +17,11 @@ use berth_ledger::merkle::{
 };
 use berth_ledger::note::{KeyKind, KeyName, Signer, Vkey};
 use berth_ledger::tile::{Resource, encode_entry};
-use rusqlite::{Connection, OptionalExtension as _};
 use serde_json::{Value, json};
 
 use crate::error::StoreError;
 use crate::ledger::{COLUMNS, Cause, NewEvent, StoredEntry, storable, stored_entry};
+use crate::sql::{Connection, OptionalExtension as _, SqlError};
 use crate::store::{Db, Keys};
 use crate::tenants::object;
 use crate::writer::WriteTx;
@@ -137,7 +137,10 @@ pub enum LogError {
     Fault(#[from] LogFault),
     /// It could not be read or written.
     #[error("the ledger could not be read or written")]
-    Sql(#[from] rusqlite::Error),
+    Sql(#[from] SqlError),
+    /// The first entry of a log could not be appended.
+    #[error("the first entry of the log could not be appended")]
+    Beginning(#[source] Box<StoreError>),
 }
 
 impl LogHead {
@@ -208,7 +211,7 @@ impl fmt::Debug for LogHead {
 
 impl OpenLog {
     /// The log at the beginning of a transaction. Its time never falls, whatever the clock does.
-    pub(crate) fn begin(conn: &Connection, now: i64) -> rusqlite::Result<Self> {
+    pub(crate) fn begin(conn: &Connection, now: i64) -> crate::sql::Result<Self> {
         let head = stored_head(conn)?;
         Ok(Self {
             at: now.max(head.at),
@@ -326,7 +329,7 @@ fn move_head(conn: &Connection, old: &LogHead, new: &LogHead) -> Result<(), LogE
 }
 
 /// The head as stored, unchecked.
-pub(crate) fn stored_head(conn: &Connection) -> rusqlite::Result<LogHead> {
+pub(crate) fn stored_head(conn: &Connection) -> crate::sql::Result<LogHead> {
     conn.prepare_cached("SELECT name, epoch, size, root, at, note, view_secret FROM ledger_head")?
         .query_row([], |row| {
             Ok(LogHead {
@@ -352,7 +355,7 @@ impl<'c> TreeNodes<'c> {
         Self { conn, epoch }
     }
 
-    pub(crate) fn read(&self, node: Node) -> rusqlite::Result<Hash> {
+    pub(crate) fn read(&self, node: Node) -> crate::sql::Result<Hash> {
         let hash: Option<Vec<u8>> = self
             .conn
             .prepare_cached(
@@ -360,10 +363,12 @@ impl<'c> TreeNodes<'c> {
             )?
             .query_row((self.epoch, node.level, node.index), |row| row.get(0))
             .optional()?;
-        Ok(hash.and_then(|hash| Hash::from_bytes(&hash)).unwrap_or(NO_HASH))
+        Ok(hash
+            .and_then(|hash| Hash::from_bytes(&hash))
+            .unwrap_or(NO_HASH))
     }
 
-    fn store(&self, node: Node, hash: Hash) -> rusqlite::Result<()> {
+    fn store(&self, node: Node, hash: Hash) -> crate::sql::Result<()> {
         self.conn
             .prepare_cached(
                 "INSERT INTO ledger_node (epoch, level, idx, hash) VALUES (?1, ?2, ?3, ?4)",
@@ -373,7 +378,7 @@ impl<'c> TreeNodes<'c> {
     }
 
     /// The hashes of neighbours from `first` on, one after the other.
-    fn row_of(&self, first: Node, count: u64) -> rusqlite::Result<Vec<u8>> {
+    fn row_of(&self, first: Node, count: u64) -> crate::sql::Result<Vec<u8>> {
         let mut select = self.conn.prepare_cached(
             "SELECT hash FROM ledger_node WHERE epoch = ?1 AND level = ?2 AND idx >= ?3 AND idx < ?4
              ORDER BY idx",
@@ -409,7 +414,7 @@ impl Db<'_> {
         &self,
         index: u64,
         size: u64,
-    ) -> Result<Vec<Hash>, BuildProofError<rusqlite::Error>> {
+    ) -> Result<Vec<Hash>, BuildProofError<SqlError>> {
         let nodes = self.nodes_for_proof()?;
         inclusion_proof(index, size, |node| nodes.read(node))
     }
@@ -419,12 +424,12 @@ impl Db<'_> {
         &self,
         from: u64,
         to: u64,
-    ) -> Result<Vec<Hash>, BuildProofError<rusqlite::Error>> {
+    ) -> Result<Vec<Hash>, BuildProofError<SqlError>> {
         let nodes = self.nodes_for_proof()?;
         consistency_proof(from, to, |node| nodes.read(node))
     }
 
-    fn nodes_for_proof(&self) -> Result<TreeNodes<'_>, BuildProofError<rusqlite::Error>> {
+    fn nodes_for_proof(&self) -> Result<TreeNodes<'_>, BuildProofError<SqlError>> {
         let head = stored_head(self.conn).map_err(BuildProofError::Read)?;
         Ok(TreeNodes::of(self.conn, head.epoch))
     }
@@ -471,10 +476,15 @@ pub(crate) fn begin_first(
     controller: ControllerId,
     now: i64,
 ) -> Result<(), LogError> {
-    conn.execute_batch("BEGIN IMMEDIATE")?;
+    conn.begin_write()?;
     let begun = begin_if_none(conn, keys, controller, now);
-    conn.execute_batch(if begun.is_ok() { "COMMIT" } else { "ROLLBACK" })?;
-    begun
+    match begun {
+        Ok(()) => Ok(conn.commit()?),
+        Err(error) => {
+            conn.abandon();
+            Err(error)
+        }
+    }
 }
 
 fn begin_if_none(
@@ -525,7 +535,7 @@ fn begin_if_none(
         log: OpenLog::begin(conn, now)?,
     };
     tx.append_beginning(json!({ "form": "chain", "size": size, "hash": hash }))
-        .map_err(|cause| rusqlite::Error::ToSqlConversionFailure(Box::new(cause)))?;
+        .map_err(|cause| LogError::Beginning(Box::new(cause)))?;
     tx.log.seal(conn, keys)
 }
 

@@ -6,10 +6,10 @@ use berth_api::rest::AuditBody;
 use berth_ledger::keys::PublicKey;
 use berth_ledger::merkle::{Frontier, Hash, root_from_nodes};
 use berth_ledger::tenant_view::{FIRST_SEQUENCE, NO_PREVIOUS};
-use rusqlite::Connection;
 
 use crate::ledger::{COLUMNS, EPOCH_STREAM, StoredEntry, stored_entry, stream_of, terms_of};
 use crate::log::{LogError, LogFault, LogHead, TreeNodes, check_entry, stored_head};
+use crate::sql::Connection;
 use crate::store::Db;
 
 /// Entries at the end of the log that are looked at whenever a database is opened: those that a
@@ -27,7 +27,9 @@ pub(crate) fn check_end(conn: &Connection, key: &PublicKey) -> Result<LogHead, L
     }
     let start = head.size.saturating_sub(END_ENTRIES);
     let mut tree = Frontier::load(start, |node| nodes.read(node))?;
-    walk(conn, &head, start, |entry| check_entry(&mut tree, &nodes, &entry))?;
+    walk(conn, &head, start, |entry| {
+        check_entry(&mut tree, &nodes, &entry)
+    })?;
     ends_at(&tree, &head)?;
     Ok(head)
 }
@@ -102,7 +104,7 @@ fn walk(
 ) -> Result<(), LogError> {
     let sql =
         format!("SELECT {COLUMNS} FROM ledger_entry WHERE epoch = ?1 AND idx >= ?2 ORDER BY idx");
-    let mut select = conn.prepare(&sql)?;
+    let mut select = conn.prepare_cached(&sql)?;
     for entry in select.query_map((head.epoch, start), stored_entry)? {
         visit(entry?)?;
     }

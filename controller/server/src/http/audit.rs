@@ -110,8 +110,7 @@ pub(crate) async fn tile(
     State(app): State<Arc<App>>,
     Path(path): Path<String>,
 ) -> Result<Response, ApiError> {
-    let resource =
-        Resource::parse(&format!("tile/{path}")).map_err(|_| ApiError::not_found())?;
+    let resource = Resource::parse(&format!("tile/{path}")).map_err(|_| ApiError::not_found())?;
     let size = app.ledger.shown().size;
     let bytes = app
         .read(move |db| db.published(&resource, size))
@@ -146,7 +145,13 @@ pub(crate) async fn inclusion(
         hashes: texts(&hashes),
         tlog_proof: checkpoint.flatten().map(|checkpoint| {
             let extra = None;
-            TlogProof { extra, index, hashes, checkpoint }.to_string()
+            TlogProof {
+                extra,
+                index,
+                hashes,
+                checkpoint,
+            }
+            .to_string()
         }),
     }))
 }
