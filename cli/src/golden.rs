@@ -102,12 +102,12 @@ fn a_node() -> Value {
 
 fn an_entry(index: u64, event_type: &str, vm: Option<&str>, code: Option<&str>) -> ReadEntry {
     let body = json!({ "event_id": "ev_01kb000000000000000000000e", "time": TIME,
-        "event_type": event_type, "tenant_id": "acme-corp",
+        "event_type": event_type, "tenant_id": "acme-corp", "tenant_seq": 1, "prev": "",
         "actor": { "kind": "operator", "token_id": TOKEN, "subject_key": null },
         "request": null, "vm_id": vm, "node_id": null,
         "outcome": if code.is_some() { "denied" } else { "completed" }, "code": code });
     let entry: berth_api::rest::AuditEntry = from(json!({ "index": index,
-        "body": body.to_string(), "prev_hash": "", "hash": "", "signature": "" }));
+        "body": body.to_string(), "nonce": "", "leaf": "", "leaf_hash": "" }));
     entry.into()
 }
 
@@ -141,7 +141,13 @@ fn vms_and_nodes_are_shown_as_published() {
         "created_at": TIME });
     let join = json!({ "token": "berth-join.example", "expires_at": TIME,
         "install_command": "berth-agent join berth-join.example" });
-    let usage = json!({ "resource": "vms", "limit": 10, "used": 10, "remaining": 0 });
+    let usage = json!({ "tenant_id": "acme-corp", "project_id": null, "quotas": {},
+        "over_limit": true, "period_end": TIME,
+        "items": [
+            { "resource": "vms", "limit": 10, "used": 10, "reserved": 1, "remaining": 0 },
+            { "resource": "vcpus", "limit": 4, "used": 8, "remaining": 0, "over_limit": true },
+            { "resource": "memory_mb", "limit": null, "used": 512, "remaining": null },
+        ] });
     let text = [
         vm::list_table(&[from(a_vm("running")), from(a_vm("failed"))]),
         vm::object_table(&from(a_vm("failed"))),
@@ -150,7 +156,7 @@ fn vms_and_nodes_are_shown_as_published() {
         node::object_table(&from(a_node())),
         node::join_token_table(&from(join)),
         catalogue::image_table(&[from(json!({ "name": "debian-12", "min_disk_gb": 2 }))]),
-        catalogue::usage_table(&[from(usage)]),
+        catalogue::usage_table(&from(usage)),
     ];
     check("tables-vm.txt", &text.iter().map(of).collect::<String>());
 }
@@ -243,7 +249,10 @@ fn errors_are_shown_as_published() {
             wanted: "running".to_owned(),
             seconds: 300,
         },
-        Failure::Ledger(berth_ledger::chain::VerifyError::Hash { index: 7 }),
+        Failure::Ledger(crate::ledger::verify::EntryFault::Unreadable {
+            index: 7,
+            field: "leaf",
+        }),
     ];
     let text: String = failures
         .iter()

@@ -12,8 +12,12 @@ mod database;
 mod error;
 mod idempotency;
 mod ledger;
+mod log;
+mod log_check;
 mod nodes;
 mod operations;
+mod projects;
+mod quota;
 mod readers;
 mod receipts;
 mod rows;
@@ -36,17 +40,22 @@ pub use check::Difference;
 pub use database::Database;
 pub use error::{OpenStoreError, StoreError};
 pub use idempotency::{IdempotencyKey, Remembered};
-pub use ledger::{Cause, EntryFilter, NewEvent, VerifyLedgerError, request_cause};
+pub use ledger::{Cause, EntryFilter, NewEvent, request_cause};
+pub use log::{LogError, LogFault, LogHead};
 pub use nodes::{EnrollDenied, NewJoinToken, NodeIdentity};
+pub use quota::NewOverride;
 pub use slot_orders::{ActOnSlotDenied, SlotWish};
 pub use slots::SlotFilter;
 pub use sql::{DatabaseUrlError, PostgresServer, SqlError};
 pub use store::{Db, Keys, Store};
 pub use sync::{SyncAccepted, SyncDenied};
 pub use tasks::VmTarget;
-pub use tenants::{CreateTenantDenied, DeleteTenantDenied, NewTenant, TenantChange};
+pub use tenants::{
+    CreateTenantDenied, DeleteTenantDenied, NewTenant, TenantChange, TenantProfile, TenantStanding,
+    Tier,
+};
 pub use tokens::NewTokenRecord;
-pub use vm_create::{CreateVmDenied, CreatedVm};
+pub use vm_create::{CreateVmDenied, CreatedVm, PlannedVm};
 pub use vm_events::{ActOnVmDenied, VmWish};
 pub use vms::VmRef;
 pub use writer::{WRITER_THREAD, WriteTx};
