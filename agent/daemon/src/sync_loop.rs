@@ -200,16 +200,19 @@ impl SyncLoop {
     }
 
     async fn call(&self, request: &Result<SyncRequest, String>) -> Result<SyncReply, Failure> {
-        let request = request.as_ref().map_err(|why| Failure::Other(why.clone()))?;
+        let request = request
+            .as_ref()
+            .map_err(|why| Failure::Other(why.clone()))?;
         let envelope = seal(&self.key, SYNC_PAYLOAD_TYPE, request)
             .map_err(|error| Failure::Other(error.to_string()))?;
         let longest = Duration::from_secs(request.wait_seconds) + CALL_MARGIN;
         let answer = self.controller.sync(&envelope, longest).await;
-        answer.map_err(|error| match error {
-            CallError::Refused {
-                status: OVERTAKEN, ..
-            } => Failure::Overtaken,
-            _other => Failure::Other(in_one_line(&error)),
+        answer.map_err(|error| match &error {
+            CallError::Refused { status, .. } if *status == OVERTAKEN => Failure::Overtaken,
+            CallError::Refused { .. }
+            | CallError::Unreachable { .. }
+            | CallError::TimedOut { .. }
+            | CallError::Reply { .. } => Failure::Other(in_one_line(&error)),
         })
     }
 

@@ -1,6 +1,6 @@
 //! Slots that nobody has: judged by looks, offered or withheld, put into quarantine and out of it.
 
-use berth_api::slot::{SlotHolder, SlotProblem, SlotProblemCode};
+use berth_api::slot::{SlotProblem, SlotProblemCode};
 
 use super::problems::{heals, may_end, takes_devices_away};
 use super::{Clean, CleanBy, Effect, Next, Past, Phase, Says, quarantine, unchanged};

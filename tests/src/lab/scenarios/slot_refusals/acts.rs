@@ -289,7 +289,9 @@ impl Work<'_> {
         ))?;
         self.claim_is_refused("starved", "LimitMEMLOCK=")?;
         slots::wait_slot(self.site, "starved", "free", LIMIT)?;
-        self.check(&format!("rm {limits}/starved.conf && systemctl daemon-reload"))?;
+        self.check(&format!(
+            "rm {limits}/starved.conf && systemctl daemon-reload"
+        ))?;
         self.create("starved")?;
         self.site
             .wait_vm(&self.token, "starved", "running", LIMIT)?;
