@@ -6,7 +6,8 @@ use berth_ledger::keys::SigningKey;
 use berth_tests::simulated_agent::SimulatedAgent;
 use serde_json::json;
 
-use crate::harness::{Client, Controller, audit_bodies, tenant_body, usage_of, vm_body};
+use crate::database::TestDatabase;
+use crate::harness::{Client, Controller, Reply, audit_bodies, tenant_body, usage_of, vm_body};
 
 fn statuses_of_concurrent_creates(clients: &[&Client], count: usize) -> BTreeMap<u16, usize> {
     let threads: Vec<_> = (0..count)
