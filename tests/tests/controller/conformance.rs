@@ -218,6 +218,8 @@ fn controllers_that_begin_at_once_on_one_postgresql_are_one_controller() {
 fn a_store_says_whether_another_wrote() {
     on_both(|database| {
         let [one, other] = [open(database), open(database)];
+        // Opening is a change too.
+        one.have_others_written().unwrap();
         append(&one).unwrap();
         assert!(!one.have_others_written().unwrap());
         assert!(other.have_others_written().unwrap());
