@@ -6,6 +6,7 @@ use crate::ids::{EventId, NodeId, RequestId, TenantId, TokenId, VmId};
 
 /// One ledger entry as served: `body` is the stored text, byte for byte, and what was signed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct AuditEntry {
     /// Position in the ledger, from 0.
     pub index: u64,
@@ -21,6 +22,7 @@ pub struct AuditEntry {
 
 /// What a ledger entry says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct AuditBody {
     /// Known before its index.
     pub event_id: EventId,
@@ -49,6 +51,7 @@ pub struct AuditBody {
 
 /// Who did what an entry says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct AuditActor {
     /// `operator`, `tenant`, `node` or `controller`; `unknown` where nobody proved who they are.
     pub kind: String,
@@ -60,6 +63,7 @@ pub struct AuditActor {
 
 /// Where a request came from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct AuditRequest {
     /// Its id.
     pub id: RequestId,
@@ -75,6 +79,7 @@ pub struct AuditRequest {
 
 /// Query of `GET /v1/audit/entries`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct AuditQuery {
     /// Only this tenant's.
@@ -91,6 +96,7 @@ pub struct AuditQuery {
 
 /// `GET /v1/audit/head`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct AuditHead {
     /// Number of entries.
     pub size: u64,

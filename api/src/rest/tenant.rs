@@ -8,6 +8,7 @@ use crate::ids::TenantId;
 
 /// `POST /v1/tenants`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct CreateTenant {
     /// Stable, never reused. Text here, so that a bad one gets its own error code.
@@ -27,6 +28,7 @@ pub struct CreateTenant {
 
 /// A tenant.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Tenant {
     /// Its id.
     pub tenant_id: TenantId,
@@ -51,6 +53,7 @@ pub struct Tenant {
 
 /// `GET /v1/usage`: one resource.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Usage {
     /// `vms`, `storage_gb` or `slots.` and a class.
     pub resource: String,

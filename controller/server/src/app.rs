@@ -15,6 +15,7 @@ use crate::api_error::ApiError;
 use crate::console_desk::ConsoleDesk;
 use crate::node_links::NodeLinks;
 use crate::rates::Rates;
+use crate::streams::Streams;
 
 /// Denials of one source that are written down: one in this time.
 const DENIAL_SAMPLE: Duration = Duration::from_secs(1);
@@ -32,6 +33,7 @@ pub(crate) struct App {
     pub(crate) rates: Rates,
     pub(crate) links: NodeLinks,
     pub(crate) console: ConsoleDesk,
+    pub(crate) streams: Streams,
     revoked: RwLock<HashSet<TokenId>>,
     vms_changed: watch::Sender<u64>,
     stopping: watch::Sender<bool>,
@@ -59,6 +61,7 @@ impl App {
             rates: Rates::new(),
             links: NodeLinks::default(),
             console: ConsoleDesk::default(),
+            streams: Streams::default(),
             revoked: RwLock::new(parts.revoked),
             vms_changed: watch::Sender::new(0),
             stopping: watch::Sender::new(false),

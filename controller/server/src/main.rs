@@ -7,6 +7,7 @@ mod api_error;
 mod app;
 mod config;
 mod console_desk;
+mod door;
 mod http;
 mod keys;
 mod listener;
@@ -16,6 +17,8 @@ mod offline;
 mod panics;
 mod rates;
 mod serve;
+mod streams;
+mod tls;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -50,6 +53,8 @@ enum Command {
     },
     /// Check every entry of the ledger; exit 1 naming the first that is not what was signed.
     VerifyLedger,
+    /// Print the API's OpenAPI document.
+    Openapi,
     /// Count charges again; exit 1 if a counter does not agree with its rows.
     Check,
 }
@@ -62,6 +67,7 @@ fn main() -> ExitCode {
         Command::Init => offline::init(&state),
         Command::AdminToken { days } => offline::admin_token(&state, days),
         Command::VerifyLedger => offline::verify_ledger(&state),
+        Command::Openapi => offline::say_document(http::document()),
         Command::Check => offline::check(&state),
         Command::Serve(options) => serve::run(&state, &arguments.config, &options),
     };
