@@ -3,10 +3,10 @@
 use berth_api::ids::{OperationId, TenantId, VmId};
 use berth_api::rest::{Operation, StateReason};
 use berth_controller_core::vm::TaskKind;
-use rusqlite::{OptionalExtension as _, Row};
 
 use crate::error::StoreError;
 use crate::rows::{parsed, rfc3339};
+use crate::sql::{OptionalExtension as _, Row};
 use crate::store::Db;
 use crate::writer::WriteTx;
 
@@ -82,7 +82,7 @@ impl Db<'_> {
     }
 }
 
-fn operation_row(row: &Row<'_>) -> rusqlite::Result<OperationRow> {
+fn operation_row(row: &Row<'_>) -> crate::sql::Result<OperationRow> {
     Ok(OperationRow {
         operation_id: row.get(0)?,
         vm_id: row.get(1)?,

@@ -4,12 +4,12 @@ use std::collections::HashSet;
 
 use berth_api::ids::{TenantId, TokenId};
 use berth_api::rest::TokenRecord;
-use rusqlite::{OptionalExtension as _, Row};
 use serde_json::json;
 
 use crate::error::StoreError;
 use crate::ledger::{Cause, NewEvent};
 use crate::rows::{parsed, rfc3339};
+use crate::sql::{OptionalExtension as _, Row};
 use crate::store::Db;
 use crate::tenants::object;
 use crate::writer::WriteTx;
@@ -54,7 +54,7 @@ impl Db<'_> {
 
     /// Every revoked token.
     pub fn revoked_tokens(&self) -> Result<HashSet<TokenId>, StoreError> {
-        let mut select = self.conn.prepare("SELECT token_id FROM revoked")?;
+        let mut select = self.conn.prepare_cached("SELECT token_id FROM revoked")?;
         let texts = select
             .query_map([], |row| row.get::<_, String>(0))?
             .collect::<Result<Vec<_>, _>>()?;
@@ -139,7 +139,7 @@ impl WriteTx<'_> {
             return Ok(false);
         }
         let new = self.conn.execute(
-            "INSERT OR IGNORE INTO revoked (token_id, revoked_at) VALUES (?1, ?2)",
+            "INSERT INTO revoked (token_id, revoked_at) VALUES (?1, ?2) ON CONFLICT DO NOTHING",
             (token_id.to_string(), self.now),
         )?;
         if new > 0 {
@@ -170,7 +170,7 @@ struct TokenRow {
     revoked_at: Option<i64>,
 }
 
-fn token_row(row: &Row<'_>) -> rusqlite::Result<TokenRow> {
+fn token_row(row: &Row<'_>) -> crate::sql::Result<TokenRow> {
     Ok(TokenRow {
         token_id: row.get(0)?,
         tenant_id: row.get(1)?,

@@ -5,8 +5,12 @@
 #![forbid(unsafe_code)]
 
 #[cfg(test)]
+mod database;
+#[cfg(test)]
 mod harness;
 
+#[cfg(test)]
+mod conformance;
 #[cfg(test)]
 mod crashes;
 #[cfg(test)]

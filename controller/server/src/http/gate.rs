@@ -4,19 +4,21 @@
 //! The tenant of a request comes from its token alone. Handlers get a [`Scoped`] and nothing else to
 //! tell tenants apart by.
 
+mod authenticate;
+mod rate;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::extract::{ConnectInfo, FromRequestParts, MatchedPath, RawPathParams, Request, State};
+use axum::http::header;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use berth_api::ids::{TenantId, TokenId};
 use berth_api::rest::{AuditActor, AuditRequest, ErrorCode};
-use berth_controller_core::rate::Standing;
 use berth_controller_store::{Cause, NewEvent, request_cause};
-use berth_token::{Grant, Scope, VerifyError};
+use berth_token::{Grant, Scope};
 
 use crate::api_error::ApiError;
 use crate::app::App;
@@ -161,7 +163,7 @@ pub(crate) async fn guard(
     if matches!(access, Access::Public) {
         return next.run(request).await;
     }
-    let grant = match authenticate(&app, request.headers()) {
+    let grant = match authenticate::authenticate(&app, request.headers()) {
         Ok(grant) => grant,
         Err(error) => return denied(&app, peer, source, None, error).await,
     };
@@ -169,7 +171,7 @@ pub(crate) async fn guard(
         Ok(path_tenant) => path_tenant,
         Err(error) => return denied(&app, peer, source, Some(&grant), error).await,
     };
-    let rate = match rated(&app, access, &grant).await {
+    let rate = match rate::rated(&app, access, &grant).await {
         Ok(rate) => rate,
         Err(error) => return error.into_response(),
     };
@@ -185,7 +187,7 @@ pub(crate) async fn guard(
         Some(_) | None => next.run(request).await,
     };
     if let Some((rpm, standing)) = rate {
-        show_rate(&mut response, rpm, standing);
+        rate::show(&mut response, rpm, standing);
     }
     response
 }
@@ -208,61 +210,6 @@ fn audit_request(request: &Request, peer: SocketAddr, route: &str) -> AuditReque
         method: request.method().to_string(),
         route: route.to_owned(),
     }
-}
-
-fn authenticate(app: &App, headers: &HeaderMap) -> Result<Grant, ApiError> {
-    let invalid = || {
-        ApiError::new(
-            ErrorCode::InvalidToken,
-            "Invalid token",
-            "Use a token that this controller issued.",
-        )
-    };
-    let missing = || {
-        ApiError::new(
-            ErrorCode::Unauthorized,
-            "Unauthorized",
-            "Send `Authorization: Bearer <token>`.",
-        )
-    };
-    let mut values = headers.get_all(header::AUTHORIZATION).iter();
-    let value = values.next().ok_or_else(missing)?;
-    if values.next().is_some() {
-        return Err(invalid());
-    }
-    let text = value.to_str().map_err(|_| invalid())?;
-    let (scheme, token) = text.split_once(' ').ok_or_else(missing)?;
-    if !scheme.eq_ignore_ascii_case("bearer") {
-        return Err(missing());
-    }
-    let now = jiff::Timestamp::now().as_second();
-    let grant = app
-        .verifier
-        .verify(token, now)
-        .map_err(|error| match error {
-            VerifyError::Expired { .. } => ApiError::new(
-                ErrorCode::TokenExpired,
-                "the token has expired",
-                "Ask for a new token.",
-            ),
-            VerifyError::Malformed
-            | VerifyError::Signature
-            | VerifyError::Claims
-            | VerifyError::Audience
-            | VerifyError::NotYetValid => invalid(),
-        })?;
-    if grant.token_ids.iter().any(|id| app.is_revoked(*id)) {
-        return Err(revoked());
-    }
-    Ok(grant)
-}
-
-fn revoked() -> ApiError {
-    ApiError::new(
-        ErrorCode::TokenRevoked,
-        "the token was revoked",
-        "Ask for a new token.",
-    )
 }
 
 /// Namespace, then permission. The tenant in the path, if the route has one.
@@ -306,42 +253,6 @@ fn tenant_in_path(grant: &Grant, params: &RawPathParams) -> Result<TenantId, Api
         Some(own) if own.as_str() == text => Ok(own.clone()),
         Some(_) => Err(ApiError::not_found()),
         None => text.parse().map_err(|_| ApiError::not_found()),
-    }
-}
-
-/// Take one request from the tenant's bucket. Operators have none.
-async fn rated(
-    app: &App,
-    access: Access,
-    grant: &Grant,
-) -> Result<Option<(u32, Standing)>, ApiError> {
-    let Some(tenant) = grant.tenant.as_ref().filter(|_| access.is_rated()) else {
-        return Ok(None);
-    };
-    if let Some(standing) = app.rates.take(tenant) {
-        return Ok(Some(standing));
-    }
-    let id = tenant.clone();
-    match app.read(move |db| db.tenant(&id)).await? {
-        None => Err(revoked()),
-        Some(found) => {
-            app.rates.set(tenant, found.api_rate_limit_rpm);
-            Ok(app.rates.take(tenant))
-        }
-    }
-}
-
-/// `RateLimit` and `RateLimit-Policy` of draft-ietf-httpapi-ratelimit-headers-10.
-fn show_rate(response: &mut Response, rpm: u32, standing: Standing) {
-    let policy = format!("\"tenant\";q={rpm};w=60");
-    let limit = format!(
-        "\"tenant\";r={};t={}",
-        standing.remaining, standing.retry_after_s
-    );
-    for (name, text) in [("ratelimit-policy", policy), ("ratelimit", limit)] {
-        if let Ok(value) = HeaderValue::from_str(&text) {
-            response.headers_mut().insert(name, value);
-        }
     }
 }
 
