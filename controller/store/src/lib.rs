@@ -14,6 +14,7 @@ mod idempotency;
 mod ledger;
 mod nodes;
 mod operations;
+mod placement;
 mod readers;
 mod receipts;
 mod rows;

@@ -8,6 +8,7 @@ use crate::sql::{Connection, Dialect, OptionalExtension as _, Result};
 const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0001_first.sql"),
     include_str!("../migrations/0002_slots.sql"),
+    include_str!("../migrations/0003_placement.sql"),
 ];
 
 /// The newest schema that this program knows.

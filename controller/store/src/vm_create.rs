@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use berth_api::ids::{NodeId, SlotId, TenantId, VmId};
 use berth_api::rest::{Vm, VmState};
-use berth_controller_core::placement::{Decision, Demand, Placement, Reasons, SlotWish, place};
+use berth_controller_core::placement::{Decision, Demand, Placement, Reasons, SlotWish};
 use berth_controller_core::quota::{QuotaDenied, Resource, admit};
 use berth_controller_core::shape::Shape;
 use berth_controller_core::slot::Obstacle;
@@ -188,8 +188,7 @@ impl WriteTx<'_> {
             disk_mib: u64::from(disk_gb) * 1024,
             slots: shape.slots.clone(),
         };
-        let nodes = self.candidates(&shape.image, !shape.slots.is_empty())?;
-        Ok(match place(&demand, &nodes) {
+        Ok(match self.decide_placement(&shape.image, &demand)? {
             Decision::Chosen(placement) => Ok((disk_gb, Some(placement))),
             Decision::Wait(_) => Ok((disk_gb, None)),
             Decision::NoCapacity(reasons) => Err(CreateVmDenied::NoCapacity(reasons)),
@@ -405,7 +404,7 @@ impl WriteTx<'_> {
                 // A VM with slots was placed when it was accepted.
                 slots: Vec::new(),
             };
-            let decision = place(&demand, &self.candidates(&stored.vm.image, false)?);
+            let decision = self.decide_placement(&stored.vm.image, &demand)?;
             if let Decision::Chosen(placement) = decision {
                 self.put_on_node(vm_id, placement.node_id, &Cause::controller())?;
                 woken.push(placement.node_id);
