@@ -13,6 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::app::{App, Parts};
 use crate::config::Config;
+use crate::ledger_desk::LedgerDesk;
 use crate::listener::{self, DEFAULT_LISTEN, ListenError};
 use crate::offline::{StateDir, say_error};
 use crate::{http, logging};
@@ -52,6 +53,15 @@ pub(crate) fn run(
     };
     let address = listener.local_addr()?;
     let (keys, store) = state.open()?;
+    let store = Arc::new(store);
+    let anchor = state.anchor(&config);
+    let ledger = match LedgerDesk::open(Arc::clone(&store), anchor) {
+        Ok(ledger) => ledger,
+        Err(error) => {
+            say_error(&error.into());
+            return Ok(ExitCode::from(EXIT_CONFIG));
+        }
+    };
     let differences = store.read(|db| db.check())?;
     for found in &differences {
         tracing::error!(
@@ -69,6 +79,7 @@ pub(crate) fn run(
             .public_url
             .unwrap_or_else(|| format!("http://{address}")),
         store,
+        ledger,
     }));
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -101,6 +112,8 @@ async fn serve(
     notify(&[NotifyState::Ready]);
     tracing::info!(%address, controller = %app.store.controller_id(), "serving");
     let watchdog = tokio::spawn(feed_watchdog(Arc::clone(&app)));
+    let shown = Arc::clone(&app);
+    let follower = tokio::spawn(async move { shown.ledger.run().await });
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
@@ -112,6 +125,7 @@ async fn serve(
     notify(&[NotifyState::Stopping]);
     tracing::info!("stopping");
     watchdog.abort();
+    follower.abort();
     app.stop();
     match tokio::time::timeout(STOP_PATIENCE, &mut server).await {
         Ok(ended) => ended??,
