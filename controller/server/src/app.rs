@@ -17,6 +17,7 @@ use crate::follow::Freshness;
 use crate::ledger_desk::LedgerDesk;
 use crate::node_links::NodeLinks;
 use crate::rates::Rates;
+use crate::streams::Streams;
 
 /// Denials of one source that are written down: one in this time.
 const DENIAL_SAMPLE: Duration = Duration::from_secs(1);
@@ -35,6 +36,7 @@ pub(crate) struct App {
     pub(crate) links: NodeLinks,
     pub(crate) console: ConsoleDesk,
     pub(crate) freshness: Freshness,
+    pub(crate) streams: Streams,
     pub(crate) ledger: LedgerDesk,
     revoked: RwLock<HashSet<TokenId>>,
     vms_changed: watch::Sender<u64>,
@@ -66,6 +68,7 @@ impl App {
             links: NodeLinks::default(),
             console: ConsoleDesk::default(),
             freshness: Freshness::new(),
+            streams: Streams::default(),
             revoked: RwLock::new(parts.revoked),
             vms_changed: watch::Sender::new(0),
             stopping: watch::Sender::new(false),
