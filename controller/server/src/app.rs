@@ -16,6 +16,7 @@ use crate::console_desk::ConsoleDesk;
 use crate::node_links::NodeLinks;
 use crate::rates::Rates;
 use crate::streams::Streams;
+use crate::tiers::Tiers;
 
 /// Denials of one source that are written down: one in this time.
 const DENIAL_SAMPLE: Duration = Duration::from_secs(1);
@@ -31,6 +32,7 @@ pub(crate) struct App {
     pub(crate) task_key: SigningKey,
     pub(crate) public_url: String,
     pub(crate) rates: Rates,
+    pub(crate) tiers: Tiers,
     pub(crate) links: NodeLinks,
     pub(crate) console: ConsoleDesk,
     pub(crate) streams: Streams,
@@ -47,6 +49,7 @@ pub(crate) struct Parts {
     pub(crate) root_key: RootKey,
     pub(crate) task_key: SigningKey,
     pub(crate) public_url: String,
+    pub(crate) tiers: Tiers,
     pub(crate) revoked: HashSet<TokenId>,
 }
 
@@ -59,6 +62,7 @@ impl App {
             task_key: parts.task_key,
             public_url: parts.public_url,
             rates: Rates::new(),
+            tiers: parts.tiers,
             links: NodeLinks::default(),
             console: ConsoleDesk::default(),
             streams: Streams::default(),

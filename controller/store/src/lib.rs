@@ -42,6 +42,7 @@ pub use idempotency::{IdempotencyKey, Remembered};
 pub use ledger::{Cause, EntryFilter, NewEvent, VerifyLedgerError, request_cause};
 pub use nodes::{EnrollDenied, NewJoinToken, NodeIdentity};
 pub use operations::OperationFilter;
+pub use projects::{NewProject, ProjectChange, ProjectDenied};
 pub use quota::NewOverride;
 pub use slot_orders::{ActOnSlotDenied, SlotWish};
 pub use slots::SlotFilter;
