@@ -63,11 +63,14 @@ fn table() -> Table {
 
 fn for_everybody(routes: Table) -> Table {
     let public = Access::Public;
+    let checkpoint = "/v1/audit/checkpoint";
     routes
         .add(Get, "/healthz", public, ALIVE, health::healthz)
         .add(Get, "/readyz", public, READY, health::readyz)
         .add(Get, "/openapi.json", public, DOCUMENT, openapi::document)
         .add(Get, "/v1/version", public, VERSION, health::version)
+        .add(Get, checkpoint, public, CHECKPOINT, audit::checkpoint)
+        .add(Get, "/v1/audit/tile/{*path}", public, TILE, audit::tile)
         .add(Get, "/v1/me", Access::AnyToken, ME, health::me)
         .add(Post, "/v1/agent/enroll", public, ENROLL, agent::enroll)
         .add(Post, "/v1/agent/sync", public, SYNC, agent::sync)
@@ -77,6 +80,8 @@ const ALIVE: Says = Says("Whether the process answers", &[]);
 const READY: Says = Says("Whether the service can do its work", &[]);
 const DOCUMENT: Says = Says("This document", &[]);
 const VERSION: Says = Says("Version, and what this controller can", &[]);
+const CHECKPOINT: Says = Says("The newest signed checkpoint of the ledger's log", &[]);
+const TILE: Says = Says("A tile of the ledger's log", &[Code::NotFound]);
 const ME: Says = Says("What the token in use may do", &[]);
 const ENROLL: Says = Says(
     "Enrol a node; signed by its key",
@@ -168,6 +173,8 @@ fn for_tenants(routes: Table) -> Table {
     let of_tenant = "/v1/tenants/{tenant}/tokens";
     let usage_of = "/v1/tenants/{tenant}/usage";
     let token = "/v1/tokens/{token}";
+    let inclusion = "/v1/audit/proof/inclusion";
+    let consistency = "/v1/audit/proof/consistency";
     routes
         .add(Get, "/v1/tenants/{tenant}", reader, TENANT, tenants::get)
         .add(Get, usage_of, reader, TENANT_USAGE, usage::of_tenant)
@@ -176,6 +183,8 @@ fn for_tenants(routes: Table) -> Table {
         .add(Delete, token, revoker, REVOKE, tokens::revoke)
         .add(Get, "/v1/audit/entries", auditor, ENTRIES, audit::entries)
         .add(Get, "/v1/audit/head", auditor, HEAD, audit::head)
+        .add(Get, inclusion, auditor, INCLUSION, audit::inclusion)
+        .add(Get, consistency, auditor, CONSISTENCY, audit::consistency)
         .add(Get, "/v1/events", auditor, STREAM, events::stream)
 }
 
@@ -224,6 +233,8 @@ const STREAM: Says = Says(
     "What happens, in the ledger's order, as server-sent events; goes on where `since` says",
     &[Code::RevisionGone, Code::RateLimited],
 );
+const INCLUSION: Says = Says("Proof that an entry is in the log", &[Code::NotFound]);
+const CONSISTENCY: Says = Says("Proof that the log only grew", &[Code::NotFound]);
 const HEAD: Says = Says("Where the ledger ends", &[]);
 
 fn for_vms(routes: Table) -> Table {

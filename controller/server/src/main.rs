@@ -3,6 +3,7 @@
 //! This file reads the command line and hands on. `serve` wires the parts together.
 #![forbid(unsafe_code)]
 
+mod anchor;
 mod api_error;
 mod app;
 mod config;
@@ -10,6 +11,7 @@ mod console_desk;
 mod door;
 mod http;
 mod keys;
+mod ledger_desk;
 mod listener;
 mod logging;
 mod node_links;
@@ -56,6 +58,13 @@ enum Command {
     VerifyLedger,
     /// Print the API's OpenAPI document.
     Openapi,
+    /// End this ledger and begin a new one that says so. For a database that went back in time, whose
+    /// newer entries are lost: agents refuse destructive work until somebody accepts it on their hosts.
+    NewEpoch {
+        /// Why, for whoever reads the ledger later.
+        #[arg(long)]
+        reason: String,
+    },
     /// Count charges again; exit 1 if a counter does not agree with its rows.
     Check,
 }
@@ -79,6 +88,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Init => offline::init(&state),
         Command::AdminToken { days } => offline::admin_token(&state, days),
         Command::VerifyLedger => offline::verify_ledger(&state),
+        Command::NewEpoch { reason } => offline::new_epoch(&state, &config, &reason),
         Command::Check => offline::check(&state),
         Command::Openapi => offline::say_document(http::document()),
         Command::Serve(options) => serve::run(&state, config, &options),

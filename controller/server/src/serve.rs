@@ -13,6 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::app::{App, Parts};
 use crate::config::Config;
+use crate::ledger_desk::LedgerDesk;
 use crate::listener::{self, DEFAULT_LISTEN, ListenError};
 use crate::offline::{StateDir, say_error};
 use crate::tiers::Tiers;
@@ -69,6 +70,15 @@ pub(crate) fn run(
     let scheme = if tls.is_some() { "https" } else { "http" };
     let address = listener.local_addr()?;
     let (keys, store) = state.open()?;
+    let store = Arc::new(store);
+    let anchor = state.anchor(&config);
+    let ledger = match LedgerDesk::open(Arc::clone(&store), anchor) {
+        Ok(ledger) => ledger,
+        Err(error) => {
+            say_error(&error.into());
+            return Ok(ExitCode::from(EXIT_CONFIG));
+        }
+    };
     let differences = store.read(|db| db.check())?;
     for found in &differences {
         tracing::error!(
@@ -87,6 +97,7 @@ pub(crate) fn run(
             .unwrap_or_else(|| format!("{scheme}://{address}")),
         tiers,
         store,
+        ledger,
     }));
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -128,6 +139,8 @@ async fn serve(
     notify(&[NotifyState::Ready]);
     tracing::info!(%address, controller = %app.store.controller_id(), "serving");
     let watchdog = tokio::spawn(feed_watchdog(Arc::clone(&app)));
+    let shown = Arc::clone(&app);
+    let follower = tokio::spawn(async move { shown.ledger.run().await });
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
@@ -142,6 +155,7 @@ async fn serve(
     notify(&[NotifyState::Stopping]);
     tracing::info!("stopping");
     watchdog.abort();
+    follower.abort();
     app.stop();
     match tokio::time::timeout(STOP_PATIENCE, &mut server).await {
         Ok(ended) => ended?,

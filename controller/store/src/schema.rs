@@ -9,6 +9,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0001_first.sql"),
     include_str!("../migrations/0002_slots.sql"),
     include_str!("../migrations/0003_projects_and_quotas.sql"),
+    include_str!("../migrations/0004_log.sql"),
 ];
 
 /// The newest schema that this program knows.

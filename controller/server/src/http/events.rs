@@ -149,8 +149,7 @@ pub(crate) async fn stream(
     QueryOf(query): QueryOf<StreamQuery>,
 ) -> Result<EventStream, ApiError> {
     let types = types_of(query.types.as_deref())?;
-    let key = app.store.ledger_key();
-    let size = app.read(move |db| db.audit_head(&key)).await?.size;
+    let size = app.read(|db| db.log_head()).await?.size;
     let since = match (last.0, query.since) {
         (Some(seen), _) => seen.saturating_add(1),
         (None, Some(since)) => since,

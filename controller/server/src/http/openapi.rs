@@ -49,11 +49,12 @@ fn text_of(table: Table) -> String {
 }
 
 fn whole(rows: Vec<Row>, schemas: Map<String, Value>) -> Value {
-    let mut paths: BTreeMap<&'static str, Map<String, Value>> = BTreeMap::new();
+    let mut paths: BTreeMap<String, Map<String, Value>> = BTreeMap::new();
     for row in rows {
         let page = Value::Object(row.page);
         paths
-            .entry(row.path)
+            // The router's sign for the rest of a path is none of the document's.
+            .entry(row.path.replace("{*", "{"))
             .or_default()
             .insert(row.method.as_str().to_owned(), page);
     }

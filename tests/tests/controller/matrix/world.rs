@@ -3,7 +3,7 @@
 
 use std::cell::RefCell;
 
-use berth_api::ids::{ControllerId, OperationId, SlotId, TokenId, VmId};
+use berth_api::ids::{ControllerId, NodeId, OperationId, SlotId, TokenId, VmId};
 use berth_tests::simulated_agent::SimulatedAgent;
 use serde_json::{Value, json};
 
@@ -203,9 +203,10 @@ impl World {
                 },
             ],
             "operation" => vec![id(&victims.operation, OperationId::generate().to_string())],
-            "token" => vec![id(&victims.token, TokenId::generate().to_string())],
+            "token" | "token_id" => vec![id(&victims.token, TokenId::generate().to_string())],
             "project" | "project_id" => vec![id(&victims.project, "nowhere".to_owned())],
             "slot_id" => vec![id(&self.slot, SlotId::generate().to_string())],
+            "node_id" => vec![id(&self.node, NodeId::generate().to_string())],
             _ => return None,
         })
     }
