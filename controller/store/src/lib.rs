@@ -16,6 +16,7 @@ mod log;
 mod log_check;
 mod nodes;
 mod operations;
+mod placement;
 mod projects;
 mod quota;
 mod readers;
