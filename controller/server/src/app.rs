@@ -1,20 +1,21 @@
 //! What all requests share.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use berth_api::ids::{NodeId, TokenId};
-use berth_controller_store::{Db, Store, StoreError, WriteTx};
-use berth_ledger::keys::SigningKey;
+use berth_api::ids::{NodeId, TenantId};
+use berth_controller_store::{Db, Revoked, Store, StoreError, WriteTx};
+use berth_ledger::keys::{PublicKey, SigningKey};
 use berth_token::{RootKey, TokenVerifier};
 use tokio::sync::{oneshot, watch};
 
 use crate::api_error::ApiError;
 use crate::console_desk::ConsoleDesk;
 use crate::node_links::NodeLinks;
-use crate::rates::Rates;
+use crate::rates::{RateLimits, Rates};
+use crate::token_book::TokenBook;
 
 /// Denials of one source that are written down: one in this time.
 const DENIAL_SAMPLE: Duration = Duration::from_secs(1);
@@ -32,7 +33,7 @@ pub(crate) struct App {
     pub(crate) rates: Rates,
     pub(crate) links: NodeLinks,
     pub(crate) console: ConsoleDesk,
-    revoked: RwLock<HashSet<TokenId>>,
+    pub(crate) tokens: TokenBook,
     vms_changed: watch::Sender<u64>,
     stopping: watch::Sender<bool>,
     denials: Mutex<HashMap<IpAddr, Instant>>,
@@ -45,21 +46,27 @@ pub(crate) struct Parts {
     pub(crate) root_key: RootKey,
     pub(crate) task_key: SigningKey,
     pub(crate) public_url: String,
-    pub(crate) revoked: HashSet<TokenId>,
+    /// The root key before this one, for as long as its tokens count.
+    pub(crate) previous_token_key: Option<PublicKey>,
+    pub(crate) revoked: Vec<(Option<TenantId>, Revoked)>,
+    pub(crate) rate_limits: RateLimits,
 }
 
 impl App {
     pub(crate) fn new(parts: Parts) -> Self {
         Self {
             store: Arc::new(parts.store),
-            verifier: parts.root_key.verifier(),
+            verifier: parts
+                .root_key
+                .verifier()
+                .with_previous(parts.previous_token_key),
             root_key: parts.root_key,
             task_key: parts.task_key,
             public_url: parts.public_url,
-            rates: Rates::new(),
+            rates: Rates::new(parts.rate_limits),
             links: NodeLinks::default(),
             console: ConsoleDesk::default(),
-            revoked: RwLock::new(parts.revoked),
+            tokens: TokenBook::new(parts.revoked),
             vms_changed: watch::Sender::new(0),
             stopping: watch::Sender::new(false),
             denials: Mutex::default(),
@@ -92,21 +99,6 @@ impl App {
             Ok(result) => result.map_err(|error| ApiError::store(&error)),
             Err(_) => Err(ApiError::store(&StoreError::Stopped)),
         }
-    }
-
-    pub(crate) fn is_revoked(&self, token: TokenId) -> bool {
-        self.revoked
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .contains(&token)
-    }
-
-    /// From here on the tokens open nothing. Called once their revocation is on disk.
-    pub(crate) fn revoke(&self, tokens: impl IntoIterator<Item = TokenId>) {
-        self.revoked
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .extend(tokens);
     }
 
     /// Some VM is not what it was: look again, you who wait; and the nodes that have work.

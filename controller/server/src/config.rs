@@ -5,6 +5,8 @@ use std::path::Path;
 use anyhow::Context as _;
 use serde::Deserialize;
 
+use crate::rates::RateLimits;
+
 /// Settings of the service.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -13,6 +15,9 @@ pub(crate) struct Config {
     pub(crate) listen: Option<std::net::SocketAddr>,
     /// What nodes are told to dial; the listening address unless set.
     pub(crate) public_url: Option<String>,
+    /// How many requests are taken.
+    #[serde(default)]
+    pub(crate) rate_limits: RateLimits,
 }
 
 impl Config {

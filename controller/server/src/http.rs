@@ -112,13 +112,18 @@ fn for_slots(routes: Routes) -> Routes {
 fn for_tenants(routes: Routes) -> Routes {
     let reader = Access::TenantPath(Scope::VmRead);
     let admin = Access::TenantPath(Scope::TenantAdmin);
+    let issuer = Access::Namespace(Scope::TenantAdmin);
     let revoker = Access::Namespace(Scope::TokenRevoke);
+    let anybody = Access::AnyTokenRated;
     let auditor = Access::Namespace(Scope::LedgerRead);
     routes
         .add(GET, "/v1/tenants/{tenant}", reader, tenants::get)
         .add(POST, "/v1/tenants/{tenant}/tokens", admin, tokens::issue)
         .add(GET, "/v1/tenants/{tenant}/tokens", admin, tokens::list)
         .add(DELETE, "/v1/tokens/{token}", revoker, tokens::revoke)
+        .add(POST, "/v1/tokens", issuer, tokens::issue_here)
+        .add(POST, "/v1/tokens/revoke", revoker, tokens::revoke_any)
+        .add(POST, "/v1/tokens/verify", anybody, tokens::verify)
         .add(GET, "/v1/audit/entries", auditor, audit::entries)
         .add(GET, "/v1/audit/head", auditor, audit::head)
 }

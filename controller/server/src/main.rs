@@ -16,6 +16,7 @@ mod offline;
 mod panics;
 mod rates;
 mod serve;
+mod token_book;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -50,8 +51,19 @@ enum Command {
     },
     /// Check every entry of the ledger; exit 1 naming the first that is not what was signed.
     VerifyLedger,
+    /// The root key of tokens.
+    #[command(subcommand)]
+    Keys(KeysCommand),
     /// Count charges again; exit 1 if a counter does not agree with its rows.
     Check,
+}
+
+#[derive(Subcommand, Debug)]
+enum KeysCommand {
+    /// Make a new root key for tokens. What the old one signed counts until it is dropped.
+    RotateToken,
+    /// Drop the root key before this one: what it signed counts no longer.
+    DropToken,
 }
 
 fn main() -> ExitCode {
@@ -63,6 +75,8 @@ fn main() -> ExitCode {
         Command::AdminToken { days } => offline::admin_token(&state, days),
         Command::VerifyLedger => offline::verify_ledger(&state),
         Command::Check => offline::check(&state),
+        Command::Keys(KeysCommand::RotateToken) => offline::rotate_token_key(&state),
+        Command::Keys(KeysCommand::DropToken) => offline::drop_token_key(&state),
         Command::Serve(options) => serve::run(&state, &arguments.config, &options),
     };
     match outcome {

@@ -5,6 +5,7 @@ use rusqlite::Connection;
 const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0001_first.sql"),
     include_str!("../migrations/0002_slots.sql"),
+    include_str!("../migrations/0003_tokens.sql"),
 ];
 
 /// The newest schema that this program knows.

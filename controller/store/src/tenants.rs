@@ -288,8 +288,7 @@ impl WriteTx<'_> {
         Ok(())
     }
 
-    /// Delete an empty tenant: revoke its tokens, keep its row as a tombstone. The ids of the
-    /// tokens that died with it.
+    /// Delete an empty tenant: its tokens end with it, its row stays as a tombstone.
     pub fn delete_tenant(
         &mut self,
         id: &TenantId,
@@ -320,11 +319,7 @@ impl WriteTx<'_> {
              WHERE tenant_id = ?1",
             (id.as_str(), self.now, audit_index),
         )?;
-        self.conn.execute(
-            "INSERT OR IGNORE INTO revoked (token_id, revoked_at)
-             SELECT token_id, ?2 FROM token WHERE tenant_id = ?1",
-            (id.as_str(), self.now),
-        )?;
+        self.end_all_tokens(id)?;
         Ok(Ok(()))
     }
 }

@@ -10,7 +10,9 @@ use axum::response::{IntoResponse as _, Response};
 use berth_api::ids::TenantId;
 use berth_api::rest::{CreateTenant, ErrorCode, ListQuery, Page, Tenant, Usage};
 use berth_controller_core::slot::is_class_name;
-use berth_controller_store::{CreateTenantDenied, DeleteTenantDenied, NewTenant, TenantChange};
+use berth_controller_store::{
+    CreateTenantDenied, DeleteTenantDenied, NewTenant, Revoked, TenantChange,
+};
 use serde::Deserialize;
 
 use crate::api_error::ApiError;
@@ -209,12 +211,7 @@ pub(crate) async fn delete(
     let id: TenantId = tenant.parse().map_err(|_| ApiError::not_found())?;
     let cause = caller.cause();
     let deleted = id.clone();
-    let tokens = app
-        .write(move |tx| {
-            let outcome = tx.delete_tenant(&deleted, &cause)?;
-            let tokens = tx.token_ids(&deleted)?;
-            Ok(outcome.map(|()| tokens))
-        })
+    app.write(move |tx| tx.delete_tenant(&deleted, &cause))
         .await?
         .map_err(|denied| match denied {
             DeleteTenantDenied::NotFound => ApiError::not_found(),
@@ -224,8 +221,8 @@ pub(crate) async fn delete(
                 "Delete them first.",
             ),
         })?;
-    app.revoke(tokens);
     app.rates.forget(&id);
+    app.tokens.revoke(Some(id), &Revoked::Before(i64::MAX));
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -6,13 +6,13 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
-use berth_api::ids::OperationId;
+use berth_api::ids::{OperationId, TenantId, VmId};
 use berth_api::rest::{
     CreateVm, ErrorCode, Image, ListQuery, Operation, Page, StopVm, Vm, VmState,
 };
 use berth_controller_core::shape;
 use berth_controller_core::stop::StopOrder;
-use berth_controller_store::{CreatedVm, IdempotencyKey, VmRef, VmWish};
+use berth_controller_store::{CreatedVm, Db, IdempotencyKey, StoreError, VmRef, VmWish};
 use serde::Deserialize;
 
 use crate::api_error::{ApiError, wire};
@@ -92,10 +92,29 @@ pub(crate) async fn list(
     let limit = limit_of(query.limit)?;
     let tenant = namespace_or_named(&caller, query.tenant_id.as_deref())?;
     let after = query.page_token.unwrap_or_default();
+    let only = caller.only_vms();
     let vms = app
-        .read(move |db| db.vms(tenant.as_ref(), &after, limit + 1))
+        .read(move |db| match only {
+            None => db.vms(tenant.as_ref(), &after, limit + 1),
+            Some(ids) => listed(db, tenant.as_ref(), &ids, &after, limit + 1),
+        })
         .await?;
     Ok(page(vms, limit, |vm| vm.id.to_string()))
+}
+
+/// Those of certain VMs that live, after an id. A token names few enough to look at each.
+fn listed(
+    db: &Db<'_>,
+    tenant: Option<&TenantId>,
+    ids: &[VmId],
+    after: &str,
+    limit: u32,
+) -> Result<Vec<Vm>, StoreError> {
+    ids.iter()
+        .filter(|id| id.to_string().as_str() > after)
+        .filter_map(|id| db.vm(tenant, &VmRef::Id(*id)).transpose())
+        .take(usize::try_from(limit).unwrap_or(usize::MAX))
+        .collect()
 }
 
 async fn find(app: &Arc<App>, caller: &Scoped, text: &str) -> Result<Vm, ApiError> {
