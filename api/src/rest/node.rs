@@ -1,0 +1,55 @@
+//! Nodes and how they are let in.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::NodeId;
+
+/// `POST /v1/nodes/join-tokens`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateJoinToken {
+    /// Bind it to one node name.
+    pub node_name: Option<String>,
+    /// 60 to 86,400; 3,600 unless given.
+    pub ttl_s: Option<u64>,
+}
+
+/// A join token just made; shown once. Under an `Idempotency-Key` a repeat gets this again with
+/// `token` and `install_command` empty, as the secret is not kept: make another under a new key if
+/// the first answer was lost; the first ends by itself at `expires_at`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IssuedJoinToken {
+    /// For `berth-agent join`.
+    pub token: String,
+    /// RFC 3339.
+    pub expires_at: String,
+    /// The whole command to run on the new host.
+    pub install_command: String,
+}
+
+/// A node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// Its id.
+    pub id: NodeId,
+    /// Its name.
+    pub name: String,
+    /// `online`, `suspect` or `unreachable`.
+    pub liveness: String,
+    /// RFC 3339 of the last sync.
+    pub last_heartbeat: Option<String>,
+    /// The host's boot id.
+    pub boot_id: String,
+    /// Version of the agent.
+    pub agent_version: String,
+    /// Logical CPUs.
+    pub vcpus: u32,
+    /// Memory for VMs.
+    pub memory_mb: u64,
+    /// Memory promised to VMs.
+    pub memory_used_mb: u64,
+    /// Whether its KVM is usable.
+    pub kvm: bool,
+    /// VMs that are placed there.
+    pub vms: u32,
+}
