@@ -13,7 +13,6 @@ use serde_json::json;
 use crate::client::Path;
 use crate::duration::parse_seconds;
 use crate::failure::Failure;
-use crate::screen::Screen;
 use crate::session::Session;
 use crate::table::{Cell, Table, Tone, optional};
 

@@ -317,7 +317,6 @@ fn write_new(path: &FilePath, line: &str, mode: u32) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt as _;
 
     #[test]
     fn a_key_pair_is_private_and_never_overwrites_another() {

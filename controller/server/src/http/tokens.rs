@@ -191,10 +191,10 @@ fn scopes_for(caller: &Scoped, asked: &IssueToken) -> Result<ScopeSet, ApiError>
             "a tenant's token carries no operator's scope",
         ));
     }
-    match scopes
+    let missing = scopes
         .iter()
-        .find(|wanted| !caller.grant.scopes.covers(*wanted))
-    {
+        .find(|wanted| !caller.grant.scopes.covers(*wanted));
+    match missing {
         Some(missing) => Err(ApiError::permission_denied(missing)),
         None => Ok(scopes),
     }
