@@ -57,7 +57,9 @@ fn offline(folder: &Path, arguments: &[&str]) -> Output {
 fn spawn(folder: &Path, listen: &str) -> (Child, Arc<Mutex<Vec<String>>>, u16) {
     let port_file = tempfile::NamedTempFile::new().unwrap().into_temp_path();
     let mut child = Command::new(binary())
-        .args(["--config", "/nonexistent", "--state-dir"])
+        .arg("--config")
+        .arg(folder.join("controller.toml"))
+        .arg("--state-dir")
         .arg(folder)
         .args(["serve", "--listen", listen, "--port-file"])
         .arg(&port_file)

@@ -6,6 +6,8 @@
 
 #[cfg(test)]
 mod harness;
+#[cfg(test)]
+mod holders;
 
 #[cfg(test)]
 mod crashes;
@@ -17,6 +19,8 @@ mod life_of_a_vm;
 mod nodes;
 #[cfg(test)]
 mod quota;
+#[cfg(test)]
+mod rates;
 #[cfg(test)]
 mod real_agent;
 #[cfg(test)]
@@ -33,5 +37,9 @@ mod slot_reports;
 mod slots;
 #[cfg(test)]
 mod stops;
+#[cfg(test)]
+mod token_attacks;
+#[cfg(test)]
+mod token_chains;
 #[cfg(test)]
 mod tokens;
