@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::Context as _;
+use berth_controller_store::{Database, PostgresServer};
 use serde::Deserialize;
 
 use crate::rates::RateLimits;
@@ -18,6 +19,16 @@ pub(crate) struct Config {
     /// How many requests are taken.
     #[serde(default)]
     pub(crate) rate_limits: RateLimits,
+    /// Where the database is, if it is not a file in the state directory.
+    pub(crate) database: Option<DatabaseConfig>,
+}
+
+/// The `[database]` table.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DatabaseConfig {
+    /// `postgres://…`
+    pub(crate) url: String,
 }
 
 impl Config {
@@ -33,5 +44,14 @@ impl Config {
             }
         };
         toml::from_str(&text).with_context(|| format!("{} is not valid", path.display()))
+    }
+    /// Where the database is: PostgreSQL if the file names one, else SQLite's file.
+    pub(crate) fn database(&self, file: &Path) -> anyhow::Result<Database> {
+        match &self.database {
+            None => Ok(Database::File(file.to_owned())),
+            Some(database) => PostgresServer::parse(&database.url)
+                .map(Database::Postgres)
+                .context("[database] url"),
+        }
     }
 }

@@ -68,22 +68,26 @@ enum KeysCommand {
 
 fn main() -> ExitCode {
     panics::install_hook();
-    let arguments = Arguments::parse();
-    let state = offline::StateDir::new(arguments.state_dir);
-    let outcome = match arguments.command {
+    match run(Arguments::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            offline::say_error(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let config = config::Config::read(&arguments.config)?;
+    let database = config.database(&arguments.state_dir.join("berth.db"))?;
+    let state = offline::StateDir::new(arguments.state_dir, database);
+    match arguments.command {
         Command::Init => offline::init(&state),
         Command::AdminToken { days } => offline::admin_token(&state, days),
         Command::VerifyLedger => offline::verify_ledger(&state),
         Command::Check => offline::check(&state),
         Command::Keys(KeysCommand::RotateToken) => offline::rotate_token_key(&state),
         Command::Keys(KeysCommand::DropToken) => offline::drop_token_key(&state),
-        Command::Serve(options) => serve::run(&state, &arguments.config, &options),
-    };
-    match outcome {
-        Ok(code) => code,
-        Err(error) => {
-            offline::say_error(&error);
-            ExitCode::FAILURE
-        }
+        Command::Serve(options) => serve::run(&state, config, &options),
     }
 }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use berth_api::ids::TokenId;
 use berth_api::rest::AuditActor;
-use berth_controller_store::{Cause, Keys, NewEvent, NewTokenRecord, Store};
+use berth_controller_store::{Cause, Database, Keys, NewEvent, NewTokenRecord, Store};
 use berth_ledger::keys::SigningKey;
 use berth_token::{MAX_DELEGATIONS, NewLink, RootKey, Scope, ScopeSet, SubjectKey};
 
@@ -17,29 +17,28 @@ use crate::keys::{self, KeyRing, private_folder, write_once};
 const FIRST_TOKEN_DAYS: u16 = 365;
 const SECONDS_PER_DAY: i64 = 86_400;
 
-/// The controller's state directory and what is where in it.
+/// The controller's state directory, what is where in it, and its database.
 #[derive(Clone, Debug)]
-pub(crate) struct StateDir(PathBuf);
+pub(crate) struct StateDir {
+    path: PathBuf,
+    database: Database,
+}
 
 impl StateDir {
-    pub(crate) fn new(path: PathBuf) -> Self {
-        Self(path)
+    pub(crate) fn new(path: PathBuf, database: Database) -> Self {
+        Self { path, database }
     }
 
     fn path(&self) -> &Path {
-        &self.0
-    }
-
-    fn database(&self) -> PathBuf {
-        self.0.join("berth.db")
+        &self.path
     }
 
     fn keys(&self) -> PathBuf {
-        self.0.join("keys")
+        self.path.join("keys")
     }
 
     fn admin_token(&self) -> PathBuf {
-        self.0.join("admin.token")
+        self.path.join("admin.token")
     }
 
     /// Read the keys and open the database.
@@ -49,7 +48,7 @@ impl StateDir {
             ledger: SigningKey::from_seed(keys.ledger.seed())?,
             task: SigningKey::from_seed(keys.task.seed())?,
         };
-        Ok((keys, Store::open(&self.database(), signing)?))
+        Ok((keys, Store::open(&self.database, signing)?))
     }
 }
 
@@ -57,7 +56,7 @@ impl StateDir {
 pub(crate) fn init(state: &StateDir) -> anyhow::Result<ExitCode> {
     private_folder(state.path())?;
     KeyRing::ensure(&state.keys())?;
-    let id = Store::init(&state.database())?;
+    let id = Store::init(&state.database)?;
     if !state.admin_token().exists() {
         let (keys, store) = state.open()?;
         let token = mint_admin(&keys, &store, FIRST_TOKEN_DAYS)?;
@@ -172,7 +171,7 @@ fn record_rotation<const N: usize>(
 /// Check every ledger entry.
 pub(crate) fn verify_ledger(state: &StateDir) -> anyhow::Result<ExitCode> {
     let keys = KeyRing::read(&state.keys())?;
-    let entries = Store::inspect(&state.database(), |db| {
+    let entries = Store::inspect(&state.database, |db| {
         Ok(db.verify_ledger(&keys.ledger.public()))
     })?;
     match entries {
@@ -189,7 +188,7 @@ pub(crate) fn verify_ledger(state: &StateDir) -> anyhow::Result<ExitCode> {
 
 /// Count everything that has a counter again.
 pub(crate) fn check(state: &StateDir) -> anyhow::Result<ExitCode> {
-    let differences = Store::inspect(&state.database(), |db| db.check())?;
+    let differences = Store::inspect(&state.database, |db| db.check())?;
     if differences.is_empty() {
         say("every counter agrees with its rows")?;
         return Ok(ExitCode::SUCCESS);

@@ -36,11 +36,10 @@ pub(crate) struct ServeOptions {
 /// Serve until SIGTERM or SIGINT.
 pub(crate) fn run(
     state: &StateDir,
-    config: &Path,
+    config: Config,
     options: &ServeOptions,
 ) -> anyhow::Result<ExitCode> {
     logging::install()?;
-    let config = Config::read(config)?;
     let default = DEFAULT_LISTEN.parse().context("the default address")?;
     let wanted = options.listen.or(config.listen).unwrap_or(default);
     let listener = match listener::open(wanted) {

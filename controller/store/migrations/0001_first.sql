@@ -1,4 +1,5 @@
 -- Times are milliseconds since the epoch unless a column ends in _s.
+-- Lines such as `-- SQLite only:` say whose words follow: src/sql/dialect.rs.
 
 CREATE TABLE controller (
     one INTEGER PRIMARY KEY CHECK (one = 1),
@@ -46,7 +47,11 @@ CREATE TABLE join_token (
     secret_hash BLOB PRIMARY KEY,
     node_name TEXT,
     expires_at INTEGER NOT NULL,
+-- SQLite only:
     used_by TEXT REFERENCES node
+-- PostgreSQL only:
+    used_by TEXT COLLATE "C"
+-- Both:
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE node (
@@ -68,6 +73,10 @@ CREATE TABLE node (
     vcpus_used INTEGER NOT NULL DEFAULT 0 CHECK (vcpus_used >= 0),
     memory_used_mib INTEGER NOT NULL DEFAULT 0 CHECK (memory_used_mib >= 0)
 ) STRICT, WITHOUT ROWID;
+
+-- PostgreSQL only:
+ALTER TABLE join_token ADD FOREIGN KEY (used_by) REFERENCES node;
+-- Both:
 
 -- Every run of an agent that ever spoke: an older run's words are not taken again.
 CREATE TABLE agent_run (
@@ -105,9 +114,11 @@ CREATE TABLE vm (
     created_at INTEGER NOT NULL,
     operation_id TEXT,
     audit_index INTEGER NOT NULL,
-    UNIQUE (tenant_id, vm_id),
+-- SQLite only:
     FOREIGN KEY (tenant_id, vm_id, operation_id) REFERENCES operation (tenant_id, vm_id, operation_id)
-        DEFERRABLE INITIALLY DEFERRED
+        DEFERRABLE INITIALLY DEFERRED,
+-- Both:
+    UNIQUE (tenant_id, vm_id)
 ) STRICT, WITHOUT ROWID;
 CREATE UNIQUE INDEX vm_live_name ON vm (tenant_id, name) WHERE state <> 'deleted';
 CREATE INDEX vm_of_tenant ON vm (tenant_id, vm_id) WHERE state <> 'deleted';
@@ -138,6 +149,11 @@ CREATE TABLE operation (
     UNIQUE (tenant_id, vm_id, operation_id),
     FOREIGN KEY (tenant_id, vm_id) REFERENCES vm (tenant_id, vm_id)
 ) STRICT, WITHOUT ROWID;
+
+-- PostgreSQL only:
+ALTER TABLE vm ADD FOREIGN KEY (tenant_id, vm_id, operation_id)
+    REFERENCES operation (tenant_id, vm_id, operation_id) DEFERRABLE INITIALLY DEFERRED;
+-- Both:
 
 CREATE TABLE task (
     task_id TEXT PRIMARY KEY,
@@ -170,6 +186,7 @@ CREATE TABLE idempotency (
 CREATE INDEX idempotency_age ON idempotency (created_at);
 
 -- What a filter looks at is computed from the signed body, so it cannot say anything else.
+-- SQLite only:
 CREATE TABLE ledger_event (
     idx INTEGER PRIMARY KEY,
     body TEXT NOT NULL,
@@ -180,10 +197,25 @@ CREATE TABLE ledger_event (
     tenant_id TEXT GENERATED ALWAYS AS (json_extract(body, '$.tenant_id')) VIRTUAL,
     vm_id TEXT GENERATED ALWAYS AS (json_extract(body, '$.vm_id')) VIRTUAL
 ) STRICT;
+-- PostgreSQL only:
+CREATE FUNCTION ledger_member(body TEXT, member TEXT) RETURNS TEXT
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE RETURN body::json ->> member;
+CREATE TABLE ledger_event (
+    idx BIGINT PRIMARY KEY,
+    body TEXT COLLATE "C" NOT NULL,
+    prev_hash TEXT COLLATE "C" NOT NULL,
+    hash TEXT COLLATE "C" NOT NULL,
+    signature TEXT COLLATE "C" NOT NULL,
+    event_type TEXT COLLATE "C" GENERATED ALWAYS AS (ledger_member(body, 'event_type')) STORED,
+    tenant_id TEXT COLLATE "C" GENERATED ALWAYS AS (ledger_member(body, 'tenant_id')) STORED,
+    vm_id TEXT COLLATE "C" GENERATED ALWAYS AS (ledger_member(body, 'vm_id')) STORED
+);
+-- Both:
 CREATE INDEX ledger_by_tenant ON ledger_event (tenant_id, idx);
 CREATE INDEX ledger_by_type ON ledger_event (event_type, idx);
 CREATE INDEX ledger_by_vm ON ledger_event (vm_id, idx) WHERE vm_id IS NOT NULL;
 
+-- SQLite only:
 CREATE TRIGGER ledger_is_never_updated BEFORE UPDATE ON ledger_event
 BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
 CREATE TRIGGER ledger_is_never_deleted BEFORE DELETE ON ledger_event
@@ -191,3 +223,20 @@ BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
 CREATE TRIGGER ledger_has_no_gaps BEFORE INSERT ON ledger_event
 WHEN NEW.idx <> (SELECT COALESCE(MAX(idx) + 1, 0) FROM ledger_event)
 BEGIN SELECT RAISE(ABORT, 'the ledger has no gaps'); END;
+-- PostgreSQL only:
+CREATE FUNCTION ledger_is_append_only() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN RAISE EXCEPTION 'the ledger is append-only'; END $$;
+CREATE TRIGGER ledger_is_never_changed BEFORE UPDATE OR DELETE ON ledger_event
+    FOR EACH ROW EXECUTE FUNCTION ledger_is_append_only();
+CREATE TRIGGER ledger_is_never_emptied BEFORE TRUNCATE ON ledger_event
+    FOR EACH STATEMENT EXECUTE FUNCTION ledger_is_append_only();
+CREATE FUNCTION ledger_has_no_gaps() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN
+        IF NEW.idx <> (SELECT COALESCE(MAX(idx) + 1, 0) FROM ledger_event) THEN
+            RAISE EXCEPTION 'the ledger has no gaps';
+        END IF;
+        RETURN NEW;
+    END $$;
+CREATE TRIGGER ledger_has_no_gaps BEFORE INSERT ON ledger_event
+    FOR EACH ROW EXECUTE FUNCTION ledger_has_no_gaps();
+-- Both:

@@ -1,35 +1,38 @@
 //! Why the database did not do what it was asked.
 
-use std::path::PathBuf;
 use std::sync::Arc;
+
+use crate::sql::SqlError;
 
 /// Why the database could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenStoreError {
-    /// SQLite would not open or prepare the file.
-    #[error("could not open the database {path}")]
+    /// It could not be opened, reached or prepared.
+    #[error("could not open the database {database}")]
     Open {
-        /// Which file.
-        path: PathBuf,
-        /// SQLite's reason.
+        /// Which one.
+        database: String,
+        /// The database's reason.
         #[source]
-        cause: rusqlite::Error,
+        cause: SqlError,
     },
     /// The schema is newer than this program.
     #[error(
         "the database has schema {found}, this program knows up to {known}: install a newer berth-controller"
     )]
     TooNew {
-        /// In the file.
+        /// In the database.
         found: u32,
         /// Ours.
         known: u32,
     },
     /// The database was not initialised.
-    #[error("the database {path} holds no controller identity: run `berth-controller init` first")]
+    #[error(
+        "the database {database} holds no controller identity: run `berth-controller init` first"
+    )]
     NotInitialised {
-        /// Which file.
-        path: PathBuf,
+        /// Which one.
+        database: String,
     },
     /// Its last entry does not verify.
     #[error(
@@ -44,15 +47,15 @@ pub enum OpenStoreError {
 /// Why a read or a write did not happen. Nothing of it has.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// SQLite refused a statement.
+    /// The database refused a statement.
     #[error("the database refused a statement")]
-    Sql(#[from] rusqlite::Error),
+    Sql(#[from] SqlError),
     /// The ledger entry could not be written.
     #[error("the ledger entry could not be written")]
-    Ledger(#[source] rusqlite::Error),
+    Ledger(#[source] SqlError),
     /// The transaction did not commit.
     #[error("the transaction did not commit")]
-    Commit(#[source] Arc<rusqlite::Error>),
+    Commit(#[source] Arc<SqlError>),
     /// A stored value is not what this program stores.
     #[error("a stored {what} is not readable")]
     Corrupt {
@@ -71,22 +74,13 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether the disk or the ledger is at fault, rather than our own statements: the caller should
+    /// Whether the disk, the server or the ledger is at fault, rather than our own statements: the caller should
     /// refuse changes for a while.
     #[must_use]
     pub fn is_unavailable(&self) -> bool {
         match self {
             Self::Ledger(_) | Self::Commit(_) | Self::Stopped => true,
-            Self::Sql(cause) => matches!(
-                cause.sqlite_error_code(),
-                Some(
-                    rusqlite::ErrorCode::DiskFull
-                        | rusqlite::ErrorCode::SystemIoFailure
-                        | rusqlite::ErrorCode::ReadOnly
-                        | rusqlite::ErrorCode::DatabaseBusy
-                        | rusqlite::ErrorCode::CannotOpen
-                )
-            ),
+            Self::Sql(cause) => cause.is_unavailable(),
             Self::Corrupt { .. } | Self::Unstorable { .. } => false,
         }
     }

@@ -1,8 +1,7 @@
 //! Answers that a repeated request gets again.
 
-use rusqlite::OptionalExtension as _;
-
 use crate::error::StoreError;
+use crate::sql::OptionalExtension as _;
 use crate::writer::WriteTx;
 
 /// How long an answer is remembered.
@@ -77,11 +76,19 @@ impl WriteTx<'_> {
             .execute((self.now - KEPT_MS, FORGOTTEN_AT_ONCE))?;
         self.conn
             .prepare_cached(
-                "INSERT OR REPLACE INTO idempotency (scope, route, key, digest, status, body, created_at)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                "INSERT INTO idempotency (scope, route, key, digest, status, body, created_at)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+                 ON CONFLICT (scope, route, key) DO UPDATE SET digest = excluded.digest,
+                 status = excluded.status, body = excluded.body, created_at = excluded.created_at",
             )?
             .execute((
-                &key.scope, &key.route, &key.key, &key.digest, status, body, self.now,
+                &key.scope,
+                &key.route,
+                &key.key,
+                &key.digest,
+                status,
+                body,
+                self.now,
             ))?;
         Ok(())
     }

@@ -4,12 +4,13 @@ use berth_api::ids::{EventId, NodeId, TenantId, VmId};
 use berth_api::rest::{AuditActor, AuditBody, AuditEntry, AuditHead, AuditRequest};
 use berth_ledger::chain::{self, Head, VerifyError};
 use berth_ledger::keys::PublicKey;
-use rusqlite::types::Value as SqlValue;
-use rusqlite::{Connection, OptionalExtension as _, Row, params_from_iter};
 use serde_json::{Map, Value};
 
 use crate::error::StoreError;
 use crate::rows::rfc3339;
+use crate::sql::{
+    Connection, OptionalExtension as _, Row, SqlError, Value as SqlValue, params_from_iter,
+};
 use crate::store::Db;
 use crate::writer::WriteTx;
 
@@ -23,7 +24,7 @@ pub enum VerifyLedgerError {
     Entry(#[from] VerifyError),
     /// It could not be read.
     #[error("the ledger could not be read")]
-    Read(#[from] rusqlite::Error),
+    Read(#[from] SqlError),
 }
 
 /// Who and what is behind a change.
@@ -184,7 +185,7 @@ impl Db<'_> {
     /// Check every entry from the first to the last; how many there are.
     pub fn verify_ledger(&self, key: &PublicKey) -> Result<u64, VerifyLedgerError> {
         let sql = format!("SELECT {COLUMNS} FROM ledger_event ORDER BY idx");
-        let mut select = self.conn.prepare(&sql)?;
+        let mut select = self.conn.prepare_cached(&sql)?;
         let mut head = Head::default();
         for entry in select.query_map([], entry_of)? {
             head = chain::verify_next(key, &head, &entry?)?;
@@ -193,7 +194,7 @@ impl Db<'_> {
     }
 }
 
-fn entry_of(row: &Row<'_>) -> rusqlite::Result<AuditEntry> {
+fn entry_of(row: &Row<'_>) -> crate::sql::Result<AuditEntry> {
     Ok(AuditEntry {
         index: row.get(0)?,
         body: row.get(1)?,
@@ -203,17 +204,18 @@ fn entry_of(row: &Row<'_>) -> rusqlite::Result<AuditEntry> {
     })
 }
 
-fn last_entry(conn: &Connection) -> rusqlite::Result<Option<AuditEntry>> {
+fn last_entry(conn: &Connection) -> crate::sql::Result<Option<AuditEntry>> {
     let sql = format!("SELECT {COLUMNS} FROM ledger_event ORDER BY idx DESC LIMIT 1");
     conn.query_row(&sql, [], entry_of).optional()
 }
 
 /// The head as stored, unchecked.
-pub(crate) fn stored_head(conn: &Connection) -> rusqlite::Result<Head> {
+pub(crate) fn stored_head(conn: &Connection) -> crate::sql::Result<Head> {
     match last_entry(conn)? {
         None => Ok(Head::default()),
-        Some(entry) => chain::head_after(&entry)
-            .map_err(|cause| rusqlite::Error::ToSqlConversionFailure(Box::new(cause))),
+        Some(entry) => chain::head_after(&entry).map_err(|_| SqlError::Column {
+            column: "hash".to_owned(),
+        }),
     }
 }
 

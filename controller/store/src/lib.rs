@@ -1,17 +1,20 @@
 //! The controller's database: the only crate with SQL.
 //!
-//! SQLite in WAL mode with `synchronous=FULL`. One thread writes; every change and the ledger entry
-//! that records it are one transaction, or neither happens. Readers have their own connections.
+//! SQLite in WAL mode with `synchronous=FULL`, or PostgreSQL where several controllers share one
+//! database. One thread writes; every change and the ledger entry that records it are one transaction,
+//! or neither happens. Readers have their own connections.
 //! It knows no HTTP and decides nothing: the rules are `berth-controller-core`'s.
 #![forbid(unsafe_code)]
 
 mod check;
 mod claims;
+mod database;
 mod error;
 mod idempotency;
 mod ledger;
 mod nodes;
 mod operations;
+mod readers;
 mod receipts;
 mod revocations;
 mod rows;
@@ -19,6 +22,7 @@ mod schema;
 mod slot_orders;
 mod slot_sync;
 mod slots;
+mod sql;
 mod store;
 mod sync;
 mod tasks;
@@ -30,6 +34,7 @@ mod vms;
 mod writer;
 
 pub use check::Difference;
+pub use database::Database;
 pub use error::{OpenStoreError, StoreError};
 pub use idempotency::{IdempotencyKey, Remembered};
 pub use ledger::{Cause, EntryFilter, NewEvent, VerifyLedgerError, request_cause};
@@ -37,6 +42,7 @@ pub use nodes::{EnrollDenied, NewJoinToken, NodeIdentity};
 pub use revocations::{RevokeDenied, Revoked};
 pub use slot_orders::{ActOnSlotDenied, SlotWish};
 pub use slots::SlotFilter;
+pub use sql::{DatabaseUrlError, PostgresServer, SqlError};
 pub use store::{Db, Keys, Store};
 pub use sync::{SyncAccepted, SyncDenied};
 pub use tasks::VmTarget;

@@ -8,12 +8,12 @@ use berth_api::rest::{Image, Node};
 use berth_controller_core::liveness::Liveness;
 use berth_controller_core::placement::Candidate;
 use berth_ledger::keys::PublicKey;
-use rusqlite::{OptionalExtension as _, Row};
 use serde_json::json;
 
 use crate::error::StoreError;
 use crate::ledger::{Cause, NewEvent};
 use crate::rows::{parsed, rfc3339};
+use crate::sql::{OptionalExtension as _, Row};
 use crate::store::Db;
 use crate::tenants::object;
 use crate::writer::WriteTx;
@@ -183,7 +183,7 @@ impl Db<'_> {
             .collect()
     }
 
-    fn node_row(&self, row: &Row<'_>) -> rusqlite::Result<Result<Node, StoreError>> {
+    fn node_row(&self, row: &Row<'_>) -> crate::sql::Result<Result<Node, StoreError>> {
         let id: String = row.get(0)?;
         let last_sync: Option<i64> = row.get(2)?;
         let name = row.get(1)?;

@@ -3,10 +3,10 @@
 use berth_api::ids::{OperationId, TenantId, VmId};
 use berth_api::rest::{Operation, StateReason};
 use berth_controller_core::vm::TaskKind;
-use rusqlite::OptionalExtension as _;
 
 use crate::error::StoreError;
 use crate::rows::{parsed, rfc3339};
+use crate::sql::OptionalExtension as _;
 use crate::store::Db;
 use crate::writer::WriteTx;
 

@@ -11,7 +11,6 @@ use berth_controller_core::slot::MAX_COUNT;
 use berth_ledger::envelope::OpenError;
 use berth_ledger::keys::PublicKey;
 use berth_ledger::{envelope, receipt as statements};
-use rusqlite::{OptionalExtension as _, Row};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -20,6 +19,7 @@ use crate::ledger::{Cause, NewEvent};
 use crate::rows::{parsed, parsed_option, rfc3339};
 use crate::slot_sync::slot_event;
 use crate::slots::StoredSlot;
+use crate::sql::{OptionalExtension as _, Row};
 use crate::store::Db;
 use crate::writer::WriteTx;
 

@@ -4,12 +4,12 @@
 use std::collections::HashMap;
 
 use berth_api::ids::{TenantId, TokenId};
-use rusqlite::OptionalExtension as _;
 use serde_json::json;
 
 use crate::error::StoreError;
 use crate::ledger::{Cause, NewEvent};
 use crate::rows::parsed;
+use crate::sql::OptionalExtension as _;
 use crate::store::Db;
 use crate::tenants::object;
 use crate::tokens::FORGOTTEN_AT_ONCE;

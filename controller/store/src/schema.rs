@@ -1,6 +1,9 @@
-//! The schema and its version (`PRAGMA user_version`). Migrations are only ever added.
+//! The schema and its version. Migrations are only ever added.
+//!
+//! They are written for SQLite; `sql::Dialect::schema` says how one speaks to PostgreSQL. The version is
+//! SQLite's `user_version`, and a table of one row in PostgreSQL.
 
-use rusqlite::Connection;
+use crate::sql::{Connection, Dialect, OptionalExtension as _, Result};
 
 const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0001_first.sql"),
@@ -13,21 +16,55 @@ pub(crate) fn known_version() -> u32 {
     u32::try_from(MIGRATIONS.len()).unwrap_or(u32::MAX)
 }
 
-/// The schema in the file.
-pub(crate) fn version(conn: &Connection) -> rusqlite::Result<u32> {
-    conn.pragma_query_value(None, "user_version", |row| row.get(0))
+/// The schema in the database.
+pub(crate) fn version(conn: &Connection) -> Result<u32> {
+    match conn.dialect() {
+        Dialect::Sqlite => conn.query_row("PRAGMA user_version", [], |row| row.get(0)),
+        Dialect::Postgres => {
+            let is_there: bool = conn.query_row(
+                "SELECT to_regclass('schema_version') IS NOT NULL",
+                [],
+                |row| row.get(0),
+            )?;
+            if !is_there {
+                return Ok(0);
+            }
+            let stored = conn
+                .query_row("SELECT version FROM schema_version", [], |row| row.get(0))
+                .optional()?;
+            Ok(stored.unwrap_or(0))
+        }
+    }
 }
 
-/// Bring the file up to [`known_version`]; each step is one transaction.
-pub(crate) fn migrate(conn: &mut Connection) -> rusqlite::Result<()> {
-    let done = usize::try_from(version(conn)?).unwrap_or(usize::MAX);
-    for (position, sql) in MIGRATIONS.iter().enumerate().skip(done) {
-        let tx = conn.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-        tx.execute_batch(sql)?;
-        tx.pragma_update(None, "user_version", position + 1)?;
-        tx.commit()?;
+/// Bring the database up to [`known_version`]; each step is one transaction. Of several programs that
+/// do it at once, each step is one's.
+pub(crate) fn migrate(conn: &Connection) -> Result<()> {
+    for (migration, number) in MIGRATIONS.iter().zip(1..) {
+        let step = migrate_to(conn, migration, number);
+        if step.is_err() {
+            conn.abandon();
+        }
+        step?;
     }
     Ok(())
+}
+
+fn migrate_to(conn: &Connection, migration: &str, number: u32) -> Result<()> {
+    conn.begin_migration()?;
+    if version(conn)? < number {
+        conn.execute_batch(&conn.dialect().schema(migration))?;
+        conn.execute_batch(&match conn.dialect() {
+            Dialect::Sqlite => format!("PRAGMA user_version = {number}"),
+            Dialect::Postgres => format!(
+                "CREATE TABLE IF NOT EXISTS schema_version
+                   (one BIGINT PRIMARY KEY CHECK (one = 1), version BIGINT NOT NULL);
+                 INSERT INTO schema_version VALUES (1, {number})
+                   ON CONFLICT (one) DO UPDATE SET version = excluded.version"
+            ),
+        })?;
+    }
+    conn.commit()
 }
 
 #[cfg(test)]
@@ -36,9 +73,11 @@ mod tests {
 
     #[test]
     fn a_database_of_the_first_schema_keeps_its_rows() {
-        let mut conn = Connection::open_in_memory().unwrap();
-        conn.execute_batch(MIGRATIONS[0]).unwrap();
-        conn.pragma_update(None, "user_version", 1).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let conn = Connection::open_file(&folder.path().join("berth.db")).unwrap();
+        conn.execute_batch(&Dialect::Sqlite.schema(MIGRATIONS[0]))
+            .unwrap();
+        conn.execute_batch("PRAGMA user_version = 1").unwrap();
         conn.execute_batch(
             "INSERT INTO tenant VALUES ('acme', 'Acme', 600, 1, 1, 0, NULL);
              INSERT INTO quota VALUES ('acme', 'vms', 10, 1);
@@ -47,7 +86,7 @@ mod tests {
              VALUES ('vm_a', 'acme', 'web', 'running', 0, 'running', 1, 1, 1, 1, 'i', '{}', 0, 0);",
         )
         .unwrap();
-        migrate(&mut conn).unwrap();
+        migrate(&conn).unwrap();
         assert_eq!(version(&conn).unwrap(), known_version());
         let kept: (String, u32) = conn
             .query_row(
@@ -61,6 +100,6 @@ mod tests {
             .query_row("SELECT COUNT(*) FROM slot", [], |row| row.get(0))
             .unwrap();
         assert_eq!(slots, 0);
-        migrate(&mut conn).unwrap();
+        migrate(&conn).unwrap();
     }
 }

@@ -6,7 +6,6 @@ use berth_api::rest::Slot;
 use berth_api::slot::{SLOT_TASK_PAYLOAD_TYPE, SlotAction, SlotState, SlotTask};
 use berth_controller_core::slot::Admission;
 use berth_ledger::envelope;
-use rusqlite::OptionalExtension as _;
 use serde_json::json;
 
 use crate::error::StoreError;
@@ -14,6 +13,7 @@ use crate::ledger::Cause;
 use crate::rows::parsed;
 use crate::slot_sync::slot_event;
 use crate::slots::StoredSlot;
+use crate::sql::OptionalExtension as _;
 use crate::store::Db;
 use crate::sync::{clipped_to, judged};
 use crate::tasks::{MAX_TASKS_PER_SYNC, TASK_LEAST_LEFT_S, TASK_LIFETIME_S};

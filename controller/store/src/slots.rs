@@ -10,11 +10,11 @@ use berth_api::rest::{Slot, SlotAdmission, SlotClaim, SlotClass, SlotQuarantine,
 use berth_api::slot::{Claim, ObservedSlot, SlotHolder, SlotProblem, SlotState};
 use berth_controller_core::placement::SlotCandidate;
 use berth_controller_core::slot::{Admission, LiveClaim, SlotFacts};
-use rusqlite::{OptionalExtension as _, Row};
 use serde_json::{Value, json};
 
 use crate::error::StoreError;
 use crate::rows::{parsed, parsed_option, rfc3339};
+use crate::sql::{OptionalExtension as _, Row};
 use crate::store::Db;
 
 const SELECT: &str =

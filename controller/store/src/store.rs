@@ -1,23 +1,17 @@
 //! Opening the database, and the readers' side of it.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use berth_api::ids::ControllerId;
 use berth_ledger::keys::{PublicKey, SigningKey};
-use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
 
+use crate::database::Database;
 use crate::error::{OpenStoreError, StoreError};
+use crate::readers::Readers;
 use crate::rows::{clock_ms, parsed};
+use crate::sql::{Connection, OptionalExtension as _, SqlError};
 use crate::writer::{WriteTx, Writer};
 use crate::{ledger, schema};
-
-/// How long a statement waits for another process that holds the database.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Idle reading connections that are kept.
-const MAX_IDLE_READERS: usize = 8;
 
 /// The keys that sign inside transactions.
 #[derive(Debug)]
@@ -30,11 +24,11 @@ pub struct Keys {
 
 /// The controller's database.
 pub struct Store {
-    path: PathBuf,
+    database: Database,
     controller_id: ControllerId,
     ledger_key: PublicKey,
     writer: Writer,
-    readers: Mutex<Vec<Connection>>,
+    readers: Readers,
 }
 
 /// What can be read: of a reader at some moment, or inside a write.
@@ -46,66 +40,50 @@ pub struct Db<'c> {
 
 impl Store {
     /// Make the database and the controller's identity if they are missing. Repeatable.
-    pub fn init(path: &Path) -> Result<ControllerId, OpenStoreError> {
-        let failed = |cause| OpenStoreError::Open {
-            path: path.to_owned(),
-            cause,
-        };
-        let mut conn = open_writer(path).map_err(failed)?;
-        check_version(&conn, path)?;
-        schema::migrate(&mut conn).map_err(failed)?;
-        if let Some(id) = identity(&conn, path)? {
-            return Ok(id);
-        }
-        let id = ControllerId::generate();
+    pub fn init(database: impl Into<Database>) -> Result<ControllerId, OpenStoreError> {
+        let database = database.into();
+        let conn = prepared(&database)?;
+        let new = ControllerId::generate();
+        // Of several that begin at once, one gives the name.
         conn.execute(
-            "INSERT INTO controller (one, controller_id, created_at) VALUES (1, ?1, ?2)",
-            (id.to_string(), clock_ms()),
+            "INSERT INTO controller (one, controller_id, created_at) VALUES (1, ?1, ?2)
+             ON CONFLICT (one) DO NOTHING",
+            (new.to_string(), clock_ms()),
         )
-        .map_err(failed)?;
-        Ok(id)
+        .map_err(|cause| not_opened(&database, cause))?;
+        identity(&conn, &database)
     }
 
     /// Open an initialised database, bring its schema up to date, check the ledger's last entry and
     /// start the writing thread.
-    pub fn open(path: &Path, keys: Keys) -> Result<Self, OpenStoreError> {
-        let failed = |cause| OpenStoreError::Open {
-            path: path.to_owned(),
-            cause,
-        };
-        if !path.exists() {
-            return Err(OpenStoreError::NotInitialised {
-                path: path.to_owned(),
-            });
+    pub fn open(database: impl Into<Database>, keys: Keys) -> Result<Self, OpenStoreError> {
+        let database = database.into();
+        if database.is_absent() {
+            return Err(not_initialised(&database));
         }
-        let mut conn = open_writer(path).map_err(failed)?;
-        check_version(&conn, path)?;
-        schema::migrate(&mut conn).map_err(failed)?;
-        let controller_id =
-            identity(&conn, path)?.ok_or_else(|| OpenStoreError::NotInitialised {
-                path: path.to_owned(),
-            })?;
+        let conn = prepared(&database)?;
+        let controller_id = identity(&conn, &database)?;
         let ledger_key = keys.ledger.public();
         ledger::check_end(&conn, &ledger_key).map_err(OpenStoreError::Ledger)?;
-        let writer = Writer::start(conn, keys).map_err(OpenStoreError::Thread)?;
+        let writer = Writer::start(&database, conn, keys).map_err(OpenStoreError::Thread)?;
         Ok(Self {
-            path: path.to_owned(),
+            database,
             controller_id,
             ledger_key,
             writer,
-            readers: Mutex::new(Vec::new()),
+            readers: Readers::default(),
         })
     }
 
     /// Read a database without opening it for writing and without checking anything first.
     pub fn inspect<T>(
-        path: &Path,
+        database: impl Into<Database>,
         read: impl FnOnce(&Db<'_>) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let mut conn = open_reader(path)?;
-        let tx = conn.transaction()?;
+        let conn = database.into().reader()?;
+        conn.begin_read()?;
         read(&Db {
-            conn: &tx,
+            conn: &conn,
             now: clock_ms(),
         })
     }
@@ -127,23 +105,15 @@ impl Store {
         &self,
         read: impl FnOnce(&Db<'_>) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let idle = self.lock_readers().pop();
-        let mut conn = match idle {
-            Some(conn) => conn,
-            None => open_reader(&self.path)?,
-        };
-        let result = {
-            let tx = conn.transaction()?;
-            read(&Db {
-                conn: &tx,
-                now: clock_ms(),
-            })
-        };
-        let mut readers = self.lock_readers();
-        if readers.len() < MAX_IDLE_READERS {
-            readers.push(conn);
-        }
-        result
+        self.readers.read(
+            || self.database.reader(),
+            |conn| {
+                read(&Db {
+                    conn,
+                    now: clock_ms(),
+                })
+            },
+        )?
     }
 
     /// Hand a change to the writing thread; `done` is called there once the change is on disk, or
@@ -168,57 +138,47 @@ impl Store {
         });
         receiver.recv().map_err(|_| StoreError::Stopped)?
     }
-
-    fn lock_readers(&self) -> std::sync::MutexGuard<'_, Vec<Connection>> {
-        self.readers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Store")
-            .field("path", &self.path)
+            .field("database", &self.database)
             .finish_non_exhaustive()
     }
 }
 
-fn open_writer(path: &Path) -> rusqlite::Result<Connection> {
-    let conn = Connection::open(path)?;
-    conn.busy_timeout(BUSY_TIMEOUT)?;
-    conn.pragma_update(None, "journal_mode", "WAL")?;
-    conn.pragma_update(None, "synchronous", "FULL")?;
-    conn.pragma_update(None, "foreign_keys", true)?;
-    conn.set_prepared_statement_cache_capacity(128);
-    Ok(conn)
-}
-
-fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let conn = Connection::open_with_flags(path, flags)?;
-    conn.busy_timeout(BUSY_TIMEOUT)?;
-    conn.set_prepared_statement_cache_capacity(64);
-    Ok(conn)
-}
-
-fn check_version(conn: &Connection, path: &Path) -> Result<(), OpenStoreError> {
-    let found = schema::version(conn).map_err(|cause| OpenStoreError::Open {
-        path: path.to_owned(),
-        cause,
-    })?;
+/// A connection to a database of this program's schema.
+fn prepared(database: &Database) -> Result<Connection, OpenStoreError> {
+    let failed = |cause| not_opened(database, cause);
+    let conn = database.writer().map_err(failed)?;
+    let found = schema::version(&conn).map_err(failed)?;
     let known = schema::known_version();
     if found > known {
         return Err(OpenStoreError::TooNew { found, known });
     }
-    Ok(())
+    schema::migrate(&conn).map_err(failed)?;
+    Ok(conn)
 }
 
-fn identity(conn: &Connection, path: &Path) -> Result<Option<ControllerId>, OpenStoreError> {
+fn identity(conn: &Connection, database: &Database) -> Result<ControllerId, OpenStoreError> {
     let text: Option<String> = conn
         .query_row("SELECT controller_id FROM controller", [], |row| row.get(0))
         .optional()
-        .map_err(|cause| OpenStoreError::Open {
-            path: path.to_owned(),
-            cause,
-        })?;
-    Ok(text.and_then(|text| parsed(&text, "controller id").ok()))
+        .map_err(|cause| not_opened(database, cause))?;
+    text.and_then(|text| parsed(&text, "controller id").ok())
+        .ok_or_else(|| not_initialised(database))
+}
+
+fn not_opened(database: &Database, cause: SqlError) -> OpenStoreError {
+    OpenStoreError::Open {
+        database: database.to_string(),
+        cause,
+    }
+}
+
+fn not_initialised(database: &Database) -> OpenStoreError {
+    OpenStoreError::NotInitialised {
+        database: database.to_string(),
+    }
 }

@@ -14,13 +14,13 @@ use berth_api::rest::StateReason;
 use berth_controller_core::shape::is_image_name;
 use berth_controller_core::vm::Event;
 use berth_ledger::keys::PublicKey;
-use rusqlite::OptionalExtension as _;
 use serde_json::json;
 
 use crate::error::StoreError;
 use crate::ledger::{Cause, NewEvent};
 use crate::nodes::NodeIdentity;
 use crate::rows::{parsed, parsed_option};
+use crate::sql::OptionalExtension as _;
 use crate::tenants::object;
 use crate::writer::WriteTx;
 
@@ -139,7 +139,7 @@ impl WriteTx<'_> {
         self.conn
             .prepare_cached(
                 "INSERT INTO agent_run (node_id, agent_instance_id, last_seq) VALUES (?1, ?2, ?3)
-                 ON CONFLICT DO UPDATE SET last_seq = excluded.last_seq",
+                 ON CONFLICT (node_id, agent_instance_id) DO UPDATE SET last_seq = excluded.last_seq",
             )?
             .execute((&run.0, &run.1, request.seq))?;
         Ok(Ok(node_id))

@@ -8,12 +8,12 @@ use berth_controller_core::liveness::Liveness;
 use berth_controller_core::stop::StopOrder;
 use berth_controller_core::vm::TaskKind;
 use berth_ledger::envelope;
-use rusqlite::OptionalExtension as _;
 use serde_json::json;
 
 use crate::error::StoreError;
 use crate::ledger::{Cause, NewEvent};
 use crate::rows::parsed;
+use crate::sql::OptionalExtension as _;
 use crate::store::Db;
 use crate::tenants::object;
 use crate::vms::{StoredVm, VmRef};

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use berth_api::ids::TenantId;
 use berth_api::rest::Tenant;
 use berth_controller_core::quota::{Counter, Resource};
-use rusqlite::{OptionalExtension as _, Row};
 use serde_json::{Map, Value, json};
 
 use crate::error::StoreError;
 use crate::ledger::{Cause, NewEvent};
 use crate::rows::{parsed, rfc3339};
+use crate::sql::{OptionalExtension as _, Row};
 use crate::store::Db;
 use crate::writer::WriteTx;
 
@@ -354,7 +354,7 @@ struct TenantRow {
     audit_index: u64,
 }
 
-fn tenant_row(row: &Row<'_>) -> rusqlite::Result<TenantRow> {
+fn tenant_row(row: &Row<'_>) -> crate::sql::Result<TenantRow> {
     Ok(TenantRow {
         tenant_id: row.get(0)?,
         display_name: row.get(1)?,

@@ -3,13 +3,13 @@
 
 use berth_api::ids::{TenantId, TokenId};
 use berth_api::rest::TokenRecord;
-use rusqlite::Row;
 use serde_json::json;
 
 use crate::error::StoreError;
 use crate::ledger::{Cause, NewEvent};
 use crate::revocations::{RevokedAt, namespace};
 use crate::rows::{parsed, rfc3339};
+use crate::sql::Row;
 use crate::store::Db;
 use crate::tenants::object;
 use crate::writer::WriteTx;
@@ -262,7 +262,7 @@ struct TokenRow {
     parent_ids: String,
 }
 
-fn token_row(row: &Row<'_>) -> rusqlite::Result<TokenRow> {
+fn token_row(row: &Row<'_>) -> crate::sql::Result<TokenRow> {
     Ok(TokenRow {
         token_id: row.get(0)?,
         scopes: row.get(1)?,

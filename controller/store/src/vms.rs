@@ -3,10 +3,10 @@
 use berth_api::ids::{NodeId, TenantId, VmId};
 use berth_api::rest::{StateReason, Vm, VmState};
 use berth_controller_core::liveness::{Liveness, shown_state};
-use rusqlite::{OptionalExtension as _, Row};
 
 use crate::error::StoreError;
 use crate::rows::{parsed, parsed_option, rfc3339, state_of};
+use crate::sql::{OptionalExtension as _, Row};
 use crate::store::Db;
 
 const SELECT: &str =
@@ -67,7 +67,7 @@ impl Db<'_> {
     ) -> Result<Vec<Vm>, StoreError> {
         let filter = match tenant {
             Some(_) => "vm.tenant_id = ?1",
-            None => "?1 IS NULL",
+            None => "CAST(?1 AS TEXT) IS NULL",
         };
         let sql = format!(
             "{SELECT} WHERE {filter} AND vm.vm_id > ?2 AND vm.state <> 'deleted' ORDER BY vm.vm_id LIMIT ?3"
@@ -150,7 +150,7 @@ struct VmRow {
     audit_index: u64,
 }
 
-fn vm_row(row: &Row<'_>) -> rusqlite::Result<VmRow> {
+fn vm_row(row: &Row<'_>) -> crate::sql::Result<VmRow> {
     Ok(VmRow {
         vm_id: row.get(0)?,
         tenant_id: row.get(1)?,

@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use berth_ledger::chain::Head;
-use rusqlite::Connection;
 
+use crate::database::{Database, WriterLink};
 use crate::error::StoreError;
 use crate::ledger;
 use crate::rows::clock_ms;
+use crate::sql::{Connection, SqlError};
 use crate::store::{Db, Keys};
 
 /// The name of the thread that writes. Without it a store can only read, so a program should not
@@ -37,12 +38,19 @@ impl<'c> Deref for WriteTx<'c> {
     }
 }
 
+/// Why nothing of a batch was written.
+#[derive(Clone)]
+enum Unwritten {
+    Stopped,
+    Commit(Arc<SqlError>),
+}
+
 /// A change with its answer's way back.
 trait Job: Send {
     /// Do it; whether its effects are to stay.
     fn run(&mut self, tx: &mut WriteTx<'_>) -> bool;
     /// Tell the caller, after the commit.
-    fn finish(self: Box<Self>, commit: Result<(), Arc<rusqlite::Error>>);
+    fn finish(self: Box<Self>, commit: Result<(), Unwritten>);
 }
 
 struct Change<T, F, D> {
@@ -64,11 +72,11 @@ where
         stays
     }
 
-    fn finish(self: Box<Self>, commit: Result<(), Arc<rusqlite::Error>>) {
+    fn finish(self: Box<Self>, commit: Result<(), Unwritten>) {
         let answer = match (commit, self.result) {
             (Ok(()), Some(result)) => result,
-            (Ok(()), None) => Err(StoreError::Stopped),
-            (Err(cause), _) => Err(StoreError::Commit(cause)),
+            (Ok(()), None) | (Err(Unwritten::Stopped), _) => Err(StoreError::Stopped),
+            (Err(Unwritten::Commit(cause)), _) => Err(StoreError::Commit(cause)),
         };
         (self.done)(answer);
     }
@@ -80,11 +88,16 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    pub(crate) fn start(conn: Connection, keys: Keys) -> std::io::Result<Self> {
+    pub(crate) fn start(
+        database: &Database,
+        conn: Connection,
+        keys: Keys,
+    ) -> std::io::Result<Self> {
         let (jobs, waiting) = channel();
+        let link = WriterLink::new(database.clone(), conn);
         std::thread::Builder::new()
             .name(WRITER_THREAD.to_owned())
-            .spawn(move || write_until_closed(&conn, &keys, &waiting))?;
+            .spawn(move || write_until_closed(link, &keys, &waiting))?;
         Ok(Self { jobs })
     }
 
@@ -99,36 +112,34 @@ impl Writer {
             done,
         });
         if let Err(refused) = self.jobs.send(job) {
-            let unsaid = std::io::Error::other("the writing thread has ended");
-            let cause = rusqlite::Error::ToSqlConversionFailure(Box::new(unsaid));
-            refused.0.finish(Err(Arc::new(cause)));
+            refused.0.finish(Err(Unwritten::Stopped));
         }
     }
 }
 
-fn write_until_closed(conn: &Connection, keys: &Keys, waiting: &Receiver<Box<dyn Job>>) {
+fn write_until_closed(mut link: WriterLink, keys: &Keys, waiting: &Receiver<Box<dyn Job>>) {
     while let Ok(first) = waiting.recv() {
         let mut batch = vec![first];
         batch.extend(waiting.try_iter().take(MAX_BATCH - 1));
-        let commit = write_batch(conn, keys, &mut batch);
-        if commit.is_err() && !conn.is_autocommit() {
-            // It can only fail where there is nothing left to undo.
-            drop(conn.execute_batch("ROLLBACK"));
+        let commit = write_batch(&mut link, keys, &mut batch);
+        if commit.is_err() {
+            link.give_up();
         }
-        finish(batch, &commit.map_err(Arc::new));
-    }
-}
-
-fn finish(batch: Vec<Box<dyn Job>>, commit: &Result<(), Arc<rusqlite::Error>>) {
-    for job in batch {
-        job.finish(commit.clone());
+        let commit = commit.map_err(|cause| Unwritten::Commit(Arc::new(cause)));
+        for job in batch {
+            job.finish(commit.clone());
+        }
     }
 }
 
 /// The ledger's head is read anew in every transaction: another process may have written, and after
-/// a commit of unknown outcome only the file knows.
-fn write_batch(conn: &Connection, keys: &Keys, batch: &mut [Box<dyn Job>]) -> rusqlite::Result<()> {
-    conn.execute_batch("BEGIN IMMEDIATE")?;
+/// a commit of unknown outcome only the database knows.
+fn write_batch(
+    link: &mut WriterLink,
+    keys: &Keys,
+    batch: &mut [Box<dyn Job>],
+) -> Result<(), SqlError> {
+    let conn = link.begin()?;
     let head = ledger::stored_head(conn)?;
     let mut tx = WriteTx {
         db: Db {
@@ -140,15 +151,15 @@ fn write_batch(conn: &Connection, keys: &Keys, batch: &mut [Box<dyn Job>]) -> ru
     };
     for job in batch {
         let before = tx.head;
-        conn.execute_batch("SAVEPOINT change")?;
+        conn.begin_change()?;
         if job.run(&mut tx) {
-            conn.execute_batch("RELEASE change")?;
+            conn.keep_change()?;
         } else {
-            conn.execute_batch("ROLLBACK TO change; RELEASE change")?;
+            conn.undo_change()?;
             tx.head = before;
         }
     }
-    conn.execute_batch("COMMIT")
+    conn.commit()
 }
 
 #[cfg(test)]

@@ -95,8 +95,14 @@ fn vms_converge_after_the_controller_was_killed_under_its_agents() {
     controller.assert_sound();
 }
 
-fn open_rw(controller: &Controller) -> rusqlite::Connection {
-    rusqlite::Connection::open(controller.folder().join("berth.db")).unwrap()
+/// Take away what keeps the ledger as it is. Who owns the database can; the signatures remain.
+fn drop_triggers(controller: &Controller) {
+    let drop = |name| format!("DROP TRIGGER {name}");
+    let postgres = "ledger_is_never_changed ON ledger_event";
+    controller
+        .database()
+        .run_as(&drop("ledger_is_never_updated"), &drop(postgres))
+        .unwrap();
 }
 
 #[test]
@@ -106,20 +112,16 @@ fn a_changed_byte_in_the_ledger_is_found_and_its_entry_named() {
     controller.tenant("other", 1);
     controller.kill();
     controller.assert_sound();
-    let database = open_rw(&controller);
+    let database = controller.database();
     let change = "UPDATE ledger_event SET body = replace(body, 'acme', 'acmf') WHERE idx = 1";
-    let refused = database.execute(change, []).unwrap_err();
-    assert!(refused.to_string().contains("append-only"), "{refused}");
+    let refused = database.run(change).unwrap_err();
+    assert!(refused.contains("append-only"), "{refused}");
     let deletion = database
-        .execute("DELETE FROM ledger_event WHERE idx = 4", [])
+        .run("DELETE FROM ledger_event WHERE idx = 4")
         .unwrap_err();
-    assert!(deletion.to_string().contains("append-only"), "{deletion}");
-    // Who owns the file can drop the triggers; the signatures remain.
-    database
-        .execute_batch("DROP TRIGGER ledger_is_never_updated")
-        .unwrap();
-    assert_eq!(database.execute(change, []).unwrap(), 1);
-    drop(database);
+    assert!(deletion.contains("append-only"), "{deletion}");
+    drop_triggers(&controller);
+    database.run(change).unwrap();
     let output = controller.offline(&["verify-ledger"]);
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8(output.stderr).unwrap();
@@ -131,8 +133,9 @@ fn a_counter_that_lies_is_found_by_the_checker() {
     let mut controller = Controller::start();
     controller.tenant("acme", 1);
     controller.kill();
-    open_rw(&controller)
-        .execute("UPDATE quota SET used = 1 WHERE resource = 'vms'", [])
+    controller
+        .database()
+        .run("UPDATE quota SET used = 1 WHERE resource = 'vms'")
         .unwrap();
     let output = controller.offline(&["check"]);
     assert_eq!(output.status.code(), Some(1));
@@ -148,14 +151,11 @@ fn with_a_last_entry_that_does_not_verify_it_does_not_start() {
     let mut controller = Controller::start();
     controller.tenant("acme", 1);
     controller.kill();
-    let database = open_rw(&controller);
-    database
-        .execute_batch(
-            "DROP TRIGGER ledger_is_never_updated;
-             UPDATE ledger_event SET body = body || ' ' WHERE idx = (SELECT MAX(idx) FROM ledger_event)",
-        )
+    drop_triggers(&controller);
+    controller
+        .database()
+        .run("UPDATE ledger_event SET body = body || ' ' WHERE idx = (SELECT MAX(idx) FROM ledger_event)")
         .unwrap();
-    drop(database);
     let output = controller.offline(&["serve", "--listen", "127.0.0.1:0"]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(
@@ -169,10 +169,15 @@ fn with_a_last_entry_that_does_not_verify_it_does_not_start() {
 fn a_change_that_cannot_be_recorded_does_not_happen() {
     let controller = Controller::start();
     let tenant = controller.tenant("acme", 1);
-    let database = open_rw(&controller);
+    let database = controller.database();
     database
-        .execute_batch(
-            "CREATE TRIGGER full BEFORE INSERT ON ledger_event BEGIN SELECT RAISE(ABORT, 'disk full'); END",
+        .run_as(
+            "CREATE TRIGGER disk_full BEFORE INSERT ON ledger_event
+             BEGIN SELECT RAISE(ABORT, 'disk full'); END",
+            "CREATE FUNCTION disk_full() RETURNS trigger LANGUAGE plpgsql AS
+               $$ BEGIN RAISE EXCEPTION 'disk full'; END $$;
+             CREATE TRIGGER disk_full BEFORE INSERT ON ledger_event
+               FOR EACH ROW EXECUTE FUNCTION disk_full()",
         )
         .unwrap();
     let admin = controller.admin();
@@ -183,7 +188,8 @@ fn a_change_that_cannot_be_recorded_does_not_happen() {
     assert_eq!(error["retryable"], true);
     tenant.get("/v1/vms").expect(200);
     admin.get("/v1/tenants/late").refused(404, "not_found");
-    database.execute_batch("DROP TRIGGER full").unwrap();
+    let on_table = "DROP TRIGGER disk_full ON ledger_event";
+    database.run_as("DROP TRIGGER disk_full", on_table).unwrap();
     admin.post("/v1/tenants", &body).expect(201);
     controller.assert_sound();
 }

@@ -9,9 +9,12 @@ use berth_ledger::keys::SigningKey;
 use berth_tests::simulated_agent::{Host, SimulatedAgent, http_client};
 use serde_json::{Value, json};
 
+use crate::database::TestDatabase;
+
 /// A controller that runs; killed when dropped.
 pub(crate) struct Controller {
     folder: Arc<tempfile::TempDir>,
+    database: TestDatabase,
     child: Child,
     log: Arc<Mutex<Vec<String>>>,
     pub(crate) port: u16,
@@ -47,6 +50,8 @@ pub(crate) fn binary() -> PathBuf {
 
 fn offline(folder: &Path, arguments: &[&str]) -> Output {
     Command::new(binary())
+        .arg("--config")
+        .arg(folder.join("controller.toml"))
         .arg("--state-dir")
         .arg(folder)
         .args(arguments)
@@ -97,12 +102,21 @@ fn spawn(folder: &Path, listen: &str) -> (Child, Arc<Mutex<Vec<String>>>, u16) {
 
 impl Controller {
     pub(crate) fn start() -> Self {
+        Self::start_on(TestDatabase::chosen)
+    }
+
+    /// A controller on a database of this kind.
+    pub(crate) fn start_on(database: impl FnOnce(&Path) -> TestDatabase) -> Self {
         let folder = Arc::new(tempfile::tempdir().unwrap());
+        let database = database(folder.path());
+        let settings = folder.path().join("controller.toml");
+        std::fs::write(settings, database.settings()).unwrap();
         let made = offline(folder.path(), &["init"]);
         assert!(made.status.success(), "{made:?}");
         let (child, log, port) = spawn(folder.path(), "127.0.0.1:0");
         Self {
             folder,
+            database,
             child,
             log,
             port,
@@ -115,6 +129,7 @@ impl Controller {
         let (child, log, port) = spawn(folder.path(), "127.0.0.1:0");
         Self {
             folder,
+            database: self.database.clone(),
             child,
             log,
             port,
@@ -148,6 +163,10 @@ impl Controller {
 
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
+    }
+
+    pub(crate) fn database(&self) -> &TestDatabase {
+        &self.database
     }
 
     pub(crate) fn url(&self) -> String {
@@ -385,9 +404,8 @@ pub(crate) fn audit_bodies(client: &Client, query: &str) -> Vec<Value> {
 impl Controller {
     /// Make every node look as if it had been silent for ten minutes.
     pub(crate) fn age_nodes(&self) {
-        let database = rusqlite::Connection::open(self.folder().join("berth.db")).unwrap();
-        database
-            .execute("UPDATE node SET last_sync_at = last_sync_at - 600000", [])
+        self.database
+            .run("UPDATE node SET last_sync_at = last_sync_at - 600000")
             .unwrap();
     }
 }

@@ -5,10 +5,14 @@
 #![forbid(unsafe_code)]
 
 #[cfg(test)]
+mod database;
+#[cfg(test)]
 mod harness;
 #[cfg(test)]
 mod holders;
 
+#[cfg(test)]
+mod conformance;
 #[cfg(test)]
 mod crashes;
 #[cfg(test)]

@@ -39,13 +39,7 @@ fn a_join_token_is_good_for_one_node_once() {
         audit_bodies(&controller.admin(), "event_type=NODE_ENROLLED").len(),
         1
     );
-    let database = std::fs::read(controller.folder().join("berth.db-wal")).unwrap();
-    let secret = read.secret.as_bytes();
-    assert!(
-        !database
-            .windows(secret.len())
-            .any(|window| window == secret)
-    );
+    controller.database().assert_lacks(&read.secret);
 }
 
 #[test]

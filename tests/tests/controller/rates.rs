@@ -33,7 +33,10 @@ fn a_flood_never_keeps_its_tenant_from_stopping_nor_anybody_else_from_asking() {
     let client = acme.client(&controller);
     let (passed, reply) = flood(&client, "/v1/vms");
     assert_eq!(passed, 10);
-    assert_eq!(reply.header("ratelimit-policy"), Some(r#""tenant";q=1;w=60"#));
+    assert_eq!(
+        reply.header("ratelimit-policy"),
+        Some(r#""tenant";q=1;w=60"#)
+    );
     let wait: u64 = reply.header("retry-after").unwrap().parse().unwrap();
     assert!((1..=60).contains(&wait), "{wait}");
     reply.refused(429, "rate_limited");
@@ -60,7 +63,10 @@ fn a_leaked_session_does_not_use_up_what_its_tenant_may_ask() {
     let acme = issued(&controller, "acme", "service:tenant-admin", &json!({}));
     let leaked = acme.narrowed(&Wanted::default());
     let (_, reply) = flood(&leaked.client(&controller), "/v1/vms");
-    assert_eq!(reply.header("ratelimit-policy"), Some(r#""holder";q=120;w=60"#));
+    assert_eq!(
+        reply.header("ratelimit-policy"),
+        Some(r#""holder";q=120;w=60"#)
+    );
     acme.client(&controller).get("/v1/vms").expect(200);
 }
 

@@ -67,11 +67,15 @@ impl Site {
     fn new() -> Self {
         let controller = Controller::start();
         // Whether this machine has KVM says nothing here: no guest is run.
-        rusqlite::Connection::open(controller.folder().join("berth.db"))
-            .unwrap()
-            .execute_batch(
+        controller
+            .database()
+            .run_as(
                 "CREATE TRIGGER kvm AFTER UPDATE OF kvm ON node WHEN NEW.kvm = 0
                  BEGIN UPDATE node SET kvm = 1 WHERE node_id = NEW.node_id; END",
+                "CREATE FUNCTION kvm() RETURNS trigger LANGUAGE plpgsql AS
+                   $$ BEGIN NEW.kvm = 1; RETURN NEW; END $$;
+                 CREATE TRIGGER kvm BEFORE UPDATE OF kvm ON node
+                   FOR EACH ROW EXECUTE FUNCTION kvm()",
             )
             .unwrap();
         let seed = [9; 32];

@@ -115,10 +115,9 @@ fn minted(
 ) -> String {
     let text = std::fs::read_to_string(controller.folder().join("keys/token.key")).unwrap();
     let key = SigningKey::from_seed(&STANDARD.decode(text.trim()).unwrap()).unwrap();
-    let database = rusqlite::Connection::open(controller.folder().join("berth.db")).unwrap();
-    let id: String = database
-        .query_row("SELECT controller_id FROM controller", [], |row| row.get(0))
-        .unwrap();
+    let id = controller
+        .database()
+        .value("SELECT controller_id FROM controller");
     let link = NewLink {
         token_id: TokenId::generate(),
         tenant: Some(tenant.parse().unwrap()),

@@ -39,7 +39,11 @@ fn attack_12_a_token_reaches_no_other_tenant_by_any_way_in() {
             ("GET", "/v1/tenants/acme/tokens".to_owned(), None),
         ] {
             let reply = client.send(method, &path, &[], body);
-            assert!(matches!(reply.status, 403 | 404), "{method} {path}: {}", reply.text);
+            assert!(
+                matches!(reply.status, 403 | 404),
+                "{method} {path}: {}",
+                reply.text
+            );
         }
         let list = client.get("/v1/vms").expect(200).json();
         assert_eq!(list["items"], json!([]));
@@ -57,7 +61,9 @@ fn attack_12_a_token_reaches_no_other_tenant_by_any_way_in() {
         .with_token(&format!("{}~{link}", acme.token))
         .get("/v1/vms")
         .refused(401, "invalid_token");
-    acme.client(&controller).get(&format!("/v1/vms/{vm}")).expect(200);
+    acme.client(&controller)
+        .get(&format!("/v1/vms/{vm}"))
+        .expect(200);
     // Nothing of all this was written down as acme's.
     assert_eq!(audit_bodies(&acme.client(&controller), "").len(), before);
     controller.assert_sound();
@@ -80,7 +86,10 @@ fn attack_13_a_stolen_widened_or_spliced_token_opens_nothing() {
     let get = || Signed::new("GET", "/v1/me", "");
     get().by(&controller, &session).expect(200);
     // Stolen without its key: bare, and signed by the thief's or an earlier holder's.
-    session.client(&controller).get("/v1/me").refused(401, "invalid_token");
+    session
+        .client(&controller)
+        .get("/v1/me")
+        .refused(401, "invalid_token");
     for key in [&SigningKey::generate().unwrap(), &acme.key, &device.key] {
         let headers = get().headers(&controller, key, &session.token);
         get()
@@ -95,7 +104,10 @@ fn attack_13_a_stolen_widened_or_spliced_token_opens_nothing() {
         .refused(401, "invalid_token");
     // Five links, links out of their order, and far too much text. Widened claims: the vectors.
     let links: Vec<&str> = session.token.split('~').collect();
-    let (long, longer) = ("A".repeat(6_000), format!("v4.public.{}", "A".repeat(6_000)));
+    let (long, longer) = (
+        "A".repeat(6_000),
+        format!("v4.public.{}", "A".repeat(6_000)),
+    );
     for bad in [
         [links[0]; 5].join("~"),
         [links[0], links[2], links[1]].join("~"),
@@ -120,7 +132,9 @@ fn attack_13_a_stolen_widened_or_spliced_token_opens_nothing() {
     acme.client(&controller)
         .post("/v1/tokens/revoke", &body)
         .expect(204);
-    get().by(&controller, &session).refused(401, "token_revoked");
+    get()
+        .by(&controller, &session)
+        .refused(401, "token_revoked");
     controller.assert_sound();
 }
 
@@ -149,7 +163,9 @@ fn attack_14_a_captured_request_is_good_once_and_for_a_minute() {
     let headers = request.headers(&controller, &holder.key, &holder.token);
     let client = holder.client(&controller);
     request.send(&client, &headers).expect(201);
-    request.send(&client, &headers).refused(401, "invalid_token");
+    request
+        .send(&client, &headers)
+        .refused(401, "invalid_token");
     // The other one has another port, so the thief names the first in `Host`.
     let host = format!("127.0.0.1:{}", controller.port);
     let mut forged = headers.clone();
@@ -162,7 +178,10 @@ fn attack_14_a_captured_request_is_good_once_and_for_a_minute() {
         .send(&holder.client(&controller), &headers)
         .refused(401, "invalid_token");
     // Another body under the same proof.
-    let changed = Signed { body: "{}", ..Signed::new("POST", "/v1/tokens", "{}") };
+    let changed = Signed {
+        body: "{}",
+        ..Signed::new("POST", "/v1/tokens", "{}")
+    };
     changed
         .send(&holder.client(&controller), &headers)
         .refused(401, "invalid_token");
@@ -170,7 +189,10 @@ fn attack_14_a_captured_request_is_good_once_and_for_a_minute() {
     Signed::new("POST", "/v1/tokens", &body)
         .by(&controller, &holder)
         .expect(201);
-    let issued = audit_bodies(&controller.admin(), "tenant_id=acme&event_type=TOKEN_ISSUED");
+    let issued = audit_bodies(
+        &controller.admin(),
+        "tenant_id=acme&event_type=TOKEN_ISSUED",
+    );
     assert_eq!(issued.len(), 4, "two holders, two of this test: {issued:?}");
     controller.assert_sound();
 }

@@ -27,7 +27,11 @@ fn a_holder_narrows_its_token_without_asking_and_the_first_use_is_recorded_once(
     });
     let job = session.narrowed(&Wanted::default());
     let acme = admin.client(&controller);
-    assert_eq!(listed(&acme, "acme", &job.id), Value::Null, "nobody was asked");
+    assert_eq!(
+        listed(&acme, "acme", &job.id),
+        Value::Null,
+        "nobody was asked"
+    );
     let me = job.client(&controller).get("/v1/me").expect(200).json();
     assert_eq!(me["scope"], json!(["vm.read"]));
     assert_eq!(me["tenant_id"], "acme");
@@ -78,7 +82,11 @@ fn revoking_any_link_a_holder_or_everything_ends_what_hangs_on_it() {
     client
         .delete(&format!("/v1/tokens/{}", two_middle.id))
         .refused(404, "not_found");
-    revoke(&client, json!({ "token_id": two_middle.id, "reason": "lost" })).expect(204);
+    revoke(
+        &client,
+        json!({ "token_id": two_middle.id, "reason": "lost" }),
+    )
+    .expect(204);
     // A holder, in another spelling of its key.
     let three = fresh();
     let (three_middle, three_last) = chain(&three);
@@ -94,11 +102,23 @@ fn revoking_any_link_a_holder_or_everything_ends_what_hangs_on_it() {
     let (_, four_last) = chain(&four);
     let theirs = other.client(&controller);
     revoke(&theirs, json!({ "token_id": four.id })).expect(204);
-    revoke(&theirs, json!({ "subject_pubkey": four.key.public().to_base64() })).expect(204);
+    revoke(
+        &theirs,
+        json!({ "subject_pubkey": four.key.public().to_base64() }),
+    )
+    .expect(204);
     revoke(&theirs, json!({ "token_id": four.id, "tenant_id": "acme" }))
         .refused(400, "tenant_mismatch");
     let check = |controller: &Controller| {
-        for dead in [&one, &one_middle, &one_last, &two_middle, &two_last, &three_middle, &three_last] {
+        for dead in [
+            &one,
+            &one_middle,
+            &one_last,
+            &two_middle,
+            &two_last,
+            &three_middle,
+            &three_last,
+        ] {
             let reply = dead.client(controller).get("/v1/vms");
             reply.refused(401, "token_revoked");
         }
@@ -194,7 +214,8 @@ fn a_limited_token_reaches_its_vms_and_nothing_else() {
         for vm in [ours_id.as_str(), "ours"] {
             client.get(&format!("/v1/vms/{vm}")).expect(200);
         }
-        let operation = |vm: &Value| format!("/v1/operations/{}", vm["operation"].as_str().unwrap());
+        let operation =
+            |vm: &Value| format!("/v1/operations/{}", vm["operation"].as_str().unwrap());
         client.get(&operation(&ours)).expect(200);
         let absent = berth_api::ids::VmId::generate().to_string();
         for vm in [theirs_id.as_str(), "theirs", absent.as_str(), "nothing"] {
@@ -249,10 +270,13 @@ fn a_token_is_verified_for_whoever_may_know() {
     let acme = tenant(&controller, "acme");
     let other = tenant(&controller, "other");
     let reader = acme.narrowed(&Wanted::default());
-    let ask = |client: &Client, token: &str| {
-        client.post("/v1/tokens/verify", &json!({ "token": token }))
-    };
-    for client in [acme.client(&controller), controller.admin(), reader.client(&controller)] {
+    let ask =
+        |client: &Client, token: &str| client.post("/v1/tokens/verify", &json!({ "token": token }));
+    for client in [
+        acme.client(&controller),
+        controller.admin(),
+        reader.client(&controller),
+    ] {
         let answer = ask(&client, &reader.token).expect(200).json();
         assert_eq!(answer["valid"], true);
         assert_eq!(answer["tenant_id"], "acme");
@@ -282,7 +306,12 @@ fn a_rotated_root_key_counts_until_it_is_dropped() {
     };
     run(&controller, "rotate-token");
     // Twice at once there is no room for.
-    assert!(!controller.offline(&["keys", "rotate-token"]).status.success());
+    assert!(
+        !controller
+            .offline(&["keys", "rotate-token"])
+            .status
+            .success()
+    );
     controller.kill_and_restart();
     let new = issued(&controller, "acme", "vm.read", &json!({}));
     for token in [&old, &narrowed, &new] {
@@ -309,21 +338,35 @@ fn a_rotated_root_key_counts_until_it_is_dropped() {
 fn an_issued_token_is_within_what_its_issuer_may_do() {
     let controller = Controller::start();
     controller.tenant("acme", 1);
-    let leaf = issued(&controller, "acme", "service:tenant-admin", &json!({ "delegations": 0 }));
+    let leaf = issued(
+        &controller,
+        "acme",
+        "service:tenant-admin",
+        &json!({ "delegations": 0 }),
+    );
     leaf.client(&controller)
         .post("/v1/tokens", &token_body("vm.read"))
         .refused(403, "permission_denied");
-    let admin = issued(&controller, "acme", "service:tenant-admin", &json!({ "delegations": 1 }));
+    let admin = issued(
+        &controller,
+        "acme",
+        "service:tenant-admin",
+        &json!({ "delegations": 1 }),
+    );
     let client = admin.client(&controller);
     let mut body = token_body("vm.read");
     body["expires_in_seconds"] = json!(600);
     body["delegations"] = json!(2);
-    let refused = client.post("/v1/tokens", &body).refused(400, "invalid_request");
+    let refused = client
+        .post("/v1/tokens", &body)
+        .refused(400, "invalid_request");
     assert!(refused["fields"]["delegations"].is_string());
     body["delegations"] = json!(1);
     client.post("/v1/tokens", &body).expect(201);
     body["resources"] = json!(["web-1"]);
-    let refused = client.post("/v1/tokens", &body).refused(400, "invalid_request");
+    let refused = client
+        .post("/v1/tokens", &body)
+        .refused(400, "invalid_request");
     assert!(refused["fields"]["resources"].is_string());
     // An operator says for whom.
     let operator = controller.admin();
@@ -337,7 +380,10 @@ fn an_issued_token_is_within_what_its_issuer_may_do() {
     let issued = operator.post("/v1/tokens", &body).expect(201).json();
     assert_eq!(issued["tenant_id"], "acme");
     client
-        .post("/v1/tenants/acme/tokens", &json!({ "tenant_id": "other", "scope": "vm.read",
-            "subject_pubkey": body["subject_pubkey"], "expires_in_seconds": 600 }))
+        .post(
+            "/v1/tenants/acme/tokens",
+            &json!({ "tenant_id": "other", "scope": "vm.read",
+            "subject_pubkey": body["subject_pubkey"], "expires_in_seconds": 600 }),
+        )
         .refused(400, "tenant_mismatch");
 }

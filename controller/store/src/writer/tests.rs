@@ -151,7 +151,7 @@ fn another_ledger_key_does_not_open_the_database() {
         ledger: SigningKey::from_seed(&[9; 32]).unwrap(),
         ..keys()
     };
-    let refused = Store::open(&folder.path().join("berth.db"), other).unwrap_err();
+    let refused = Store::open(folder.path().join("berth.db"), other).unwrap_err();
     assert!(
         matches!(refused, crate::error::OpenStoreError::Ledger(_)),
         "{refused}"
@@ -168,7 +168,7 @@ fn a_newer_schema_and_a_missing_one_are_refused() {
     drop(database);
     let newer = Store::open(&path, keys()).unwrap_err();
     assert!(newer.to_string().contains("schema 99"), "{newer}");
-    let absent = Store::open(&folder.path().join("none.db"), keys()).unwrap_err();
+    let absent = Store::open(folder.path().join("none.db"), keys()).unwrap_err();
     assert!(
         absent.to_string().contains("berth-controller init"),
         "{absent}"

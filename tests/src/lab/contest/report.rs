@@ -12,7 +12,8 @@ use crate::startup::{Spread, describe_host};
 
 /// What the figures mean, for whoever reads them later.
 const DEFINITION: &str = "\
-All in one sitting on one emulated host (QEMU with SVM and an IOMMU), contenders in turn, medians.
+All in one sitting on one emulated host (QEMU with SVM and an IOMMU), contenders in turn, medians. Each boot has a host of its own that
+has just started, the other measurements share one.
 Boot: from starting the VMM to the first act of init in the initial RAM disk of an unmodified Debian
 cloud kernel, 1 vCPU, 256 MiB (launcher and kernel loading included), the
 processor time of the control group, launcher and guest included, up to then, and the time to the first
@@ -82,6 +83,8 @@ pub struct ContestReport {
     host: String,
     rounds: usize,
     rows: Vec<Row>,
+    /// How many runs were done again as the guest fell, for those of whom there were any.
+    falls: Vec<(Contender, usize)>,
 }
 
 impl ContestReport {
@@ -105,6 +108,11 @@ impl ContestReport {
             host: describe_host()?,
             rounds,
             rows: figures.names().map(row).collect::<Result<_>>()?,
+            falls: contenders
+                .iter()
+                .map(|&contender| (contender, figures.falls(contender)))
+                .filter(|(_, count)| *count > 0)
+                .collect(),
         })
     }
 
@@ -134,6 +142,9 @@ impl ContestReport {
             "host": self.host,
             "rounds": self.rounds,
             "figures": rows.collect::<Vec<_>>(),
+            "done_again": self.falls.iter().map(|(who, count)| {
+                json!({ "name": who.name(), "runs": count })
+            }).collect::<Vec<_>>(),
             "broken_promises": self.broken_promises(),
         })
     }
@@ -196,12 +207,20 @@ impl fmt::Display for ContestReport {
                 } else {
                     ("", String::new(), String::new())
                 };
-                let who = contender.name();
+                let who = if row.name.starts_with("host_") {
+                    "the host"
+                } else {
+                    contender.name()
+                };
                 writeln!(
                     f,
                     "| {name} | {who} | {median:.2} | {min:.2} | {max:.2} | {share} | {promised} |"
                 )?;
             }
+        }
+        for (contender, count) in &self.falls {
+            let who = contender.name();
+            writeln!(f, "\nDone again as the guest fell: {who}, {count} runs.")?;
         }
         Ok(())
     }

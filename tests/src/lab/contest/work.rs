@@ -151,6 +151,7 @@ impl Work {
         let line = node.check(&format!(
             "cd /root/contest && truncate -s %512 script && truncate -s 256M data.raw && \
              cp --sparse=always /srv/guest/disk.raw root.raw && sync && \
+             cat /srv/guest/vmlinux /srv/guest/initrd >/dev/null && \
              contest-run --first '{first_word}' --last '{last_word}' --log log \
              --timeout 300 -- {command}"
         ))?;
@@ -159,10 +160,10 @@ impl Work {
         let number = |name: &str| times[name].as_f64();
         let (Some(first), Some(last)) = (number("first_s"), number("last_s")) else {
             let lines: Vec<&str> = log.lines().collect();
-            anyhow::bail!(
-                "its guest did not finish; the log ends:\n{}",
-                lines[lines.len().saturating_sub(25)..].join("\n")
-            );
+            return Err(GuestFell {
+                log_end: lines[lines.len().saturating_sub(25)..].join("\n"),
+            }
+            .into());
         };
         if self == Self::Boot {
             measured.add("boot_s", first);
@@ -201,6 +202,13 @@ echo "fio host_to_guest_mbits $(speed </run/iperf)"
 iperf3 --client 10.9.0.1 --omit 1 --time 5 --json --udp --length 64 --bitrate 0 >/run/iperf
 echo "fio guest_to_host_small_packets $(awk '/"packets":/ { value = $2 } END { print value / 5 }' /run/iperf)"
 "#;
+
+/// A guest ended before its work did.
+#[derive(Debug, thiserror::Error)]
+#[error("its guest did not finish; the log ends:\n{log_end}")]
+pub(super) struct GuestFell {
+    log_end: String,
+}
 
 /// Figures of one run by name.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -243,24 +251,36 @@ impl fmt::Display for Measured {
     }
 }
 
-/// All figures: by name, then by contender.
+/// All figures: by name, then by contender. And whose guests fell, how often.
 #[derive(Debug, Default)]
-pub(super) struct Figures(BTreeMap<String, BTreeMap<Contender, Vec<f64>>>);
+pub(super) struct Figures {
+    values: BTreeMap<String, BTreeMap<Contender, Vec<f64>>>,
+    falls: BTreeMap<Contender, usize>,
+}
 
 impl Figures {
     pub(super) fn add(&mut self, contender: Contender, measured: &Measured) {
         for (name, &value) in &measured.0 {
-            let of_name = self.0.entry(name.clone()).or_default();
+            let of_name = self.values.entry(name.clone()).or_default();
             of_name.entry(contender).or_default().push(value);
         }
     }
 
+    pub(super) fn count_fall(&mut self, contender: Contender) {
+        *self.falls.entry(contender).or_default() += 1;
+    }
+
+    /// How many runs of `contender` were done again.
+    pub(super) fn falls(&self, contender: Contender) -> usize {
+        self.falls.get(&contender).copied().unwrap_or(0)
+    }
+
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
-        self.0.keys().map(String::as_str)
+        self.values.keys().map(String::as_str)
     }
 
     pub(super) fn of(&self, name: &str, contender: Contender) -> Option<&[f64]> {
-        Some(self.0.get(name)?.get(&contender)?.as_slice())
+        Some(self.values.get(name)?.get(&contender)?.as_slice())
     }
 }
 

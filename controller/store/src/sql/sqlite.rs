@@ -1,0 +1,71 @@
+//! SQLite's side of the calls: one file, WAL, every commit on disk before it is answered.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::types::{ToSqlOutput, ValueRef as FileValue};
+use rusqlite::{CachedStatement, Connection, OpenFlags, params_from_iter};
+
+use super::Result;
+use super::values::ValueRef;
+
+/// How long a statement waits for another process that holds the file.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Statements that a connection keeps prepared.
+const CACHED_STATEMENTS: usize = 256;
+
+/// Open for changes; makes the file if it is missing.
+pub(super) fn open_writer(path: &Path) -> Result<Connection> {
+    let conn = Connection::open(path)?;
+    conn.busy_timeout(BUSY_TIMEOUT)?;
+    conn.pragma_update(None, "journal_mode", "WAL")?;
+    conn.pragma_update(None, "synchronous", "FULL")?;
+    conn.pragma_update(None, "foreign_keys", true)?;
+    conn.set_prepared_statement_cache_capacity(CACHED_STATEMENTS);
+    Ok(conn)
+}
+
+/// Open for reading alone.
+pub(super) fn open_reader(path: &Path) -> Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let conn = Connection::open_with_flags(path, flags)?;
+    conn.busy_timeout(BUSY_TIMEOUT)?;
+    conn.set_prepared_statement_cache_capacity(CACHED_STATEMENTS);
+    Ok(conn)
+}
+
+/// Run a change; how many rows it touched.
+pub(super) fn execute(
+    statement: &mut CachedStatement<'_>,
+    values: &[ValueRef<'_>],
+) -> Result<usize> {
+    Ok(statement.execute(params_from_iter(values.iter().map(bound)))?)
+}
+
+/// Run a question.
+pub(super) fn query<'s>(
+    statement: &'s mut CachedStatement<'_>,
+    values: &[ValueRef<'_>],
+) -> Result<rusqlite::Rows<'s>> {
+    Ok(statement.query(params_from_iter(values.iter().map(bound)))?)
+}
+
+/// A column's value; `None` if it is of a kind that we never store.
+pub(super) fn column<'r>(row: &'r rusqlite::Row<'_>, index: usize) -> Result<Option<ValueRef<'r>>> {
+    Ok(match row.get_ref(index)? {
+        FileValue::Null => Some(ValueRef::Null),
+        FileValue::Integer(number) => Some(ValueRef::Integer(number)),
+        FileValue::Text(text) => std::str::from_utf8(text).ok().map(ValueRef::Text),
+        FileValue::Blob(bytes) => Some(ValueRef::Blob(bytes)),
+        FileValue::Real(_) => None,
+    })
+}
+
+fn bound<'a>(value: &ValueRef<'a>) -> ToSqlOutput<'a> {
+    ToSqlOutput::Borrowed(match *value {
+        ValueRef::Null => FileValue::Null,
+        ValueRef::Integer(number) => FileValue::Integer(number),
+        ValueRef::Text(text) => FileValue::Text(text.as_bytes()),
+        ValueRef::Blob(bytes) => FileValue::Blob(bytes),
+    })
+}
