@@ -8,6 +8,7 @@ mod demo;
 mod fuzz;
 mod lab;
 mod package;
+mod python;
 mod setup;
 mod test;
 mod tidy;

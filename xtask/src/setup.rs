@@ -18,6 +18,8 @@ pub(crate) enum Need {
     Package,
     /// To build libFuzzer.
     Fuzz,
+    /// To run libraries that are not ours beside us.
+    Python,
     /// To make images and boot nodes.
     Lab,
 }
@@ -30,6 +32,7 @@ impl Need {
             // `rpm` brings rpmbuild, `systemd` systemd-analyze.
             Self::Package => &["binutils", "coreutils", "dpkg", "gzip", "rpm", "systemd"],
             Self::Fuzz => &["g++"],
+            Self::Python => &["python3", "python3-venv"],
             Self::Lab => &[
                 "ca-certificates",
                 "coreutils",

@@ -1,5 +1,4 @@
-//! What thieves, liars and bad clocks try with tokens. The numbers are those of the list of attacks in
-//! docs/attacks.md.
+//! What thieves, liars and bad clocks try with tokens.
 
 use berth_ledger::keys::SigningKey;
 use serde_json::json;

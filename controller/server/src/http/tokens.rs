@@ -159,6 +159,7 @@ fn link_for(
             "this holder was revoked; use a new key",
         ));
     }
+    let delegations = delegations_for(caller, asked)?;
     let scopes = scopes_for(caller, asked)?;
     let resources = asked
         .resources
@@ -176,7 +177,7 @@ fn link_for(
         resources,
         not_before: now,
         expires_at: expiry_for(caller, asked, now)?,
-        delegations: delegations_for(caller, asked)?,
+        delegations,
         // Who must sign its own requests does not issue what need not.
         requires_pop: asked.require_pop.unwrap_or_default() || caller.grant.requires_pop,
     })
