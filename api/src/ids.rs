@@ -118,54 +118,78 @@ typed_id! {
     VmId = "vm",
 }
 
-/// A tenant's stable name: lower-case letters, digits and inner hyphens, 1 to 63 characters.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize)]
-#[serde(transparent)]
-pub struct TenantId(String);
+macro_rules! label_id { ($($(#[$doc:meta])* $name:ident, $error:ident, $problem:literal;)*) => {$(
+    $(#[$doc])*
+    #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize)]
+    #[serde(transparent)]
+    pub struct $name(String);
 
-/// Why a text is not a tenant id.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "a tenant id has 1 to 63 lower-case letters, digits or hyphens and does not begin or end with a hyphen"
-)]
-pub struct ParseTenantIdError;
+    /// Why a text is not such an id.
+    #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+    #[error($problem)]
+    pub struct $error;
 
-impl TenantId {
-    /// The id as text.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for TenantId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl FromStr for TenantId {
-    type Err = ParseTenantIdError;
-
-    fn from_str(text: &str) -> Result<Self, ParseTenantIdError> {
-        let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-        let whole = (1..=63).contains(&text.len())
-            && text.chars().all(|c| inner(c) || c == '-')
-            && text.starts_with(inner)
-            && text.ends_with(inner);
-        if whole {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(ParseTenantIdError)
+    impl $name {
+        /// The id as text.
+        #[must_use]
+        pub fn as_str(&self) -> &str {
+            &self.0
         }
     }
+
+    impl fmt::Display for $name {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(&self.0)
+        }
+    }
+
+    impl FromStr for $name {
+        type Err = $error;
+
+        fn from_str(text: &str) -> Result<Self, $error> {
+            if is_label(text) {
+                Ok(Self(text.to_owned()))
+            } else {
+                Err($error)
+            }
+        }
+    }
+
+    impl<'de> Deserialize<'de> for $name {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+            text.parse().map_err(serde::de::Error::custom)
+        }
+    }
+)*}}
+
+label_id! {
+    /// A tenant's stable name: lower-case letters, digits and inner hyphens, 1 to 63 characters.
+    TenantId, ParseTenantIdError,
+    "a tenant id has 1 to 63 lower-case letters, digits or hyphens and does not begin or end with a hyphen";
+    /// A project's stable name inside its tenant, in the same form. It means nothing without the tenant.
+    ProjectId, ParseProjectIdError,
+    "a project id has 1 to 63 lower-case letters, digits or hyphens and does not begin or end with a hyphen";
+    /// A service account's stable name inside its tenant, in the same form.
+    AccountId, ParseAccountIdError,
+    "a service account's id has 1 to 63 lower-case letters, digits or hyphens and does not begin or end with a hyphen";
 }
 
-impl<'de> Deserialize<'de> for TenantId {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
+/// The project that every tenant has from its first moment to its last.
+pub const DEFAULT_PROJECT: &str = "default";
+
+impl Default for ProjectId {
+    fn default() -> Self {
+        Self(DEFAULT_PROJECT.to_owned())
     }
+}
+
+fn is_label(text: &str) -> bool {
+    let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    (1..=63).contains(&text.len())
+        && text.chars().all(|c| inner(c) || c == '-')
+        && text.starts_with(inner)
+        && text.ends_with(inner)
 }
 
 #[cfg(test)]
@@ -201,9 +225,15 @@ mod tests {
     }
 
     #[test]
+    fn the_default_project_has_an_id_like_any_other() {
+        assert_eq!(DEFAULT_PROJECT.parse(), Ok(ProjectId::default()));
+    }
+
+    #[test]
     fn tenant_ids_follow_the_published_pattern() {
         for good in ["a", "acme-corp", "0-0", &"a".repeat(63)] {
             assert!(good.parse::<TenantId>().is_ok(), "{good}");
+            assert!(good.parse::<ProjectId>().is_ok(), "{good}");
         }
         for bad in [
             "",
@@ -217,6 +247,7 @@ mod tests {
             &"a".repeat(64),
         ] {
             assert!(bad.parse::<TenantId>().is_err(), "{bad}");
+            assert!(bad.parse::<ProjectId>().is_err(), "{bad}");
         }
     }
 }

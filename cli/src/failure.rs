@@ -549,6 +549,7 @@ mod tests {
                 | ErrorCode::TokenExpired
                 | ErrorCode::TokenRevoked
                 | ErrorCode::PermissionDenied
+                | ErrorCode::TenantSuspended
                 | ErrorCode::SlotClassNotAllowed
                 | ErrorCode::SlotNotApproved => Exit::Denied,
                 ErrorCode::NotFound => Exit::NotFound,

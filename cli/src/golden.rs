@@ -141,7 +141,13 @@ fn vms_and_nodes_are_shown_as_published() {
         "created_at": TIME });
     let join = json!({ "token": "berth-join.example", "expires_at": TIME,
         "install_command": "berth-agent join berth-join.example" });
-    let usage = json!({ "resource": "vms", "limit": 10, "used": 10, "remaining": 0 });
+    let usage = json!({ "tenant_id": "acme-corp", "project_id": null, "quotas": {},
+        "over_limit": true, "period_end": TIME,
+        "items": [
+            { "resource": "vms", "limit": 10, "used": 10, "reserved": 1, "remaining": 0 },
+            { "resource": "vcpus", "limit": 4, "used": 8, "remaining": 0, "over_limit": true },
+            { "resource": "memory_mb", "limit": null, "used": 512, "remaining": null },
+        ] });
     let text = [
         vm::list_table(&[from(a_vm("running")), from(a_vm("failed"))]),
         vm::object_table(&from(a_vm("failed"))),
@@ -150,7 +156,7 @@ fn vms_and_nodes_are_shown_as_published() {
         node::object_table(&from(a_node())),
         node::join_token_table(&from(join)),
         catalogue::image_table(&[from(json!({ "name": "debian-12", "min_disk_gb": 2 }))]),
-        catalogue::usage_table(&[from(usage)]),
+        catalogue::usage_table(&from(usage)),
     ];
     check("tables-vm.txt", &text.iter().map(of).collect::<String>());
 }

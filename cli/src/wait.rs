@@ -248,6 +248,7 @@ mod tests {
             id: VmId::generate(),
             name: "web-1".to_owned(),
             tenant_id: "acme-corp".parse().unwrap(),
+            project_id: berth_api::ids::ProjectId::default(),
             state,
             state_reason: (state == VmState::Failed).then(|| StateReason {
                 code: "vmm_exit".to_owned(),

@@ -129,6 +129,10 @@ mod tests {
         let measured = measure(3).unwrap();
         let depths: Vec<usize> = measured.iter().map(|one| one.links).collect();
         assert_eq!(depths, [1, 2, 3, 4]);
-        assert!(measured.iter().all(|one| one.checks == 3 && one.p50_us > 0.0));
+        assert!(
+            measured
+                .iter()
+                .all(|one| one.checks == 3 && one.p50_us > 0.0)
+        );
     }
 }

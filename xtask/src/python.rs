@@ -45,6 +45,12 @@ fn fetch(folder: &Path, python: &Path, name: &str, packages: &[&str]) -> Result<
         &log,
     )?;
     let mut pip = Command::new(python);
-    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]);
+    pip.args([
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+    ]);
     run_logged(pip.args(["--only-binary", ":all:"]).args(packages), &log)
 }

@@ -56,6 +56,8 @@ error_codes! {
     TokenRevoked = "token_revoked", 401, "Token revoked";
     /// The token does not cover this.
     PermissionDenied = "permission_denied", 403, "Permission denied";
+    /// The tenant is suspended.
+    TenantSuspended = "tenant_suspended", 403, "Tenant suspended";
     /// The tenant may not use slots of this class.
     SlotClassNotAllowed = "slot_class_not_allowed", 403, "Slot class not allowed";
     /// The slot was not approved on its host, or not admitted by an operator.
@@ -144,7 +146,7 @@ pub struct ErrorBody {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quota: Option<QuotaDetail>,
     /// For `placement_impossible` and `no_capacity`: nodes per rejection, and slots per rejection as
-    /// `slots.<class>.<why>`.
+    /// `slots.<class>.<why>`. For `tenant_not_empty`: what there is, by its kind.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub reasons: BTreeMap<String, u32>,
 }
@@ -152,7 +154,7 @@ pub struct ErrorBody {
 /// The numbers behind a `quota_exceeded`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QuotaDetail {
-    /// `vms`, `storage_gb` or `slots.` and a class.
+    /// Such as `vms`; for slots `slots.` and a class.
     pub resource: String,
     /// The ceiling.
     pub limit: u64,
@@ -162,6 +164,9 @@ pub struct QuotaDetail {
     pub requested: u64,
     /// What is left.
     pub remaining: u64,
-    /// `tenant/<id>`.
+    /// `tenant/<id>`, or `project/<tenant>/<id>`.
     pub scope: String,
+    /// What is charged, by the states of the VMs that it is for.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub counted: BTreeMap<String, u64>,
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::agent::StopMode;
-use crate::ids::{ClaimId, NodeId, OperationId, SlotId, TenantId, VmId};
+use crate::ids::{ClaimId, NodeId, OperationId, ProjectId, SlotId, TenantId, VmId};
 use crate::slot::{SlotProblem, SlotState};
 
 /// `POST /v1/vms`
@@ -24,6 +24,9 @@ pub struct CreateVm {
     pub image: String,
     /// Must be the caller's own if given; another one is `tenant_mismatch`.
     pub tenant_id: Option<String>,
+    /// The tenant's project that it belongs to; `default` unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub project_id: Option<String>,
     /// Slots whose devices the guest gets; all on one node.
     #[serde(default)]
     pub slots: Vec<SlotRequest>,
@@ -97,6 +100,9 @@ pub struct Vm {
     pub name: String,
     /// Its owner.
     pub tenant_id: TenantId,
+    /// The part of its owner that it belongs to.
+    #[serde(default)]
+    pub project_id: ProjectId,
     /// What it does.
     pub state: VmState,
     /// Why.

@@ -1,8 +1,7 @@
 //! The small read-only commands: `image list`, `usage`, `operation show`, `me`.
 
-use berth_api::rest::{Image, Me, Operation, Page, Usage};
+use berth_api::rest::{Image, Me, Operation, UsageReport};
 use clap::Subcommand;
-use serde_json::Value;
 
 use crate::client::Path;
 use crate::failure::Failure;
@@ -39,8 +38,8 @@ pub(crate) fn image(session: &mut Session, command: &ImageCommand) -> Result<(),
 /// `usage`, of the caller's tenant or of another one.
 pub(crate) fn usage(session: &mut Session, tenant: Option<&str>) -> Result<(), Failure> {
     let path = Path::of(&["v1", "usage"]).with("tenant_id", tenant);
-    let page: Page<Value> = session.client.get(path)?.read()?;
-    session.show_list(&page.items, usage_table)
+    let reply = session.client.get(path)?;
+    session.show(&reply, usage_table)
 }
 
 /// `operation …`
@@ -73,17 +72,24 @@ pub(crate) fn image_table(images: &[Image]) -> Table {
 
 /// A tenant's ceilings and what is charged.
 #[must_use]
-pub(crate) fn usage_table(usages: &[Usage]) -> Table {
-    let mut table = Table::new(&["RESOURCE", "LIMIT", "USED", "REMAINING"]);
-    for usage in usages {
+pub(crate) fn usage_table(report: &UsageReport) -> Table {
+    let mut table = Table::new(&["RESOURCE", "LIMIT", "USED", "RESERVED", "REMAINING"]);
+    for usage in &report.items {
+        let used = usage.used.to_string();
+        let used = if usage.over_limit {
+            Cell::toned(&format!("{used} (over)"), Tone::Bad)
+        } else {
+            used.into()
+        };
         let remaining = match usage.remaining {
-            0 => Cell::toned("0", Tone::Caution),
-            some => some.into(),
+            Some(0) => Cell::toned("0", Tone::Caution),
+            some => optional(some),
         };
         table.row([
             (&usage.resource).into(),
-            usage.limit.into(),
-            usage.used.into(),
+            optional(usage.limit),
+            used,
+            usage.reserved.into(),
             remaining,
         ]);
     }

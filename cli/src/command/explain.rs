@@ -114,6 +114,10 @@ fn texts(code: ErrorCode) -> (&'static str, &'static str) {
             "The token is good but its scope does not cover this.",
             "Use a token with the scope in `required_scope`; `berthctl me` shows what yours has.",
         ),
+        ErrorCode::TenantSuspended => (
+            "An operator suspended the tenant.",
+            "Reading, stopping and deleting still work; ask your administrator about the rest.",
+        ),
         ErrorCode::SlotClassNotAllowed => (
             "The tenant has no ceiling for slots of this class, so it may use none.",
             "Ask an operator (`berthctl tenant update --slot-limit CLASS=N`), or ask for a class that `berthctl slot classes` lists.",

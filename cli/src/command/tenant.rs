@@ -143,6 +143,17 @@ pub(crate) fn run(session: &mut Session, command: TenantCommand) -> Result<(), F
                 storage_quota_gb,
                 api_rate_limit_rpm,
                 slot_limits: slot_limits.into_iter().collect(),
+                tier: None,
+                max_running_vms: None,
+                max_vcpus: None,
+                max_memory_mb: None,
+                max_images: None,
+                max_tokens: None,
+                max_creates_per_day: None,
+                allowed_images: None,
+                allowed_actions: None,
+                email: None,
+                labels: BTreeMap::new(),
             });
             session
                 .client

@@ -114,6 +114,9 @@ pub(crate) struct VmShape {
     /// Root disk in GB [default: the image's own size]
     #[arg(long, value_name = "GB")]
     disk_gb: Option<u32>,
+    /// The tenant's project that it belongs to [default: default]
+    #[arg(long)]
+    project: Option<String>,
     /// Slots whose devices the guest gets; may be repeated: class=nvme, class=nvme,count=2 or id=slot_…
     #[arg(long = "slot", value_name = "SLOT", value_parser = parse_slot)]
     slots: Vec<SlotRequest>,
@@ -163,6 +166,7 @@ impl From<VmShape> for CreateVm {
             disk_gb: shape.disk_gb,
             image: shape.image,
             tenant_id: shape.tenant,
+            project_id: shape.project,
             slots: shape.slots,
             labels: shape.labels.into_iter().collect(),
         }

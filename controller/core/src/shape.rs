@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use berth_api::ids::ProjectId;
 use berth_api::rest::{CreateVm, SlotRequest};
 use berth_api::vmm::{MAX_MEMORY_MIB, MAX_VCPUS};
 
@@ -26,6 +27,8 @@ const MAX_LABEL_CHARS: usize = 128;
 pub struct Shape {
     /// The tenant's name for it, if one was given.
     pub name: Option<String>,
+    /// The project that it will belong to.
+    pub project: ProjectId,
     /// Number of vCPUs.
     pub vcpus: u32,
     /// Memory in MiB.
@@ -104,6 +107,13 @@ pub fn validate(request: CreateVm) -> Result<Shape, ShapeDenied> {
         });
     }
     check_labels(&request.labels)?;
+    let project = match &request.project_id {
+        None => ProjectId::default(),
+        Some(text) => text.parse().map_err(|_| ShapeDenied::Field {
+            field: "project_id",
+            problem: "name a project as GET /v1/projects lists it",
+        })?,
+    };
     let vcpus = request.vcpus.unwrap_or(DEFAULT_VCPUS);
     let memory_mb = request.memory_mb.unwrap_or(DEFAULT_MEMORY_MB);
     in_range("vcpus", vcpus.into(), 1, MAX_VCPUS.into(), "at least 1")?;
@@ -125,6 +135,7 @@ pub fn validate(request: CreateVm) -> Result<Shape, ShapeDenied> {
     }
     Ok(Shape {
         name: request.name,
+        project,
         vcpus,
         memory_mb,
         disk_gb: request.disk_gb,
@@ -235,6 +246,7 @@ mod tests {
             disk_gb: None,
             image: "debian-12".to_owned(),
             tenant_id: None,
+            project_id: None,
             slots: Vec::new(),
             labels: BTreeMap::new(),
         }
@@ -357,6 +369,11 @@ mod tests {
         check(|r| r.name = Some("vm_x".to_owned()), "name", false);
         check(|r| r.image = "../etc/passwd".to_owned(), "image", false);
         check(|r| r.image = String::new(), "image", false);
+        check(
+            |r| r.project_id = Some("Web".to_owned()),
+            "project_id",
+            false,
+        );
         check(
             |r| drop(r.labels.insert(String::new(), "x".to_owned())),
             "labels",

@@ -161,6 +161,11 @@ pub enum Effect {
     FailOperation,
     /// Give back what its tenant was charged.
     ReleaseCharges,
+    /// Charge its tenant for what a VM takes that is not stopped, unless it is charged so: a host says
+    /// that it runs, and what runs is charged, whatever the ceilings.
+    ChargeRunning,
+    /// Give back what its tenant was charged for because it was not stopped.
+    ReleaseRunning,
 }
 
 /// A wish that cannot be granted in the VM's state.
@@ -176,7 +181,10 @@ pub struct Denied {
 /// A state and what goes with entering it.
 pub type Step = (VmState, &'static [Effect]);
 
-use Effect::{FailOperation, FinishOperation, ReleaseCharges, SignTask, WithdrawTasks};
+use Effect::{
+    ChargeRunning, FailOperation, FinishOperation, ReleaseCharges, ReleaseRunning, SignTask,
+    WithdrawTasks,
+};
 
 /// The next state and its effects.
 pub fn transition(state: VmState, event: Event) -> Result<Step, Denied> {
@@ -343,7 +351,10 @@ fn running(state: VmState) -> Step {
             VmState::Running,
             &[FinishOperation, Effect::Record(Record::Started)],
         ),
-        VmState::Failed => (VmState::Running, &[Effect::Record(Record::Started)]),
+        VmState::Failed => (
+            VmState::Running,
+            &[ChargeRunning, Effect::Record(Record::Started)],
+        ),
         VmState::Unreachable => (VmState::Running, &[]),
         // It should not: bring it back to what its tenant wants.
         VmState::Stopped => (VmState::Stopping, &[SignTask(TaskKind::Stop)]),
@@ -356,11 +367,16 @@ fn stopped(state: VmState) -> Step {
     match state {
         VmState::Scheduling | VmState::Provisioning | VmState::Starting | VmState::Stopping => (
             VmState::Stopped,
-            &[FinishOperation, Effect::Record(Record::Stopped)],
+            &[
+                FinishOperation,
+                ReleaseRunning,
+                Effect::Record(Record::Stopped),
+            ],
         ),
-        VmState::Running | VmState::Unreachable => {
-            (VmState::Stopped, &[Effect::Record(Record::Stopped)])
-        }
+        VmState::Running | VmState::Unreachable => (
+            VmState::Stopped,
+            &[ReleaseRunning, Effect::Record(Record::Stopped)],
+        ),
         VmState::Pending
         | VmState::Stopped
         | VmState::Failed
@@ -439,7 +455,7 @@ fn launch_failed(state: VmState) -> Step {
 
 fn stop_failed(state: VmState) -> Step {
     match state {
-        VmState::Stopping => (VmState::Running, &[FailOperation]),
+        VmState::Stopping => (VmState::Running, &[ChargeRunning, FailOperation]),
         VmState::Pending
         | VmState::Scheduling
         | VmState::Provisioning

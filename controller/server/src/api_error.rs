@@ -6,10 +6,13 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use berth_api::ids::{RequestId, SlotId};
 use berth_api::rest::{ErrorBody, ErrorCode, QuotaDetail};
+use berth_controller_core::quota::QuotaDenied;
 use berth_controller_core::shape::ShapeDenied;
 use berth_controller_core::slot::{Obstacle, is_shared_device_word};
 use berth_controller_core::vm::Denied;
-use berth_controller_store::{ActOnSlotDenied, ActOnVmDenied, CreateVmDenied, StoreError};
+use berth_controller_store::{
+    ActOnSlotDenied, ActOnVmDenied, CreateVmDenied, DeleteTenantDenied, StoreError,
+};
 use berth_token::Scope;
 
 /// An error on its way to the client. The request's id is added by the outermost layer.
@@ -134,6 +137,38 @@ impl ApiError {
         error
     }
 
+    /// An operator suspended the caller's tenant.
+    pub(crate) fn suspended() -> Self {
+        Self::new(
+            ErrorCode::TenantSuspended,
+            "the tenant is suspended",
+            "Reading, stopping and deleting still work; ask your administrator about the rest.",
+        )
+    }
+
+    /// The operator did not give the caller's tenant this action.
+    pub(crate) fn action_not_allowed(action: &str) -> Self {
+        Self::new(
+            ErrorCode::PermissionDenied,
+            format!("the tenant may not do `{action}`"),
+            "Ask your administrator to name it in the tenant's allowed_actions.",
+        )
+    }
+
+    /// Something still belongs to what should go.
+    pub(crate) fn not_empty(what: &str, counts: BTreeMap<String, u32>) -> Self {
+        let list: Vec<_> = counts
+            .iter()
+            .map(|(kind, count)| format!("{count} {kind}"))
+            .collect();
+        Self::new(
+            ErrorCode::TenantNotEmpty,
+            format!("{what} still owns {}", list.join(", ")),
+            "Delete them first; `reasons` has the counts.",
+        )
+        .with_reasons(counts)
+    }
+
     /// A failure of the database. The reason is logged here, once, and not told.
     pub(crate) fn store(failure: &StoreError) -> Self {
         let chain = causes(failure);
@@ -209,6 +244,29 @@ impl From<ShapeDenied> for ApiError {
     }
 }
 
+impl From<QuotaDenied> for ApiError {
+    fn from(denied: QuotaDenied) -> Self {
+        let field = denied.counter.resource.limit_field();
+        let mut error = Self::new(
+            ErrorCode::QuotaExceeded,
+            format!("Quota exceeded: {denied}"),
+            format!("Delete something or ask your administrator to raise {field}."),
+        );
+        error.0.limit = denied.counter.limit;
+        error.0.quota = Some(denied.to_detail());
+        error
+    }
+}
+
+impl From<DeleteTenantDenied> for ApiError {
+    fn from(denied: DeleteTenantDenied) -> Self {
+        match denied {
+            DeleteTenantDenied::NotFound => Self::not_found(),
+            DeleteTenantDenied::NotEmpty { counts } => Self::not_empty("the tenant", counts),
+        }
+    }
+}
+
 impl From<CreateVmDenied> for ApiError {
     fn from(denied: CreateVmDenied) -> Self {
         match denied {
@@ -218,17 +276,14 @@ impl From<CreateVmDenied> for ApiError {
                 "a VM of that name exists already",
                 "Choose another name, or delete the VM that has it.",
             ),
-            CreateVmDenied::Quota(denied) => {
-                let field = denied.counter.resource.limit_field();
-                let mut error = Self::new(
-                    ErrorCode::QuotaExceeded,
-                    format!("Quota exceeded: {denied}"),
-                    format!("Delete something or ask your administrator to raise {field}."),
-                );
-                error.0.limit = Some(denied.counter.limit);
-                error.0.quota = Some(denied.to_detail());
-                error
-            }
+            CreateVmDenied::Suspended => Self::suspended(),
+            CreateVmDenied::NotAllowed => Self::action_not_allowed("vm.create"),
+            CreateVmDenied::NoProject(_) => Self::new(
+                ErrorCode::NotFound,
+                "there is no such project",
+                "GET /v1/projects lists the tenant's projects; `default` is always there.",
+            ),
+            CreateVmDenied::Quota(denied) => denied.into(),
             CreateVmDenied::DiskTooSmall { least_gb } => {
                 Self::field("disk_gb", &format!("the image needs at least {least_gb}"))
             }
@@ -333,6 +388,9 @@ impl From<ActOnVmDenied> for ApiError {
     fn from(denied: ActOnVmDenied) -> Self {
         match denied {
             ActOnVmDenied::NotFound => Self::not_found(),
+            ActOnVmDenied::Suspended => Self::suspended(),
+            ActOnVmDenied::NotAllowed => Self::action_not_allowed("vm.start"),
+            ActOnVmDenied::Quota(denied) => denied.into(),
             ActOnVmDenied::State(Denied { state, allowed }) => Self::new(
                 ErrorCode::InvalidState,
                 format!("the VM is {}", wire(&state)),

@@ -16,23 +16,55 @@ pub struct Difference {
 
 /// Each query gives a name, the stored and the counted value, where the two differ.
 const CHECKS: &[&str] = &[
-    "SELECT 'quota ' || tenant_id || '/' || resource, used, counted FROM (
-       SELECT q.tenant_id, q.resource, q.used, COALESCE((SELECT SUM(amount) FROM charge c
-         WHERE c.tenant_id = q.tenant_id AND c.resource = q.resource), 0) AS counted FROM quota q) AS each_quota
+    // What VMs are charged for.
+    "SELECT 'quota ' || tenant_id || '/' || scope || '/' || resource, used, counted FROM (
+       SELECT q.tenant_id, q.scope, q.resource, q.used, COALESCE((SELECT SUM(amount) FROM charge c
+         WHERE c.tenant_id = q.tenant_id AND c.resource = q.resource
+         AND (q.scope = '' OR c.project_id = q.scope)), 0) AS counted
+       FROM quota q WHERE q.resource NOT IN ('tokens', 'creates_per_day')
+       AND q.resource NOT LIKE 'slots.%') AS counts
      WHERE used <> counted",
-    "SELECT 'charge vms of ' || vm.vm_id, 1, COALESCE(c.amount, 0) FROM vm
-     LEFT JOIN charge c ON c.vm_id = vm.vm_id AND c.resource = 'vms'
-     WHERE vm.state <> 'deleted' AND COALESCE(c.amount, 0) <> 1",
-    "SELECT 'charge storage_gb of ' || vm.vm_id, vm.disk_gb, COALESCE(c.amount, 0) FROM vm
-     LEFT JOIN charge c ON c.vm_id = vm.vm_id AND c.resource = 'storage_gb'
-     WHERE vm.state <> 'deleted' AND COALESCE(c.amount, 0) <> vm.disk_gb",
+    "SELECT 'quota ' || tenant_id || '/' || scope || '/' || resource, used, counted FROM (
+       SELECT q.tenant_id, q.scope, q.resource, q.used, (SELECT COUNT(*) FROM claim c
+         WHERE c.tenant_id = q.tenant_id AND 'slots.' || c.class = q.resource AND c.charged = 1
+         AND (q.scope = '' OR c.project_id = q.scope)) AS counted
+       FROM quota q WHERE q.resource LIKE 'slots.%') AS counts
+     WHERE used <> counted",
+    "SELECT 'quota ' || tenant_id || '/' || scope || '/tokens', used, counted FROM (
+       SELECT q.tenant_id, q.scope, q.used, (SELECT COUNT(*) FROM token_charge c
+         WHERE c.tenant_id = q.tenant_id AND (q.scope = '' OR c.project_id = q.scope)) AS counted
+       FROM quota q WHERE q.resource = 'tokens') AS counts
+     WHERE used <> counted",
+    "SELECT 'quota ' || tenant_id || '/' || scope || '/creates_per_day', used, counted FROM (
+       SELECT q.tenant_id, q.scope, q.used, (SELECT COUNT(*) FROM vm
+         WHERE vm.tenant_id = q.tenant_id AND (q.scope = '' OR vm.project_id = q.scope)
+         AND vm.created_at >= q.day * 86400000 AND vm.created_at < (q.day + 1) * 86400000) AS counted
+       FROM quota q WHERE q.resource = 'creates_per_day') AS counts
+     WHERE used <> counted",
+    "SELECT 'charge ' || w.resource || ' of ' || w.vm_id, w.due, COALESCE(c.amount, 0) FROM (
+       SELECT vm_id, state, 'vms' AS resource, 1 AS due FROM vm
+       UNION ALL SELECT vm_id, state, 'storage_gb', disk_gb FROM vm) AS w
+     LEFT JOIN charge c ON c.vm_id = w.vm_id AND c.resource = w.resource
+     WHERE w.state <> 'deleted' AND COALESCE(c.amount, 0) <> w.due",
+    // Whoever runs, or is on the way to it, is charged for that.
+    "SELECT 'charge ' || w.resource || ' of ' || w.vm_id, w.due, COALESCE(c.amount, 0) FROM (
+       SELECT vm_id, state, 'running_vms' AS resource, 1 AS due FROM vm
+       UNION ALL SELECT vm_id, state, 'vcpus', vcpus FROM vm
+       UNION ALL SELECT vm_id, state, 'memory_mb', memory_mb FROM vm) AS w
+     LEFT JOIN charge c ON c.vm_id = w.vm_id AND c.resource = w.resource
+     WHERE w.state IN ('pending', 'scheduling', 'provisioning', 'starting', 'running')
+     AND COALESCE(c.amount, 0) <> w.due",
+    "SELECT 'charge ' || c.resource || ' of stopped ' || vm.vm_id, 0, c.amount FROM charge c
+     JOIN vm ON vm.vm_id = c.vm_id
+     WHERE vm.state = 'stopped' AND c.resource IN ('running_vms', 'vcpus', 'memory_mb')",
     "SELECT 'charges of deleted ' || vm.vm_id, 0, SUM(c.amount) FROM charge c
      JOIN vm ON vm.vm_id = c.vm_id WHERE vm.state = 'deleted' GROUP BY vm.vm_id",
-    "SELECT 'slot quota ' || tenant_id || '/' || class, used, counted FROM (
-       SELECT q.tenant_id, q.class, q.used, (SELECT COUNT(*) FROM claim c
-         WHERE c.tenant_id = q.tenant_id AND c.class = q.class AND c.charged = 1) AS counted
-       FROM slot_quota q) AS each_quota
-     WHERE used <> counted",
+    // Every project counts what its tenant counts.
+    "SELECT 'quota rows of ' || p.tenant_id || '/' || p.project_id, 1, 0 FROM project p
+     JOIN quota q ON q.tenant_id = p.tenant_id AND q.scope = ''
+     LEFT JOIN quota own ON own.tenant_id = p.tenant_id AND own.scope = p.project_id
+       AND own.resource = q.resource
+     WHERE own.resource IS NULL",
     "SELECT 'charged claims of deleted ' || vm.vm_id, 0, COUNT(*) FROM claim c
      JOIN vm ON vm.vm_id = c.vm_id WHERE vm.state = 'deleted' AND c.charged = 1 GROUP BY vm.vm_id",
     "SELECT 'epoch of ' || slot_id, own_epoch, counted FROM (

@@ -3,13 +3,15 @@
 //! The partial unique index on live claims and the condition in [`WriteTx::claim_slots`] are what keeps
 //! two VMs off one slot, whatever anybody decided before.
 
-use berth_api::ids::{ClaimId, NodeId, SlotId, TenantId, VmId};
+use berth_api::ids::{ClaimId, NodeId, ProjectId, SlotId, TenantId, VmId};
 use berth_api::slot::Claim;
+use berth_controller_core::quota::Resource;
 use berth_controller_core::slot::ClaimStep;
 use serde_json::json;
 
 use crate::error::StoreError;
 use crate::ledger::{Cause, NewEvent};
+use crate::quota::Amounts;
 use crate::rows::parsed;
 use crate::slots::StoredSlot;
 use crate::store::Db;
@@ -53,10 +55,11 @@ impl Db<'_> {
 }
 
 impl WriteTx<'_> {
-    /// Claim chosen slots for a VM whose row and quota are there, and charge its tenant.
+    /// Claim chosen slots for a VM whose row is there and whose owner is charged for them.
     pub(crate) fn claim_slots(
         &mut self,
         tenant: &TenantId,
+        project: &ProjectId,
         vm_id: VmId,
         slots: &[SlotId],
         cause: &Cause,
@@ -72,7 +75,7 @@ impl WriteTx<'_> {
                     .ok_or(StoreError::Corrupt {
                         what: "slot that was chosen",
                     })?;
-            self.claim_slot(tenant, vm_id, &slot, cause)?;
+            self.claim_slot(tenant, project, vm_id, &slot, cause)?;
         }
         Ok(())
     }
@@ -80,6 +83,7 @@ impl WriteTx<'_> {
     fn claim_slot(
         &mut self,
         tenant: &TenantId,
+        project: &ProjectId,
         vm_id: VmId,
         slot: &StoredSlot,
         cause: &Cause,
@@ -103,22 +107,10 @@ impl WriteTx<'_> {
             },
             cause,
         )?;
-        let charged = self
-            .conn
-            .prepare_cached(
-                "UPDATE slot_quota SET used = used + 1
-                 WHERE tenant_id = ?1 AND class = ?2 AND used + 1 <= ceiling",
-            )?
-            .execute((tenant.as_str(), &slot.class))?;
-        if charged != 1 {
-            return Err(StoreError::Corrupt {
-                what: "quota that was admitted",
-            });
-        }
         self.conn
             .prepare_cached(
-                "INSERT INTO claim (claim_id, slot_id, tenant_id, vm_id, class, fencing_epoch,
-                 state, charged, claimed_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, 'live', 1, ?7)",
+                "INSERT INTO claim (claim_id, slot_id, tenant_id, project_id, vm_id, class, fencing_epoch,
+                 state, charged, claimed_at) VALUES (?1, ?2, ?3, ?8, ?4, ?5, ?6, 'live', 1, ?7)",
             )?
             .execute((
                 claim_id.to_string(),
@@ -128,25 +120,30 @@ impl WriteTx<'_> {
                 &slot.class,
                 fencing_epoch,
                 self.now,
+                project.as_str(),
             ))?;
         Ok(())
     }
 
     /// The tenant cannot use the slots any more: end the charge, not the claims.
     pub(crate) fn release_slot_charges(&mut self, vm_id: VmId) -> Result<(), StoreError> {
-        let vm_id = vm_id.to_string();
-        self.conn
-            .prepare_cached(
-                "UPDATE slot_quota SET used = used - (SELECT COUNT(*) FROM claim
-                   WHERE claim.tenant_id = slot_quota.tenant_id AND claim.class = slot_quota.class
-                   AND claim.vm_id = ?1 AND claim.charged = 1)
-                 WHERE EXISTS (SELECT 1 FROM claim WHERE claim.vm_id = ?1 AND claim.charged = 1
-                   AND claim.tenant_id = slot_quota.tenant_id AND claim.class = slot_quota.class)",
-            )?
-            .execute([&vm_id])?;
-        self.conn
-            .prepare_cached("UPDATE claim SET charged = 0 WHERE vm_id = ?1 AND charged = 1")?
-            .execute([&vm_id])?;
+        self.end_slot_charges("vm_id", &vm_id.to_string())
+    }
+
+    fn end_slot_charges(&mut self, column: &'static str, id: &str) -> Result<(), StoreError> {
+        let ended: Vec<(String, String, String)> = self
+            .conn
+            .prepare_cached(&format!(
+                "UPDATE claim SET charged = 0 WHERE {column} = ?1 AND charged = 1
+                 RETURNING tenant_id, project_id, class"
+            ))?
+            .query_map([id], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
+            .collect::<Result<_, _>>()?;
+        for (tenant, project, class) in ended {
+            let one = Amounts::from([(Resource::Slots(class), 1)]);
+            let tenant = parsed(&tenant, "tenant id")?;
+            self.uncharge(&tenant, &parsed(&project, "project id")?, &one)?;
+        }
         Ok(())
     }
 
@@ -212,18 +209,9 @@ impl WriteTx<'_> {
             },
             cause,
         )?;
-        if claim.charged {
-            self.conn
-                .prepare_cached(
-                    "UPDATE slot_quota SET used = used - 1 WHERE tenant_id = ?1 AND class =
-                     (SELECT class FROM claim WHERE claim_id = ?2)",
-                )?
-                .execute((holder.tenant_id.as_str(), &claim_id))?;
-        }
+        self.end_slot_charges("claim_id", &claim_id)?;
         self.conn
-            .prepare_cached(
-                "UPDATE claim SET state = 'over', charged = 0, ended_at = ?2 WHERE claim_id = ?1",
-            )?
+            .prepare_cached("UPDATE claim SET state = 'over', ended_at = ?2 WHERE claim_id = ?1")?
             .execute((&claim_id, self.now))?;
         Ok(())
     }

@@ -14,6 +14,8 @@ mod idempotency;
 mod ledger;
 mod nodes;
 mod operations;
+mod projects;
+mod quota;
 mod readers;
 mod receipts;
 mod revocations;
@@ -39,6 +41,7 @@ pub use error::{OpenStoreError, StoreError};
 pub use idempotency::{IdempotencyKey, Remembered};
 pub use ledger::{Cause, EntryFilter, NewEvent, VerifyLedgerError, request_cause};
 pub use nodes::{EnrollDenied, NewJoinToken, NodeIdentity};
+pub use quota::NewOverride;
 pub use revocations::{RevokeDenied, Revoked};
 pub use slot_orders::{ActOnSlotDenied, SlotWish};
 pub use slots::SlotFilter;
@@ -46,9 +49,12 @@ pub use sql::{DatabaseUrlError, PostgresServer, SqlError};
 pub use store::{Db, Keys, Store};
 pub use sync::{SyncAccepted, SyncDenied};
 pub use tasks::VmTarget;
-pub use tenants::{CreateTenantDenied, DeleteTenantDenied, NewTenant, TenantChange};
+pub use tenants::{
+    CreateTenantDenied, DeleteTenantDenied, NewTenant, TenantChange, TenantProfile, TenantStanding,
+    Tier,
+};
 pub use tokens::{DerivedToken, NewTokenRecord, TokenUse};
-pub use vm_create::{CreateVmDenied, CreatedVm};
+pub use vm_create::{CreateVmDenied, CreatedVm, PlannedVm};
 pub use vm_events::{ActOnVmDenied, VmWish};
 pub use vms::VmRef;
 pub use writer::{WRITER_THREAD, WriteTx};

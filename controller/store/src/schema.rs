@@ -8,7 +8,8 @@ use crate::sql::{Connection, Dialect, OptionalExtension as _, Result};
 const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0001_first.sql"),
     include_str!("../migrations/0002_slots.sql"),
-    include_str!("../migrations/0003_tokens.sql"),
+    include_str!("../migrations/0003_projects_and_quotas.sql"),
+    include_str!("../migrations/0004_tokens.sql"),
 ];
 
 /// The newest schema that this program knows.
@@ -83,14 +84,16 @@ mod tests {
              INSERT INTO quota VALUES ('acme', 'vms', 10, 1);
              INSERT INTO vm (vm_id, tenant_id, name, state, state_since, desired_state, generation,
                vcpus, memory_mb, disk_gb, image, labels, created_at, audit_index)
-             VALUES ('vm_a', 'acme', 'web', 'running', 0, 'running', 1, 1, 1, 1, 'i', '{}', 0, 0);",
+             VALUES ('vm_a', 'acme', 'web', 'running', 0, 'running', 1, 2, 64, 1, 'i', '{}', 0, 0);
+             INSERT INTO charge VALUES ('acme', 'vm_a', 'vms', 1);",
         )
         .unwrap();
         migrate(&conn).unwrap();
         assert_eq!(version(&conn).unwrap(), known_version());
         let kept: (String, u32) = conn
             .query_row(
-                "SELECT vm.name, quota.used FROM vm JOIN quota ON quota.tenant_id = vm.tenant_id",
+                "SELECT vm.name, quota.used FROM vm JOIN quota ON quota.tenant_id = vm.tenant_id
+                 AND scope = vm.project_id WHERE resource = 'vms'",
                 [],
                 |row| Ok((row.get(0)?, row.get(1)?)),
             )
@@ -100,6 +103,14 @@ mod tests {
             .query_row("SELECT COUNT(*) FROM slot", [], |row| row.get(0))
             .unwrap();
         assert_eq!(slots, 0);
+        let memory: u32 = conn
+            .query_row(
+                "SELECT used FROM quota WHERE scope = '' AND resource = 'memory_mb'",
+                [],
+                |row| row.get(0),
+            )
+            .unwrap();
+        assert_eq!(memory, 64);
         migrate(&conn).unwrap();
     }
 }

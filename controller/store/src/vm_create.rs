@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use berth_api::ids::{NodeId, SlotId, TenantId, VmId};
+use berth_api::ids::{NodeId, ProjectId, SlotId, TenantId, VmId};
 use berth_api::rest::{Vm, VmState};
 use berth_controller_core::placement::{Decision, Demand, Placement, Reasons, SlotWish, place};
-use berth_controller_core::quota::{QuotaDenied, Resource, admit};
+use berth_controller_core::quota::{QuotaDenied, Resource};
 use berth_controller_core::shape::Shape;
 use berth_controller_core::slot::Obstacle;
 use berth_controller_core::vm::{Event, TaskKind};
@@ -13,7 +13,9 @@ use serde_json::json;
 
 use crate::error::StoreError;
 use crate::ledger::{Cause, NewEvent};
+use crate::quota::{Amounts, running_amounts};
 use crate::rows::state_text;
+use crate::store::Db;
 use crate::tenants::object;
 use crate::vms::VmRef;
 use crate::writer::WriteTx;
@@ -24,6 +26,15 @@ pub enum CreateVmDenied {
     /// The tenant is gone.
     #[error("the tenant does not exist")]
     NoTenant,
+    /// An operator suspended the tenant.
+    #[error("the tenant is suspended")]
+    Suspended,
+    /// The tenant may not create VMs.
+    #[error("the tenant may not create VMs")]
+    NotAllowed,
+    /// The tenant has no such project.
+    #[error("there is no project {0}")]
+    NoProject(ProjectId),
     /// A live VM of the tenant has the name.
     #[error("a VM named {name} exists already")]
     NameTaken {
@@ -70,7 +81,9 @@ impl CreateVmDenied {
     /// The error code in the ledger; the same that the caller is told.
     fn code(&self) -> &'static str {
         match self {
-            Self::NoTenant => "not_found",
+            Self::NoTenant | Self::NoProject(_) => "not_found",
+            Self::Suspended => "tenant_suspended",
+            Self::NotAllowed => "permission_denied",
             Self::NameTaken { .. } => "already_exists",
             Self::Quota(_) => "quota_exceeded",
             Self::DiskTooSmall { .. } => "invalid_request",
@@ -100,7 +113,12 @@ impl CreateVmDenied {
             Self::Slot {
                 slot_id, obstacle, ..
             } => json!({ "slot_id": slot_id, "obstacle": obstacle.code() }),
-            Self::NoTenant | Self::NameTaken { .. } | Self::DiskTooSmall { .. } => json!({}),
+            Self::NoProject(project) => json!({ "project_id": project }),
+            Self::NoTenant
+            | Self::Suspended
+            | Self::NotAllowed
+            | Self::NameTaken { .. }
+            | Self::DiskTooSmall { .. } => json!({}),
         }
     }
 }
@@ -114,44 +132,79 @@ pub struct CreatedVm {
     pub wake: Option<NodeId>,
 }
 
-impl WriteTx<'_> {
-    /// Accept a VM or say why not. A refusal charges nothing and is in the ledger.
-    pub fn create_vm(
-        &mut self,
-        tenant: &TenantId,
-        shape: Shape,
-        cause: &Cause,
-    ) -> Result<Result<CreatedVm, CreateVmDenied>, StoreError> {
-        match self.decide(tenant, &shape)? {
-            Ok((disk_gb, placement)) => self
-                .accept(tenant, shape, disk_gb, placement, cause)
-                .map(Ok),
-            Err(CreateVmDenied::NoTenant) => Ok(Err(CreateVmDenied::NoTenant)),
-            Err(denied) => {
-                self.append(
-                    NewEvent {
-                        event_type: "VM_CREATE_DENIED",
-                        tenant_id: Some(tenant.clone()),
-                        outcome: "denied",
-                        code: Some(denied.code().to_owned()),
-                        detail: object(denied.detail()),
-                        ..NewEvent::default()
-                    },
-                    cause,
-                )?;
-                Ok(Err(denied))
-            }
-        }
-    }
+/// What would become of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedVm {
+    /// Its root disk, in GiB.
+    pub disk_gb: u32,
+    /// What it would be charged for.
+    pub charges: BTreeMap<String, u64>,
+    /// Where it would go; `None` if it would wait for a node that is silent.
+    pub placement: Option<Placement>,
+}
 
-    /// The disk's size and the node; quota is asked before placement.
-    fn decide(
+/// What a VM's row says that its shape does not.
+struct NewVmRow<'n> {
+    vm_id: VmId,
+    name: &'n str,
+    disk_gb: u32,
+    audit_index: u64,
+}
+
+/// What a request comes to, before anything is charged or placed.
+struct Wanted {
+    disk_gb: u32,
+    /// The image's name; `None` if the tenant may not know of it.
+    image: Option<String>,
+    amounts: Amounts,
+}
+
+impl Db<'_> {
+    /// What would become of a request now: where the VM would go, with nothing charged or stored.
+    pub fn plan_vm(
         &self,
         tenant: &TenantId,
         shape: &Shape,
-    ) -> Result<Result<(u32, Option<Placement>), CreateVmDenied>, StoreError> {
-        if self.tenant(tenant)?.is_none() {
+    ) -> Result<Result<PlannedVm, CreateVmDenied>, StoreError> {
+        let wanted = match self.wanted(tenant, shape)? {
+            Ok(wanted) => wanted,
+            Err(denied) => return Ok(Err(denied)),
+        };
+        if let Err(denied) = self.would_admit(tenant, &shape.project, &wanted.amounts)? {
+            return Ok(Err(denied.into()));
+        }
+        let placement = match self.place_now(tenant, shape, &wanted)? {
+            Ok(placement) => placement,
+            Err(denied) => return Ok(Err(denied)),
+        };
+        Ok(Ok(PlannedVm {
+            disk_gb: wanted.disk_gb,
+            charges: wanted
+                .amounts
+                .iter()
+                .map(|(resource, amount)| (resource.name(), *amount))
+                .collect(),
+            placement,
+        }))
+    }
+
+    /// Check what can be checked without a charge.
+    fn wanted(
+        &self,
+        tenant: &TenantId,
+        shape: &Shape,
+    ) -> Result<Result<Wanted, CreateVmDenied>, StoreError> {
+        let Some(standing) = self.tenant_standing(tenant)? else {
             return Ok(Err(CreateVmDenied::NoTenant));
+        };
+        if standing.is_suspended {
+            return Ok(Err(CreateVmDenied::Suspended));
+        }
+        if !standing.allows("vm.create") {
+            return Ok(Err(CreateVmDenied::NotAllowed));
+        }
+        if !self.has_project(tenant, &shape.project)? {
+            return Ok(Err(CreateVmDenied::NoProject(shape.project.clone())));
         }
         if let Some(name) = &shape.name
             && self
@@ -160,23 +213,44 @@ impl WriteTx<'_> {
         {
             return Ok(Err(CreateVmDenied::NameTaken { name: name.clone() }));
         }
-        let image_gb = self.image_disk_gb(&shape.image)?;
+        let image = standing
+            .allows_image(&shape.image)
+            .then(|| shape.image.clone());
+        let image_gb = match &image {
+            Some(image) => self.image_disk_gb(image)?,
+            None => None,
+        };
         let disk_gb = shape.disk_gb.or(image_gb).unwrap_or(1);
         let classes = match self.wanted_classes(tenant, &shape.slots)? {
             Ok(classes) => classes,
             Err(denied) => return Ok(Err(denied)),
         };
-        for counter in self.counters(tenant)? {
-            let requested = match &counter.resource {
-                Resource::Vms => 1,
-                Resource::StorageGb => u64::from(disk_gb),
-                Resource::Slots(class) => classes.get(class).copied().unwrap_or(0),
-            };
-            if let Err(denied) = admit(tenant, counter, requested) {
-                return Ok(Err(denied.into()));
-            }
+        let mut amounts = running_amounts(shape.vcpus, shape.memory_mb);
+        amounts.insert(Resource::Vms, 1);
+        amounts.insert(Resource::StorageGb, disk_gb.into());
+        amounts.insert(Resource::CreatesPerDay, 1);
+        for (class, count) in classes {
+            amounts.insert(Resource::Slots(class), count);
         }
-        if let Some(least_gb) = image_gb.filter(|least| disk_gb < *least) {
+        Ok(Ok(Wanted {
+            disk_gb,
+            image,
+            amounts,
+        }))
+    }
+
+    /// Where the VM goes; `None` if it waits for a node that is silent.
+    fn place_now(
+        &self,
+        _tenant: &TenantId,
+        shape: &Shape,
+        wanted: &Wanted,
+    ) -> Result<Result<Option<Placement>, CreateVmDenied>, StoreError> {
+        let image_gb = match &wanted.image {
+            Some(image) => self.image_disk_gb(image)?,
+            None => None,
+        };
+        if let Some(least_gb) = image_gb.filter(|least| wanted.disk_gb < *least) {
             return Ok(Err(CreateVmDenied::DiskTooSmall { least_gb }));
         }
         if let Some(denied) = self.obstacle_of(&shape.slots)? {
@@ -185,13 +259,15 @@ impl WriteTx<'_> {
         let demand = Demand {
             vcpus: shape.vcpus,
             memory_mib: shape.memory_mb,
-            disk_mib: u64::from(disk_gb) * 1024,
+            disk_mib: u64::from(wanted.disk_gb) * 1024,
             slots: shape.slots.clone(),
         };
-        let nodes = self.candidates(&shape.image, !shape.slots.is_empty())?;
+        // No image has the empty name: one that the tenant may not know of is on no node.
+        let image = wanted.image.as_deref().unwrap_or("");
+        let nodes = self.candidates(image, !shape.slots.is_empty())?;
         Ok(match place(&demand, &nodes) {
-            Decision::Chosen(placement) => Ok((disk_gb, Some(placement))),
-            Decision::Wait(_) => Ok((disk_gb, None)),
+            Decision::Chosen(placement) => Ok(Some(placement)),
+            Decision::Wait(_) => Ok(None),
             Decision::NoCapacity(reasons) => Err(CreateVmDenied::NoCapacity(reasons)),
             Decision::Impossible(reasons) => Err(CreateVmDenied::Impossible(reasons)),
         })
@@ -246,12 +322,68 @@ impl WriteTx<'_> {
         }
         Ok(None)
     }
+}
+
+impl WriteTx<'_> {
+    /// Accept a VM or say why not. A refusal charges nothing and is in the ledger.
+    pub fn create_vm(
+        &mut self,
+        tenant: &TenantId,
+        shape: Shape,
+        cause: &Cause,
+    ) -> Result<Result<CreatedVm, CreateVmDenied>, StoreError> {
+        let denied = match self.try_create(tenant, shape, cause)? {
+            Ok(created) => return Ok(Ok(created)),
+            Err(CreateVmDenied::NoTenant) => return Ok(Err(CreateVmDenied::NoTenant)),
+            Err(denied) => denied,
+        };
+        self.append(
+            NewEvent {
+                event_type: "VM_CREATE_DENIED",
+                tenant_id: Some(tenant.clone()),
+                outcome: "denied",
+                code: Some(denied.code().to_owned()),
+                detail: object(denied.detail()),
+                ..NewEvent::default()
+            },
+            cause,
+        )?;
+        Ok(Err(denied))
+    }
+
+    /// Charge first and place then: a charge is the gate, and is given back if no node takes the VM.
+    fn try_create(
+        &mut self,
+        tenant: &TenantId,
+        shape: Shape,
+        cause: &Cause,
+    ) -> Result<Result<CreatedVm, CreateVmDenied>, StoreError> {
+        let wanted = match self.wanted(tenant, &shape)? {
+            Ok(wanted) => wanted,
+            Err(denied) => return Ok(Err(denied)),
+        };
+        let marks = match self.charge(tenant, &shape.project, &wanted.amounts)? {
+            Ok(marks) => marks,
+            Err(denied) => return Ok(Err(denied.into())),
+        };
+        match self.place_now(tenant, &shape, &wanted)? {
+            Ok(placement) => {
+                let created = self.accept(tenant, &shape, &wanted, placement, cause)?;
+                self.note_marks(tenant, marks, cause)?;
+                Ok(Ok(created))
+            }
+            Err(denied) => {
+                self.uncharge(tenant, &shape.project, &wanted.amounts)?;
+                Ok(Err(denied))
+            }
+        }
+    }
 
     fn accept(
         &mut self,
         tenant: &TenantId,
-        shape: Shape,
-        disk_gb: u32,
+        shape: &Shape,
+        wanted: &Wanted,
         placement: Option<Placement>,
         cause: &Cause,
     ) -> Result<CreatedVm, StoreError> {
@@ -270,9 +402,10 @@ impl WriteTx<'_> {
                 outcome: "accepted",
                 detail: object(json!({
                     "name": name,
+                    "project_id": shape.project,
                     "vcpus": shape.vcpus,
                     "memory_mb": shape.memory_mb,
-                    "disk_gb": disk_gb,
+                    "disk_gb": wanted.disk_gb,
                     "image": shape.image,
                     "slots": slots,
                 })),
@@ -280,10 +413,15 @@ impl WriteTx<'_> {
             },
             cause,
         )?;
-        self.insert_vm(tenant, vm_id, &name, &shape, disk_gb, audit_index)?;
-        self.charge(tenant, vm_id, Resource::Vms, 1)?;
-        self.charge(tenant, vm_id, Resource::StorageGb, disk_gb.into())?;
-        self.claim_slots(tenant, vm_id, &slots, cause)?;
+        let row = NewVmRow {
+            vm_id,
+            name: &name,
+            disk_gb: wanted.disk_gb,
+            audit_index,
+        };
+        self.insert_vm(tenant, shape, &row)?;
+        self.note_charges(tenant, &shape.project, vm_id, &wanted.amounts)?;
+        self.claim_slots(tenant, &shape.project, vm_id, &slots, cause)?;
         self.begin_operation(tenant, vm_id, TaskKind::Create, "placing")?;
         if let Some(node) = node {
             self.put_on_node(vm_id, node, cause)?;
@@ -296,68 +434,34 @@ impl WriteTx<'_> {
         Ok(CreatedVm { vm, wake: node })
     }
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the row of one VM, made in one place"
-    )]
     fn insert_vm(
         &mut self,
         tenant: &TenantId,
-        vm_id: VmId,
-        name: &str,
         shape: &Shape,
-        disk_gb: u32,
-        audit_index: u64,
+        new: &NewVmRow<'_>,
     ) -> Result<(), StoreError> {
         let labels = serde_json::to_string(&shape.labels)
             .map_err(|_| StoreError::Unstorable { what: "label list" })?;
         self.conn
             .prepare_cached(
                 "INSERT INTO vm (vm_id, tenant_id, name, state, state_since, desired_state, generation,
-                 vcpus, memory_mb, disk_gb, image, labels, created_at, audit_index)
-                 VALUES (?1, ?2, ?3, ?4, ?5, 'running', 0, ?6, ?7, ?8, ?9, ?10, ?5, ?11)",
+                 vcpus, memory_mb, disk_gb, image, labels, created_at, audit_index, project_id)
+                 VALUES (?1, ?2, ?3, ?4, ?5, 'running', 0, ?6, ?7, ?8, ?9, ?10, ?5, ?11, ?12)",
             )?
             .execute((
-                vm_id.to_string(),
+                new.vm_id.to_string(),
                 tenant.as_str(),
-                name,
+                new.name,
                 state_text(VmState::Pending),
                 self.now,
                 shape.vcpus,
                 shape.memory_mb,
-                disk_gb,
+                new.disk_gb,
                 &shape.image,
                 labels,
-                audit_index,
+                new.audit_index,
+                shape.project.as_str(),
             ))?;
-        Ok(())
-    }
-
-    /// The conditional update is the gate: it holds for any number of controllers.
-    fn charge(
-        &mut self,
-        tenant: &TenantId,
-        vm_id: VmId,
-        resource: Resource,
-        amount: u64,
-    ) -> Result<(), StoreError> {
-        let changed = self
-            .conn
-            .prepare_cached(
-                "UPDATE quota SET used = used + ?3
-                 WHERE tenant_id = ?1 AND resource = ?2 AND used + ?3 <= ceiling",
-            )?
-            .execute((tenant.as_str(), resource.name(), amount))?;
-        if changed != 1 {
-            return Err(StoreError::Corrupt {
-                what: "quota that was admitted",
-            });
-        }
-        self.conn
-            .prepare_cached(
-                "INSERT INTO charge (tenant_id, vm_id, resource, amount) VALUES (?1, ?2, ?3, ?4)",
-            )?
-            .execute((tenant.as_str(), vm_id.to_string(), resource.name(), amount))?;
         Ok(())
     }
 
@@ -389,7 +493,10 @@ impl WriteTx<'_> {
     pub(crate) fn place_waiting(&mut self) -> Result<Vec<NodeId>, StoreError> {
         let waiting: Vec<String> = self
             .conn
-            .prepare_cached("SELECT vm_id FROM vm WHERE state = 'pending' ORDER BY vm_id LIMIT 32")?
+            .prepare_cached(
+                "SELECT vm_id FROM vm WHERE state = 'pending' AND tenant_id IN
+                 (SELECT tenant_id FROM tenant WHERE suspended_at IS NULL) ORDER BY vm_id LIMIT 32",
+            )?
             .query_map([], |row| row.get(0))?
             .collect::<Result<_, _>>()?;
         let mut woken = Vec::new();

@@ -3,6 +3,7 @@
 use berth_api::agent::StopMode;
 use berth_api::ids::{NodeId, TenantId, VmId};
 use berth_api::rest::{Operation, StateReason, Vm, VmState};
+use berth_controller_core::quota::{QuotaDenied, Resource};
 use berth_controller_core::stop::StopOrder;
 use berth_controller_core::vm::{Denied, Effect, Event, Record, TaskKind, transition};
 use serde_json::json;
@@ -62,6 +63,15 @@ pub enum ActOnVmDenied {
     /// Not possible in its state.
     #[error(transparent)]
     State(#[from] Denied),
+    /// An operator suspended the tenant.
+    #[error("the tenant is suspended")]
+    Suspended,
+    /// The tenant may not start VMs.
+    #[error("the tenant may not start VMs")]
+    NotAllowed,
+    /// A start would go over a ceiling.
+    #[error(transparent)]
+    Quota(#[from] QuotaDenied),
 }
 
 impl WriteTx<'_> {
@@ -86,6 +96,11 @@ impl WriteTx<'_> {
             reason: None,
             stop: wish.stop_order(),
         };
+        if wish == VmWish::Start
+            && let Err(denied) = self.permit_start(&row.vm, cause)?
+        {
+            return Ok(Err(denied));
+        }
         if !again && let Err(denied) = self.apply(vm_id, &wished, cause)? {
             return Ok(Err(denied.into()));
         }
@@ -101,6 +116,42 @@ impl WriteTx<'_> {
             what: "VM's operation",
         })?;
         Ok(Ok((vm, operation)))
+    }
+
+    /// A start is charged like a creation. What is refused for its charge is in the ledger.
+    fn permit_start(
+        &mut self,
+        vm: &Vm,
+        cause: &Cause,
+    ) -> Result<Result<(), ActOnVmDenied>, StoreError> {
+        let Some(standing) = self.tenant_standing(&vm.tenant_id)? else {
+            return Ok(Err(ActOnVmDenied::NotFound));
+        };
+        if standing.is_suspended {
+            return Ok(Err(ActOnVmDenied::Suspended));
+        }
+        if !standing.allows("vm.start") {
+            return Ok(Err(ActOnVmDenied::NotAllowed));
+        }
+        if let Err(denied) = transition(vm.state, Event::Start) {
+            return Ok(Err(denied.into()));
+        }
+        let Err(denied) = self.charge_as_running(vm, cause)? else {
+            return Ok(Ok(()));
+        };
+        self.append(
+            NewEvent {
+                event_type: "VM_START_DENIED",
+                tenant_id: Some(vm.tenant_id.clone()),
+                vm_id: Some(vm.id),
+                node_id: vm.node_id,
+                outcome: "denied",
+                code: Some("quota_exceeded".to_owned()),
+                detail: object(json!({ "quota": denied.to_detail() })),
+            },
+            cause,
+        )?;
+        Ok(Err(denied.into()))
     }
 
     /// Whether the same order is unanswered: a repeat is the same operation.
@@ -219,6 +270,10 @@ impl WriteTx<'_> {
                 self.end_operation(vm_id, Some(reason))
             }
             Effect::ReleaseCharges => self.release_charges(&stored),
+            Effect::ChargeRunning => self.charge_what_runs(&stored.vm),
+            Effect::ReleaseRunning => {
+                self.end_charges(&stored.vm.tenant_id, vm_id, Some(&Resource::OF_RUNNING))
+            }
         }
     }
 
@@ -276,17 +331,7 @@ impl WriteTx<'_> {
     }
 
     fn release_charges(&mut self, stored: &StoredVm) -> Result<(), StoreError> {
-        let vm_id = stored.vm.id.to_string();
-        self.conn
-            .prepare_cached(
-                "UPDATE quota SET used = used - (SELECT amount FROM charge
-                   WHERE charge.vm_id = ?1 AND charge.resource = quota.resource)
-                 WHERE tenant_id = ?2 AND resource IN (SELECT resource FROM charge WHERE vm_id = ?1)",
-            )?
-            .execute((&vm_id, stored.vm.tenant_id.as_str()))?;
-        self.conn
-            .prepare_cached("DELETE FROM charge WHERE vm_id = ?1")?
-            .execute([&vm_id])?;
+        self.end_charges(&stored.vm.tenant_id, stored.vm.id, None)?;
         self.release_slot_charges(stored.vm.id)?;
         self.release_room(stored.vm.node_id, &stored.vm)
     }

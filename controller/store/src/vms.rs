@@ -12,7 +12,7 @@ use crate::store::Db;
 const SELECT: &str =
     "SELECT vm.vm_id, vm.tenant_id, vm.name, vm.state, reason_code, reason_message,
     state_since, desired_state, generation, vm.vcpus, memory_mb, disk_gb, image, vm.node_id, labels,
-    created_at, operation_id, last_sync_at, audit_index
+    created_at, operation_id, last_sync_at, audit_index, project_id
     FROM vm LEFT JOIN node ON node.node_id = vm.node_id";
 
 /// How a caller names a VM.
@@ -148,6 +148,7 @@ struct VmRow {
     operation_id: Option<String>,
     last_sync_at: Option<i64>,
     audit_index: u64,
+    project_id: String,
 }
 
 fn vm_row(row: &Row<'_>) -> crate::sql::Result<VmRow> {
@@ -171,6 +172,7 @@ fn vm_row(row: &Row<'_>) -> crate::sql::Result<VmRow> {
         operation_id: row.get(16)?,
         last_sync_at: row.get(17)?,
         audit_index: row.get(18)?,
+        project_id: row.get(19)?,
     })
 }
 
@@ -180,6 +182,7 @@ impl VmRow {
             id: parsed(&self.vm_id, "VM id")?,
             name: self.name,
             tenant_id: parsed(&self.tenant_id, "tenant id")?,
+            project_id: parsed(&self.project_id, "project id")?,
             state: state_of(&self.state)?,
             state_reason: self.reason_code.map(|code| StateReason {
                 code,

@@ -152,7 +152,7 @@ fn the_quota_is_refused_with_its_own_exit_code() {
         .complains("code: quota_exceeded");
     let usage = site.bench.berthctl_as(&site.token, &["usage", "--json"]);
     let usage = usage.expect(0).json();
-    let vms = usage
+    let vms = usage["items"]
         .as_array()
         .unwrap()
         .iter()

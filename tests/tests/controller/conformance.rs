@@ -60,6 +60,8 @@ fn tenant(id: &str) -> NewTenant {
         storage_quota_gb: 1,
         api_rate_limit_rpm: 1,
         slot_limits: std::collections::BTreeMap::new(),
+        ceilings: Default::default(),
+        profile: Default::default(),
     }
 }
 

@@ -135,14 +135,14 @@ fn a_counter_that_lies_is_found_by_the_checker() {
     controller.kill();
     controller
         .database()
-        .run("UPDATE quota SET used = 1 WHERE resource = 'vms'")
+        .run("UPDATE quota SET used = 1 WHERE resource = 'vms' AND scope = ''")
         .unwrap();
     let output = controller.offline(&["check"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(
         String::from_utf8(output.stdout)
             .unwrap()
-            .contains("quota acme/vms")
+            .contains("quota acme//vms")
     );
 }
 

@@ -409,3 +409,14 @@ impl Controller {
             .unwrap();
     }
 }
+
+/// What a caller's tenant is charged for one resource.
+#[track_caller]
+pub(crate) fn usage_of(client: &Client, resource: &str) -> Value {
+    let usage = client.get("/v1/usage").expect(200).json();
+    let items = usage["items"].as_array().unwrap();
+    let found = items.iter().find(|item| item["resource"] == resource);
+    found
+        .unwrap_or_else(|| panic!("{resource}: {usage}"))
+        .clone()
+}

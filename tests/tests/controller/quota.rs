@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use berth_tests::simulated_agent::SimulatedAgent;
 use serde_json::json;
 
-use crate::harness::{Client, Controller, audit_bodies, tenant_body, vm_body};
+use crate::harness::{Client, Controller, audit_bodies, tenant_body, usage_of, vm_body};
 
 fn statuses_of_concurrent_creates(clients: &[&Client], count: usize) -> BTreeMap<u16, usize> {
     let threads: Vec<_> = (0..count)
@@ -86,13 +86,19 @@ fn storage_has_its_own_ceiling() {
     assert_eq!(body["quota"]["resource"], "storage_gb");
     assert_eq!(body["quota"]["remaining"], 1);
     tenant.post("/v1/vms", &vm_body("small")).expect(201);
+    for (resource, limit, used) in [("vms", 10, 2), ("storage_gb", 5, 5)] {
+        let expected = json!({ "resource": resource, "limit": limit, "used": used, "reserved": used,
+            "remaining": limit - used, "over_limit": false });
+        assert_eq!(usage_of(&tenant, resource), expected);
+    }
     let usage = tenant.get("/v1/usage").expect(200).json();
-    assert_eq!(
-        usage["items"],
-        json!([
-            { "resource": "vms", "limit": 10, "used": 2, "remaining": 8 },
-            { "resource": "storage_gb", "limit": 5, "used": 5, "remaining": 0 },
-        ])
+    assert_eq!(usage["quotas"]["vms"], 10);
+    assert_eq!(usage["quotas"]["vcpus"], json!(null));
+    assert!(
+        usage["period_end"]
+            .as_str()
+            .unwrap()
+            .ends_with("T00:00:00.000Z")
     );
 }
 

@@ -11,7 +11,7 @@ use berth_ledger::keys::PublicKey;
 use berth_tests::simulated_agent::{SimulatedAgent, SlotFault};
 use serde_json::{Value, json};
 
-use crate::harness::{Client, Controller, Reply, audit_bodies, tenant_body, vm_body};
+use crate::harness::{Client, Controller, Reply, audit_bodies, tenant_body, usage_of, vm_body};
 
 pub(crate) fn tenant(controller: &Controller, id: &str, limits: &Value) -> Client {
     let mut record = tenant_body(id, 100);
@@ -70,7 +70,7 @@ pub(crate) fn one() -> Value {
 }
 
 pub(crate) fn used(client: &Client) -> Value {
-    client.get("/v1/usage").expect(200).json()["items"][2]["used"].clone()
+    usage_of(client, "slots.nvme")["used"].clone()
 }
 
 #[test]
@@ -268,8 +268,9 @@ fn a_tenant_has_slots_of_the_classes_that_it_may_use_up_to_their_ceilings() {
     acme.post("/v1/vms", &body("more", &one()))
         .refused(403, "slot_class_not_allowed");
     assert_eq!(
-        acme.get("/v1/usage").expect(200).json()["items"][3],
-        json!({ "resource": "slots.nvme", "limit": 0, "used": 2, "remaining": 0 })
+        usage_of(&acme, "slots.nvme"),
+        json!({ "resource": "slots.nvme", "limit": 0, "used": 2, "reserved": 0, "remaining": 0,
+            "over_limit": true })
     );
     acme.delete("/v1/vms/web").expect(202);
     agent.settle().unwrap();

@@ -88,6 +88,30 @@ fn charges_are_released_exactly_when_a_vm_is_gone() {
 }
 
 #[test]
+fn what_comes_to_run_is_charged_and_what_stops_is_not() {
+    for state in STATES {
+        for event in Event::ALL {
+            let Ok((next, effects)) = transition(state, *event) else {
+                continue;
+            };
+            let stops = next == S::Stopped && state != S::Stopped;
+            assert_eq!(
+                effects.contains(&ReleaseRunning),
+                stops,
+                "{state:?} on {event:?}"
+            );
+            // From these it can be without a charge: it was stopped before.
+            let unsure = matches!(state, S::Failed | S::Stopping) && next == S::Running;
+            assert_eq!(
+                effects.contains(&ChargeRunning),
+                unsure,
+                "{state:?} on {event:?}"
+            );
+        }
+    }
+}
+
+#[test]
 fn no_task_is_signed_for_a_wish_before_the_wish_is_recorded() {
     for state in STATES {
         for event in [Event::Start, Event::Stop, Event::StopHard, Event::Delete] {

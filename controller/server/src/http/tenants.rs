@@ -8,11 +8,10 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderName, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use berth_api::ids::TenantId;
-use berth_api::rest::{CreateTenant, ErrorCode, ListQuery, Page, Tenant, Usage};
+use berth_api::rest::{CreateTenant, ErrorCode, ListQuery, Page, Tenant, UsageReport};
+use berth_controller_core::quota::{Ceilings, QuotaScope, Resource};
 use berth_controller_core::slot::is_class_name;
-use berth_controller_store::{
-    CreateTenantDenied, DeleteTenantDenied, NewTenant, Revoked, TenantChange,
-};
+use berth_controller_store::{CreateTenantDenied, NewTenant, Revoked, TenantChange, TenantProfile};
 use serde::Deserialize;
 
 use crate::api_error::ApiError;
@@ -61,6 +60,8 @@ pub(crate) async fn create(
         storage_quota_gb: body.value.storage_quota_gb,
         api_rate_limit_rpm: body.value.api_rate_limit_rpm,
         slot_limits: body.value.slot_limits,
+        ceilings: Ceilings::new(),
+        profile: TenantProfile::default(),
     };
     let key = idempotency.key(&caller, &body.bytes);
     let cause = caller.cause();
@@ -187,12 +188,19 @@ pub(crate) async fn change(
         .as_ref()
         .map_or(Ok(()), must_be_slot_limits)?;
     let id: TenantId = tenant.parse().map_err(|_| ApiError::not_found())?;
+    let named = [
+        (Resource::Vms, asked.max_vms),
+        (Resource::StorageGb, asked.storage_quota_gb),
+    ];
     let change = TenantChange {
         display_name: asked.display_name,
-        max_vms: asked.max_vms,
-        storage_quota_gb: asked.storage_quota_gb,
         api_rate_limit_rpm: asked.api_rate_limit_rpm,
+        ceilings: named
+            .into_iter()
+            .filter_map(|(resource, ceiling)| Some((resource, Some(ceiling?.into()))))
+            .collect(),
         slot_limits: asked.slot_limits,
+        ..TenantChange::default()
     };
     let cause = caller.cause();
     let tenant = app
@@ -213,14 +221,7 @@ pub(crate) async fn delete(
     let deleted = id.clone();
     app.write(move |tx| tx.delete_tenant(&deleted, &cause))
         .await?
-        .map_err(|denied| match denied {
-            DeleteTenantDenied::NotFound => ApiError::not_found(),
-            DeleteTenantDenied::NotEmpty { vms } => ApiError::new(
-                ErrorCode::TenantNotEmpty,
-                format!("the tenant still owns {vms} VMs"),
-                "Delete them first.",
-            ),
-        })?;
+        .map_err(ApiError::from)?;
     app.rates.forget(&id);
     app.tokens.revoke(Some(id), &Revoked::Before(i64::MAX));
     Ok(StatusCode::NO_CONTENT)
@@ -230,20 +231,17 @@ pub(crate) async fn usage(
     State(app): State<Arc<App>>,
     caller: Scoped,
     QueryOf(query): QueryOf<UsageQuery>,
-) -> Result<Json<Page<Usage>>, ApiError> {
+) -> Result<Json<UsageReport>, ApiError> {
     let tenant = namespace_or_named(&caller, query.tenant_id.as_deref())?
         .ok_or_else(|| ApiError::field("tenant_id", "is required of an operator"))?;
-    let counters = app
-        .read(move |db| match db.tenant(&tenant)? {
-            None => Ok(None),
-            Some(_) => db.counters(&tenant).map(Some),
-        })
+    let scope = QuotaScope {
+        tenant,
+        project: None,
+    };
+    app.read(move |db| db.usage(&scope))
         .await?
-        .ok_or_else(ApiError::not_found)?;
-    Ok(Json(Page {
-        items: counters.iter().map(|counter| counter.to_usage()).collect(),
-        next_page_token: None,
-    }))
+        .map(Json)
+        .ok_or_else(ApiError::not_found)
 }
 
 /// The namespace of a read: a tenant's own, whatever it names; for an operator the one it names, or

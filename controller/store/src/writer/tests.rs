@@ -40,6 +40,8 @@ fn tenant(id: &str) -> NewTenant {
         storage_quota_gb: 1,
         api_rate_limit_rpm: 1,
         slot_limits: std::collections::BTreeMap::new(),
+        ceilings: berth_controller_core::quota::Ceilings::new(),
+        profile: crate::tenants::TenantProfile::default(),
     }
 }
 
@@ -195,7 +197,10 @@ fn nothing_of_one_tenant_can_hang_on_another_tenants_vm() {
         )
         .unwrap();
     for foreign in [
-        "INSERT INTO charge (tenant_id, vm_id, resource, amount) VALUES ('other', 'vm_a', 'vms', 1)",
+        "INSERT INTO charge (tenant_id, project_id, vm_id, resource, amount)
+         VALUES ('other', 'default', 'vm_a', 'vms', 1)",
+        "INSERT INTO charge (tenant_id, project_id, vm_id, resource, amount)
+         VALUES ('acme', 'nowhere', 'vm_a', 'vms', 1)",
         "INSERT INTO operation (operation_id, tenant_id, vm_id, kind, state, phase, created_at)
          VALUES ('op_a', 'other', 'vm_a', 'create', 'running', 'x', 0)",
         "UPDATE vm SET operation_id = 'op_of_nobody'",
