@@ -7,7 +7,7 @@ mod contender;
 mod report;
 mod work;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -15,7 +15,7 @@ pub use report::ContestReport;
 pub use work::Work;
 
 use self::contender::Contender;
-use self::work::{Figures, GuestFell};
+use self::work::{Figures, Measured};
 use super::devices::Device;
 use super::host::Host as _;
 use super::node::{Node, NodeSpec, run_folder};
@@ -26,6 +26,8 @@ use crate::startup::Peer;
 pub const DEFAULT_ROUNDS: usize = 5;
 /// Memory of the node: the largest guest, and the page cache for its disks.
 const NODE_MEMORY_MIB: u32 = 4096;
+/// How often a round is done again before the contest is given up.
+const MAX_REPEATS: usize = 2;
 /// Bytes of the drive that is passed through.
 const DRIVE_BYTES: u64 = 256 << 20;
 
@@ -59,11 +61,11 @@ pub fn run(context: &Context, options: &Options) -> Result<ContestReport> {
     contest
         .contenders
         .extend(peers.map(|peer| Contender::from(peer.kind)));
-    if options.work.contains(&Work::Boot) {
-        contest.measure_boots()?;
-    }
-    if options.work.iter().any(|work| *work != Work::Boot) {
-        contest.on_a_node(Contest::measure_the_rest)?;
+    let asked = |work: &Work| options.work.contains(work);
+    for work in Work::ALL.into_iter().filter(asked) {
+        for _ in 0..options.rounds {
+            contest.round(work)?;
+        }
     }
     ContestReport::new(&contest.contenders, &contest.figures, options.rounds)
 }
@@ -77,8 +79,80 @@ struct Contest<'c> {
 }
 
 impl Contest<'_> {
-    /// Does `what` on a node that has just booted and has all programs.
-    fn on_a_node(&mut self, what: impl FnOnce(&mut Self, &Node) -> Result<()>) -> Result<()> {
+    /// Has everybody do `work` once. A round whose node or guest fell is done again: the emulated
+    /// processor loses one now and then, whoever runs on it. How often is in the report.
+    fn round(&mut self, work: Work) -> Result<()> {
+        let able = self.contenders.iter().filter(|who| who.can_do(work));
+        let able: Vec<Contender> = able.copied().collect();
+        for _ in 0..MAX_REPEATS {
+            match self.try_round(work, &able) {
+                Ok(round) => {
+                    self.keep(round);
+                    return Ok(());
+                }
+                Err(fall) => {
+                    let (who, what) = (fall.contender.name(), work.name());
+                    (self.context.say)(&format!("  {who} {what}: {:#}\n  once more", fall.why));
+                    self.figures.count_fall(fall.contender);
+                }
+            }
+        }
+        let round = self.try_round(work, &able).map_err(|fall| {
+            let who = fall.contender.name();
+            fall.why.context(format!("{who}, {}", work.name()))
+        })?;
+        self.keep(round);
+        Ok(())
+    }
+
+    fn keep(&mut self, round: Vec<(Contender, Measured)>) {
+        for (contender, measured) in round {
+            self.figures.add(contender, &measured);
+        }
+    }
+
+    /// A boot has a node of its own. An emulator translates code as it meets it, and has to undo that
+    /// where memory is used again: a later guest pays for an earlier one, whoever ran it.
+    fn try_round(
+        &self,
+        work: Work,
+        able: &[Contender],
+    ) -> Result<Vec<(Contender, Measured)>, Fall> {
+        let size = if work == Work::Boot { 1 } else { able.len() };
+        let mut round = Vec::new();
+        for together in able.chunks(size) {
+            round.extend(self.on_a_node(work, together)?);
+        }
+        Ok(round)
+    }
+
+    /// Has `contenders` do `work`, one after the other, on a node that has just booted.
+    fn on_a_node(
+        &self,
+        work: Work,
+        contenders: &[Contender],
+    ) -> Result<Vec<(Contender, Measured)>, Fall> {
+        let first = contenders.first().copied().unwrap_or(Contender::Berth);
+        let (node, drive) = self.boot().map_err(|why| Fall::new(first, why))?;
+        let measure = |&contender| {
+            let measured = work.run(&node, contender).map_err(|why| {
+                node.collect();
+                Fall::new(contender, why)
+            })?;
+            let (who, what) = (contender.name(), work.name());
+            (self.context.say)(&format!("  {who} {what}: {measured}"));
+            Ok((contender, measured))
+        };
+        let measured = contenders.iter().map(measure).collect();
+        drop(node);
+        std::fs::remove_file(&drive)
+            .context("removing the drive's image")
+            .map_err(|why| Fall::new(first, why))?;
+        measured
+    }
+
+    /// A node with all programs, and the file behind its drive.
+    fn boot(&self) -> Result<(Node, PathBuf)> {
         let drive = run_folder("contest-drive.raw");
         make_drive(&drive)?;
         let spec = NodeSpec {
@@ -95,16 +169,6 @@ impl Contest<'_> {
             ..NodeSpec::default()
         };
         let node = Node::boot("contest", &self.context.node, &spec)?;
-        let result = self.prepare(&node).and_then(|()| what(self, &node));
-        if result.is_err() {
-            node.collect();
-        }
-        drop(node);
-        std::fs::remove_file(&drive).context("removing the drive's image")?;
-        result
-    }
-
-    fn prepare(&self, node: &Node) -> Result<()> {
         node.mount_guest_image()?;
         node.bring_vmm(self.context)?;
         let runner = self.context.programs.join("contest-run");
@@ -113,54 +177,20 @@ impl Contest<'_> {
             let program = Contender::from(peer.kind).program();
             node.copy_in(&peer.program, program, "0755")?;
         }
-        node.check(work::PREPARE_NODE).map(drop)
+        node.check(work::PREPARE_NODE)?;
+        Ok((node, drive))
     }
+}
 
-    /// Each boot has a node of its own. An emulator translates code as it meets it, and has to undo
-    /// that where memory is used again: a later guest pays for an earlier one, whoever ran it.
-    fn measure_boots(&mut self) -> Result<()> {
-        for _ in 0..self.options.rounds {
-            for contender in self.able(Work::Boot) {
-                self.on_a_node(|contest, node| contest.measure(node, Work::Boot, contender))?;
-            }
-        }
-        Ok(())
-    }
+/// A run that came to nothing, and whose it was.
+struct Fall {
+    contender: Contender,
+    why: anyhow::Error,
+}
 
-    fn measure_the_rest(&mut self, node: &Node) -> Result<()> {
-        let asked = |work: &Work| *work != Work::Boot && self.options.work.contains(work);
-        for work in Work::ALL.into_iter().filter(asked).collect::<Vec<_>>() {
-            for _ in 0..self.options.rounds {
-                for contender in self.able(work) {
-                    self.measure(node, work, contender)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn able(&self, work: Work) -> Vec<Contender> {
-        let able = self.contenders.iter().filter(|who| who.can_do(work));
-        able.copied().collect()
-    }
-
-    /// Does `work` once, and again if the guest fell: the emulated processor of the host loses a guest
-    /// now and then, whoever runs it. How often is in the report.
-    fn measure(&mut self, node: &Node, work: Work, contender: Contender) -> Result<()> {
-        let (who, what) = (contender.name(), work.name());
-        let say = self.context.say;
-        let measured = match work.run(node, contender) {
-            Err(error) if error.is::<GuestFell>() => {
-                say(&format!("  {who} {what}: {error:#}\n  once more"));
-                self.figures.count_fall(contender);
-                work.run(node, contender)
-            }
-            first => first,
-        };
-        let measured = measured.with_context(|| format!("{who}, {what}"))?;
-        say(&format!("  {who} {what}: {measured}"));
-        self.figures.add(contender, &measured);
-        Ok(())
+impl Fall {
+    fn new(contender: Contender, why: anyhow::Error) -> Self {
+        Self { contender, why }
     }
 }
 

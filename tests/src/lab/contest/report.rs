@@ -13,7 +13,7 @@ use crate::startup::{Spread, describe_host};
 /// What the figures mean, for whoever reads them later.
 const DEFINITION: &str = "\
 All in one sitting on one emulated host (QEMU with SVM and an IOMMU), contenders in turn, medians. Each boot has a host of its own that
-has just started, the other measurements share one.
+has just started, each round of the others has one.
 Boot: from starting the VMM to the first act of init in the initial RAM disk of an unmodified Debian
 cloud kernel, 1 vCPU, 256 MiB (launcher and kernel loading included), the
 processor time of the control group, launcher and guest included, up to then, and the time to the first
@@ -83,7 +83,7 @@ pub struct ContestReport {
     host: String,
     rounds: usize,
     rows: Vec<Row>,
-    /// How many runs were done again as the guest fell, for those of whom there were any.
+    /// In whose runs a guest or its host fell, and how many rounds were done again for it.
     falls: Vec<(Contender, usize)>,
 }
 
@@ -143,7 +143,7 @@ impl ContestReport {
             "rounds": self.rounds,
             "figures": rows.collect::<Vec<_>>(),
             "done_again": self.falls.iter().map(|(who, count)| {
-                json!({ "name": who.name(), "runs": count })
+                json!({ "name": who.name(), "rounds": count })
             }).collect::<Vec<_>>(),
             "broken_promises": self.broken_promises(),
         })
@@ -220,7 +220,10 @@ impl fmt::Display for ContestReport {
         }
         for (contender, count) in &self.falls {
             let who = contender.name();
-            writeln!(f, "\nDone again as the guest fell: {who}, {count} runs.")?;
+            writeln!(
+                f,
+                "\nDone again, as the guest or its emulated host fell: {who}, {count} rounds."
+            )?;
         }
         Ok(())
     }

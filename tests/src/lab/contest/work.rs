@@ -160,10 +160,10 @@ impl Work {
         let number = |name: &str| times[name].as_f64();
         let (Some(first), Some(last)) = (number("first_s"), number("last_s")) else {
             let lines: Vec<&str> = log.lines().collect();
-            return Err(GuestFell {
-                log_end: lines[lines.len().saturating_sub(25)..].join("\n"),
-            }
-            .into());
+            anyhow::bail!(
+                "its guest did not finish; the log ends:\n{}",
+                lines[lines.len().saturating_sub(25)..].join("\n")
+            );
         };
         if self == Self::Boot {
             measured.add("boot_s", first);
@@ -202,13 +202,6 @@ echo "fio host_to_guest_mbits $(speed </run/iperf)"
 iperf3 --client 10.9.0.1 --omit 1 --time 5 --json --udp --length 64 --bitrate 0 >/run/iperf
 echo "fio guest_to_host_small_packets $(awk '/"packets":/ { value = $2 } END { print value / 5 }' /run/iperf)"
 "#;
-
-/// A guest ended before its work did.
-#[derive(Debug, thiserror::Error)]
-#[error("its guest did not finish; the log ends:\n{log_end}")]
-pub(super) struct GuestFell {
-    log_end: String,
-}
 
 /// Figures of one run by name.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -251,7 +244,7 @@ impl fmt::Display for Measured {
     }
 }
 
-/// All figures: by name, then by contender. And whose guests fell, how often.
+/// All figures: by name, then by contender. And in whose runs a guest or its host fell, how often.
 #[derive(Debug, Default)]
 pub(super) struct Figures {
     values: BTreeMap<String, BTreeMap<Contender, Vec<f64>>>,
@@ -270,7 +263,7 @@ impl Figures {
         *self.falls.entry(contender).or_default() += 1;
     }
 
-    /// How many runs of `contender` were done again.
+    /// How many rounds ended in `contender`'s run and were done again.
     pub(super) fn falls(&self, contender: Contender) -> usize {
         self.falls.get(&contender).copied().unwrap_or(0)
     }
