@@ -116,12 +116,13 @@ impl TokenBook {
             .collect()
     }
 
-    /// Whether a derived token's first use was written down, as far as this process knows.
-    pub(crate) fn knows_derived(&self, grant: &Grant) -> bool {
-        grant.token_ids.last().is_none_or(|id| {
-            let key = (grant.tenant.clone(), *id);
-            lock(&self.derived).contains_key(&key)
-        })
+    /// Whether a token was issued, or is derived and its first use was written down, as far as this
+    /// process knows.
+    pub(crate) fn knows(&self, grant: &Grant) -> bool {
+        match grant.token_ids.split_last() {
+            None | Some((_, [])) => true,
+            Some((id, _)) => lock(&self.derived).contains_key(&(grant.tenant.clone(), *id)),
+        }
     }
 
     /// A derived token's first use is on disk.

@@ -128,7 +128,13 @@ pub(crate) fn private_key(path: &FilePath) -> Result<SigningKey, Failure> {
     if path.as_os_str().is_empty() {
         return Err(refused("no file is named"));
     }
-    let metadata = std::fs::metadata(path).map_err(Failure::file("reading", path))?;
+    let metadata = match std::fs::metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(refused("there is no such file"));
+        }
+        Err(error) => return Err(Failure::file("reading", path)(error)),
+    };
     if metadata.permissions().mode() & 0o077 != 0 {
         return Err(refused("other users can read it; chmod 0600 it"));
     }

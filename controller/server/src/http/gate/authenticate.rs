@@ -84,7 +84,7 @@ pub(super) async fn note_first_use(
     let Some((token_id, parents)) = grant.token_ids.split_last() else {
         return Ok(());
     };
-    if parents.is_empty() || app.tokens.knows_derived(grant) {
+    if app.tokens.knows(grant) {
         return Ok(());
     }
     let seen = DerivedToken {
