@@ -8,10 +8,12 @@ use std::path::{Path, PathBuf};
 use berth_agent_core::slot::approval::{ProposeError, RenderApprovalError};
 use berth_api::rest::ErrorCode;
 use berth_inventory::ReadHostError;
-use berth_ledger::chain::VerifyError;
+use berth_ledger::checkpoint::OpenCheckpointError;
 use berth_ledger::keys::{GenerateKeyError, ReadKeyError};
 use berth_ledger::receipt::{ChainFault, ReceiptError};
 use serde_json::{Value, json};
+
+use crate::ledger::verify::EntryFault;
 
 /// What a command's exit code says; every command ends with one of these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,7 +136,10 @@ pub(crate) enum Failure {
     },
     /// The ledger is not what it says.
     #[error(transparent)]
-    Ledger(#[from] VerifyError),
+    Ledger(#[from] EntryFault),
+    /// The ledger's checkpoint is not signed by the key.
+    #[error("the ledger's checkpoint is not believed")]
+    Checkpoint(#[source] OpenCheckpointError),
     /// The ledger is signed by another key than the caller knows.
     #[error("the ledger shows the key {shown}, not {pinned}")]
     LedgerKey {
@@ -304,6 +309,7 @@ impl Failure {
             | Self::Reply { .. }
             | Self::WaitHopeless { .. }
             | Self::Ledger(_)
+            | Self::Checkpoint(_)
             | Self::LedgerKey { .. }
             | Self::Receipt { .. }
             | Self::ReceiptChain(_)
@@ -333,6 +339,7 @@ impl Failure {
             Self::WaitTimeout { .. } => ErrorCode::WaitTimeout.as_str(),
             Self::WaitHopeless { .. } => "wait_hopeless",
             Self::Ledger(_) => "ledger_broken",
+            Self::Checkpoint(_) => "ledger_checkpoint",
             Self::LedgerKey { .. } => "ledger_key",
             Self::Receipt { .. } => "receipt",
             Self::ReceiptChain(_) => "receipt_chain",
@@ -391,7 +398,7 @@ impl Failure {
             Self::WaitHopeless { .. } => {
                 "See `berthctl vm show` and `berthctl vm console`.".to_owned()
             }
-            Self::Ledger(_) => {
+            Self::Ledger(_) | Self::Checkpoint(_) => {
                 "Keep a copy of the database and tell whoever audits this controller.".to_owned()
             }
             Self::LedgerKey { .. } => {

@@ -102,12 +102,12 @@ fn a_node() -> Value {
 
 fn an_entry(index: u64, event_type: &str, vm: Option<&str>, code: Option<&str>) -> ReadEntry {
     let body = json!({ "event_id": "ev_01kb000000000000000000000e", "time": TIME,
-        "event_type": event_type, "tenant_id": "acme-corp",
+        "event_type": event_type, "tenant_id": "acme-corp", "tenant_seq": 1, "prev": "",
         "actor": { "kind": "operator", "token_id": TOKEN, "subject_key": null },
         "request": null, "vm_id": vm, "node_id": null,
         "outcome": if code.is_some() { "denied" } else { "completed" }, "code": code });
     let entry: berth_api::rest::AuditEntry = from(json!({ "index": index,
-        "body": body.to_string(), "prev_hash": "", "hash": "", "signature": "" }));
+        "body": body.to_string(), "nonce": "", "leaf": "", "leaf_hash": "" }));
     entry.into()
 }
 
@@ -249,7 +249,10 @@ fn errors_are_shown_as_published() {
             wanted: "running".to_owned(),
             seconds: 300,
         },
-        Failure::Ledger(berth_ledger::chain::VerifyError::Hash { index: 7 }),
+        Failure::Ledger(crate::ledger::verify::EntryFault::Unreadable {
+            index: 7,
+            field: "leaf",
+        }),
     ];
     let text: String = failures
         .iter()

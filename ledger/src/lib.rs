@@ -12,7 +12,6 @@
 
 pub mod audit;
 pub mod bundle;
-pub mod chain;
 pub mod checkpoint;
 pub mod cosignature;
 pub mod entry;

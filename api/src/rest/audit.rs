@@ -2,21 +2,22 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{EventId, NodeId, RequestId, TenantId, TokenId, VmId};
+use crate::ids::{EventId, NodeId, RequestId, SlotId, TenantId, TokenId, VmId};
 
-/// One ledger entry as served: `body` is the stored text, byte for byte, and what was signed.
+/// One ledger entry as served: `body` is the stored text, byte for byte, and `leaf` what the tree has
+/// of it (`berth_ledger::leaf`): a commitment that `nonce` opens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditEntry {
     /// Position in the ledger, from 0.
     pub index: u64,
     /// [`AuditBody`] as stored.
     pub body: String,
-    /// Lower-case hex of the SHA-256 of the entry before; zeros for the first.
-    pub prev_hash: String,
-    /// Lower-case hex of this entry's SHA-256 (`berth_ledger::chain` says over what).
-    pub hash: String,
-    /// Standard base64 of the ledger key's signature of `hash`.
-    pub signature: String,
+    /// Lower-case hex of the 32 bytes that open the leaf's commitment to `body`.
+    pub nonce: String,
+    /// Standard base64 of the leaf's 80 bytes.
+    pub leaf: String,
+    /// Lower-case hex of the leaf's hash in the tree.
+    pub leaf_hash: String,
 }
 
 /// What a ledger entry says.
@@ -24,27 +25,56 @@ pub struct AuditEntry {
 pub struct AuditBody {
     /// Known before its index.
     pub event_id: EventId,
-    /// RFC 3339.
+    /// RFC 3339. Never before that of an earlier entry.
     pub time: String,
     /// Such as `TENANT_CREATED`.
     pub event_type: String,
-    /// Whose namespace it touches.
+    /// Whose namespace it touches; nobody's for the platform's own.
     pub tenant_id: Option<TenantId>,
+    /// Its place among the entries of the same tenant, or of the platform, from 1 and without gaps.
+    pub tenant_seq: u64,
+    /// Lower-case hex of the SHA-256 of the body before it in that sequence; zeros in the first.
+    pub prev: String,
+    /// The project inside the tenant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub project_id: Option<String>,
     /// Who did it.
     pub actor: AuditActor,
     /// The request that did it, if one did.
     pub request: Option<AuditRequest>,
+    /// What it is about, where no other field says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub object: Option<AuditObject>,
     /// The VM that it touches.
     pub vm_id: Option<VmId>,
     /// The node that it touches.
     pub node_id: Option<NodeId>,
+    /// The slots that it touches.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub slot_ids: Vec<SlotId>,
     /// `accepted`, `denied`, `failed` or `completed`.
     pub outcome: String,
     /// Error code of a denial or failure.
     pub code: Option<String>,
+    /// Status of the answer, where it was known when this was written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http_status: Option<u16>,
+    /// How long the work took, where it was over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duration_ms: Option<u64>,
     /// Everything else.
     #[serde(default)]
     pub detail: serde_json::Map<String, serde_json::Value>,
+}
+
+/// What an entry is about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditObject {
+    /// Such as `token` or `image`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Its id or name.
+    pub id: String,
 }
 
 /// Who did what an entry says.
@@ -73,7 +103,7 @@ pub struct AuditRequest {
     pub route: String,
 }
 
-/// Query of `GET /v1/audit/entries`.
+/// Query of `GET /v1/audit/entries`. All that is given must hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AuditQuery {
@@ -83,8 +113,18 @@ pub struct AuditQuery {
     pub event_type: Option<String>,
     /// Only this VM's.
     pub vm_id: Option<String>,
+    /// Only this node's.
+    pub node_id: Option<String>,
+    /// Only this slot's.
+    pub slot_id: Option<String>,
+    /// Only with this outcome.
+    pub outcome: Option<String>,
+    /// Only under this token.
+    pub token_id: Option<String>,
     /// From this index on.
     pub since_index: Option<u64>,
+    /// From this time on, RFC 3339.
+    pub since: Option<String>,
     /// 1 to 1000; 100 unless given.
     pub limit: Option<u32>,
 }
@@ -92,10 +132,60 @@ pub struct AuditQuery {
 /// `GET /v1/audit/head`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditHead {
+    /// The log's name in its checkpoints.
+    pub origin: String,
     /// Number of entries.
     pub size: u64,
-    /// Hash of the last entry, lower-case hex; zeros when there is none.
-    pub hash: String,
+    /// Root of the tree over them, lower-case hex.
+    pub root: String,
     /// Standard base64 of the ledger's public key.
     pub public_key: String,
+    /// The same key as other people's verifiers take it, with the log's name.
+    pub vkey: String,
+    /// The signed checkpoint that says all this.
+    pub checkpoint: String,
+}
+
+/// Query of `GET /v1/audit/proof/inclusion`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InclusionQuery {
+    /// The entry.
+    pub index: u64,
+    /// The tree's size; that of the newest checkpoint unless given.
+    pub size: Option<u64>,
+}
+
+/// `GET /v1/audit/proof/inclusion`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InclusionProof {
+    /// The entry.
+    pub index: u64,
+    /// The tree's size.
+    pub size: u64,
+    /// Siblings from the leaf to the root, standard base64.
+    pub hashes: Vec<String>,
+    /// The same as a file of C2SP tlog-proof, where the tree is that of the newest checkpoint.
+    pub tlog_proof: Option<String>,
+}
+
+/// Query of `GET /v1/audit/proof/consistency`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConsistencyQuery {
+    /// The older tree's size.
+    pub from: u64,
+    /// The newer tree's size; that of the newest checkpoint unless given.
+    pub to: Option<u64>,
+}
+
+/// `GET /v1/audit/proof/consistency`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsistencyProof {
+    /// The older tree's size.
+    pub from: u64,
+    /// The newer tree's size.
+    pub to: u64,
+    /// RFC 6962's proof, standard base64.
+    pub hashes: Vec<String>,
 }

@@ -8,7 +8,7 @@ use crate::client::{PAGE, Path};
 use crate::failure::Failure;
 use crate::ledger::filter::{Filter, Filters, Key, ReadEntry};
 use crate::ledger::pages::{Pages, head};
-use crate::ledger::verify::{Verification, choose_key, parse_key};
+use crate::ledger::verify::{Verification, choose_key, open_checkpoint, parse_key};
 use crate::session::Session;
 use crate::table::{Cell, Table, Tone, optional};
 
@@ -17,12 +17,12 @@ use crate::table::{Cell, Table, Tone, optional};
 pub(crate) enum LedgerCommand {
     /// Print entries: when, what, for whom, under which token
     Read(ReadArguments),
-    /// Check every entry's hash, place and signature, up to the head
+    /// Check every entry, its place, and that all of them lead to the root that the ledger has signed
     Verify {
         #[command(flatten)]
         key: KeyArgument,
     },
-    /// Print the number of entries, the last one's hash and the ledger's public key
+    /// Print the log's name, size and root, and the key that it is signed with
     Head,
 }
 
@@ -31,7 +31,7 @@ pub(crate) enum LedgerCommand {
 pub(crate) struct ReadArguments {
     /// Only entries with this; may be repeated, all must hold
     ///
-    /// Keys: tenant-id, vm-id, node-id, event-type, outcome, token-id.
+    /// Keys: tenant-id, vm-id, node-id, slot-id, event-type, outcome, token-id.
     #[arg(long, value_name = "KEY=VALUE")]
     filter: Vec<Filter>,
     /// Only entries of this type, such as TENANT_CREATED
@@ -117,11 +117,7 @@ fn read_as_served(
     since: u64,
     enough: usize,
 ) -> Result<Vec<ReadEntry>, Failure> {
-    let page_size = if filters.are_served() {
-        u32::try_from(enough).unwrap_or(PAGE)
-    } else {
-        PAGE
-    };
+    let page_size = u32::try_from(enough).unwrap_or(PAGE);
     let mut pages = Pages::new(&session.client, filters, since, page_size);
     let mut wanted = Vec::new();
     while wanted.len() < enough {
@@ -156,7 +152,7 @@ fn read_verified(
     Ok(wanted)
 }
 
-/// The check that the caller's token allows: the chain for an operator, else entry by entry.
+/// The check that the caller's token allows: the tree for an operator, else entry by entry.
 fn start(session: &Session, pinned: Option<&PublicKey>) -> Result<Verification, Failure> {
     let me: Me = session.client.get(Path::of(&["v1", "me"]))?.read()?;
     let head = match head(&session.client) {
@@ -165,8 +161,14 @@ fn start(session: &Session, pinned: Option<&PublicKey>) -> Result<Verification, 
         other => Some(other?),
     };
     match (choose_key(pinned, head.as_ref())?, head) {
-        (Some(key), Some(head)) if me.tenant_id.is_none() => Ok(Verification::of_chain(key, head)),
-        (Some(key), _) => Ok(Verification::of_single_entries(key)),
+        (Some(key), Some(head)) => {
+            let checkpoint = open_checkpoint(&head, &key)?;
+            Ok(match me.tenant_id {
+                None => Verification::of_log(key, checkpoint),
+                Some(_) => Verification::of_own_entries(key),
+            })
+        }
+        (Some(key), None) => Ok(Verification::of_own_entries(key)),
         (None, _) => Err(Failure::Usage {
             sentence: "this token may not read the ledger's public key".to_owned(),
             remedy: "Give the key with --public-key.".to_owned(),
@@ -247,8 +249,10 @@ pub(crate) fn entry_table(entries: &[ReadEntry]) -> Table {
 
 fn head_table(head: &AuditHead) -> Table {
     Table::of_object([
+        ("log", (&head.origin).into()),
         ("entries", head.size.into()),
-        ("hash", (&head.hash).into()),
+        ("root", (&head.root).into()),
         ("public key", (&head.public_key).into()),
+        ("verifier key", (&head.vkey).into()),
     ])
 }

@@ -1,7 +1,7 @@
 //! Which entries a reader wants: pure.
 //!
-//! The controller can select by tenant, event type and VM; everything is checked here again, so an
-//! answer never shows more than was asked for.
+//! The controller selects by all of it; everything is checked here again, so an answer never shows
+//! more than was asked for.
 
 use std::str::FromStr;
 
@@ -16,6 +16,8 @@ pub(crate) enum Key {
     VmId,
     /// Which node.
     NodeId,
+    /// Which slot.
+    SlotId,
     /// Which kind of event.
     EventType,
     /// `accepted`, `denied`, `failed` or `completed`.
@@ -24,10 +26,11 @@ pub(crate) enum Key {
     TokenId,
 }
 
-const KEYS: [(&str, Key); 6] = [
+const KEYS: [(&str, Key); 7] = [
     ("tenant-id", Key::TenantId),
     ("vm-id", Key::VmId),
     ("node-id", Key::NodeId),
+    ("slot-id", Key::SlotId),
     ("event-type", Key::EventType),
     ("outcome", Key::Outcome),
     ("token-id", Key::TokenId),
@@ -76,14 +79,6 @@ impl Filters {
             .map(|filter| filter.value.as_str())
     }
 
-    /// Whether the controller selects by all of them, so that a page holds no misses.
-    #[must_use]
-    pub(crate) fn are_served(&self) -> bool {
-        self.0
-            .iter()
-            .all(|filter| matches!(filter.key, Key::TenantId | Key::EventType | Key::VmId))
-    }
-
     /// Whether an entry is wanted. One whose body is not readable is wanted by nobody who filters.
     #[must_use]
     pub(crate) fn admit(&self, entry: &ReadEntry) -> bool {
@@ -91,20 +86,21 @@ impl Filters {
             entry
                 .body
                 .as_ref()
-                .and_then(|body| member(body, filter.key))
-                .is_some_and(|value| value == filter.value)
+                .is_some_and(|body| members(body, filter.key).contains(&filter.value))
         })
     }
 }
 
-fn member(body: &AuditBody, key: Key) -> Option<String> {
+fn members(body: &AuditBody, key: Key) -> Vec<String> {
+    let one = |text: Option<String>| text.into_iter().collect();
     match key {
-        Key::TenantId => body.tenant_id.as_ref().map(ToString::to_string),
-        Key::VmId => body.vm_id.map(|id| id.to_string()),
-        Key::NodeId => body.node_id.map(|id| id.to_string()),
-        Key::EventType => Some(body.event_type.clone()),
-        Key::Outcome => Some(body.outcome.clone()),
-        Key::TokenId => body.actor.token_id.map(|id| id.to_string()),
+        Key::TenantId => one(body.tenant_id.as_ref().map(ToString::to_string)),
+        Key::VmId => one(body.vm_id.map(|id| id.to_string())),
+        Key::NodeId => one(body.node_id.map(|id| id.to_string())),
+        Key::SlotId => body.slot_ids.iter().map(ToString::to_string).collect(),
+        Key::EventType => vec![body.event_type.clone()],
+        Key::Outcome => vec![body.outcome.clone()],
+        Key::TokenId => one(body.actor.token_id.map(|id| id.to_string())),
     }
 }
 
@@ -137,6 +133,8 @@ mod tests {
             "time": "2026-01-02T03:04:05.678Z",
             "event_type": "TENANT_CREATED",
             "tenant_id": "acme-corp",
+            "tenant_seq": 1,
+            "prev": "",
             "actor": {
                 "kind": "operator",
                 "token_id": "tok_01jd0000000000000000000000",
@@ -151,9 +149,9 @@ mod tests {
         AuditEntry {
             index: 0,
             body: body.to_string(),
-            prev_hash: String::new(),
-            hash: String::new(),
-            signature: String::new(),
+            nonce: String::new(),
+            leaf: String::new(),
+            leaf_hash: String::new(),
         }
         .into()
     }

@@ -27,7 +27,11 @@ impl<'a> Pages<'a> {
         let path = Path::of(&["v1", "audit", "entries"])
             .with("tenant_id", filters.value_of(Key::TenantId))
             .with("event_type", filters.value_of(Key::EventType))
-            .with("vm_id", filters.value_of(Key::VmId));
+            .with("vm_id", filters.value_of(Key::VmId))
+            .with("node_id", filters.value_of(Key::NodeId))
+            .with("slot_id", filters.value_of(Key::SlotId))
+            .with("outcome", filters.value_of(Key::Outcome))
+            .with("token_id", filters.value_of(Key::TokenId));
         Self {
             client,
             path,

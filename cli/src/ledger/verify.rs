@@ -1,102 +1,180 @@
 //! Checking the ledger's entries, without asking for them.
 //!
-//! An operator sees every entry and checks the chain from the first to the head. A tenant sees only
-//! its own, which do not touch each other; then each one's hash and signature stand alone.
+//! An operator sees every entry and builds the whole tree from them, up to the root that the ledger
+//! has signed. A tenant sees only its own: each must open its leaf's commitment and follow the one
+//! before, and what proves that the leaf is in the tree is in its export.
 
+use std::collections::HashMap;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use berth_api::rest::{AuditEntry, AuditHead};
-use berth_ledger::chain::{Head, VerifyError, verify_entry, verify_head, verify_next};
+use berth_ledger::checkpoint::{Checkpoint, SignedCheckpoint};
 use berth_ledger::keys::PublicKey;
+use berth_ledger::leaf::{Leaf, LeafKind, Nonce};
+use berth_ledger::merkle::{Frontier, Hash};
+use berth_ledger::note::{KeyKind, KeyName, Vkey};
+use berth_ledger::tenant_view::{BodyLink, ShownEvent, TenantView, ViewError, check_commitment};
 
 use crate::failure::Failure;
 
-/// A check in progress.
-#[derive(Debug)]
-pub(crate) enum Verification {
-    /// Every entry, up to a head.
-    Chain {
-        /// The ledger's key.
-        key: PublicKey,
-        /// Where the chain stands so far.
-        reached: Head,
-        /// Where it must end.
-        head: AuditHead,
+/// What is wrong with an entry, or with all of them together.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum EntryFault {
+    /// A field that is not readable.
+    #[error("entry {index}: its {field} is not readable")]
+    Unreadable {
+        /// Which entry.
+        index: u64,
+        /// Which field.
+        field: &'static str,
     },
-    /// Entries one by one.
-    Alone {
-        /// The ledger's key.
-        key: PublicKey,
-        /// How many were right.
-        count: u64,
+    /// An entry is missing or stands in another place.
+    #[error("entry {index} stands where entry {expected} belongs")]
+    Order {
+        /// Found.
+        index: u64,
+        /// Wanted.
+        expected: u64,
+    },
+    /// It is not what the ledger has.
+    #[error("entry {index} is not what the ledger has of it")]
+    View {
+        /// Which entry.
+        index: u64,
+        /// Why.
+        #[source]
+        cause: ViewError,
+    },
+    /// The entries do not lead to the signed root.
+    #[error("the {size} entries do not lead to the root that the ledger has signed")]
+    Root {
+        /// How many there are.
+        size: u64,
+    },
+    /// They end too early.
+    #[error("the entries end at {found}, the checkpoint says {expected}")]
+    End {
+        /// Size found.
+        found: u64,
+        /// Size said.
+        expected: u64,
     },
 }
 
+/// A check in progress.
+#[derive(Debug)]
+pub(crate) struct Verification {
+    key: PublicKey,
+    count: u64,
+    views: HashMap<Option<String>, TenantView>,
+    log: Option<(Frontier, Checkpoint)>,
+}
+
 impl Verification {
-    /// Of the whole chain up to `head`.
+    /// Of the whole log up to a checkpoint that was opened with `key`.
     #[must_use]
-    pub(crate) fn of_chain(key: PublicKey, head: AuditHead) -> Self {
-        Self::Chain {
+    pub(crate) fn of_log(key: PublicKey, checkpoint: Checkpoint) -> Self {
+        Self {
             key,
-            reached: Head::default(),
-            head,
+            count: 0,
+            views: HashMap::new(),
+            log: Some((Frontier::new(), checkpoint)),
         }
     }
 
-    /// Of entries that do not touch each other.
+    /// Of one tenant's entries, which do not touch each other in the tree.
     #[must_use]
-    pub(crate) fn of_single_entries(key: PublicKey) -> Self {
-        Self::Alone { key, count: 0 }
+    pub(crate) fn of_own_entries(key: PublicKey) -> Self {
+        Self {
+            key,
+            count: 0,
+            views: HashMap::new(),
+            log: None,
+        }
     }
 
-    /// Whether the head is reached, so that what follows is younger than the check.
+    /// Whether the checkpoint is reached, so that what follows is younger than the check.
     #[must_use]
     pub(crate) fn is_complete(&self) -> bool {
-        match self {
-            Self::Chain { reached, head, .. } => reached.size >= head.size,
-            Self::Alone { .. } => false,
-        }
+        self.log
+            .as_ref()
+            .is_some_and(|(tree, checkpoint)| tree.size() >= checkpoint.size)
     }
 
     /// Check the next entry.
-    pub(crate) fn step(&mut self, entry: &AuditEntry) -> Result<(), VerifyError> {
-        match self {
-            Self::Chain { key, reached, .. } => {
-                *reached = verify_next(key, reached, entry)?;
-            }
-            Self::Alone { key, count } => {
-                verify_entry(key, entry)?;
-                *count = count.saturating_add(1);
-            }
+    pub(crate) fn step(&mut self, entry: &AuditEntry) -> Result<(), EntryFault> {
+        let index = entry.index;
+        let (leaf, nonce) = parts_of(entry)?;
+        let event = ShownEvent {
+            index,
+            leaf: &leaf,
+            nonce: &nonce,
+            body: entry.body.as_bytes(),
+        };
+        let wrong = |cause| EntryFault::View { index, cause };
+        check_commitment(&event).map_err(wrong)?;
+        if leaf.kind == LeafKind::Event {
+            let link: BodyLink = serde_json::from_str(&entry.body)
+                .map_err(|cause| wrong(ViewError::Body { index, cause }))?;
+            let holder = link.tenant_id;
+            self.views
+                .entry(holder.clone())
+                .or_insert_with(|| TenantView::from_start(holder, None))
+                .accept(&event)
+                .map_err(wrong)?;
         }
+        if let Some((tree, _)) = &mut self.log {
+            let expected = tree.size();
+            if index != expected {
+                return Err(EntryFault::Order { index, expected });
+            }
+            tree.push(leaf.hash());
+        }
+        self.count = self.count.saturating_add(1);
         Ok(())
     }
 
     /// How many entries were right so far, and of how many, if that is known.
     #[must_use]
     pub(crate) fn progress(&self) -> (u64, Option<u64>) {
-        match self {
-            Self::Chain { reached, head, .. } => (reached.size, Some(head.size)),
-            Self::Alone { count, .. } => (*count, None),
-        }
+        let all = self.log.as_ref().map(|(_, checkpoint)| checkpoint.size);
+        (self.count, all)
     }
 
     /// The result, once there are no more entries.
-    pub(crate) fn finish(self) -> Result<Verified, VerifyError> {
-        match self {
-            Self::Chain { key, reached, head } => {
-                verify_head(&reached, &head)?;
-                Ok(Verified {
-                    entries: reached.size,
-                    head: Some(head.hash),
-                    public_key: key.to_base64(),
-                })
+    pub(crate) fn finish(self) -> Result<Verified, EntryFault> {
+        let root = match self.log {
+            Some((tree, checkpoint)) => {
+                let (found, expected) = (tree.size(), checkpoint.size);
+                if found != expected {
+                    return Err(EntryFault::End { found, expected });
+                }
+                if tree.root() != checkpoint.root {
+                    return Err(EntryFault::Root { size: found });
+                }
+                Some(tree.root().to_string())
             }
-            Self::Alone { key, count } => Ok(Verified {
-                entries: count,
-                head: None,
-                public_key: key.to_base64(),
-            }),
-        }
+            None => None,
+        };
+        Ok(Verified {
+            entries: self.count,
+            root,
+            public_key: self.key.to_base64(),
+        })
     }
+}
+
+fn parts_of(entry: &AuditEntry) -> Result<(Leaf, Nonce), EntryFault> {
+    let index = entry.index;
+    let unreadable = |field| EntryFault::Unreadable { index, field };
+    let leaf = STANDARD
+        .decode(&entry.leaf)
+        .ok()
+        .and_then(|bytes| Leaf::parse(&bytes).ok())
+        .ok_or(unreadable("leaf"))?;
+    let nonce = Hash::from_hex(&entry.nonce).map_err(|_| unreadable("nonce"))?;
+    Ok((leaf, Nonce(nonce.0)))
 }
 
 /// What was found right.
@@ -104,8 +182,8 @@ impl Verification {
 pub(crate) struct Verified {
     /// Number of entries.
     pub(crate) entries: u64,
-    /// The head's hash, if the whole chain was checked.
-    pub(crate) head: Option<String>,
+    /// The tree's root, if the whole log was checked.
+    pub(crate) root: Option<String>,
     /// The key that signed, standard base64.
     pub(crate) public_key: String,
 }
@@ -114,11 +192,11 @@ impl Verified {
     /// For people, with what the result does not say.
     #[must_use]
     pub(crate) fn sentence(&self, key_is_pinned: bool) -> String {
-        let mut text = match &self.head {
-            Some(hash) => format!("verified: {} entries, head {hash}", self.entries),
+        let mut text = match &self.root {
+            Some(root) => format!("verified: {} entries, root {root}", self.entries),
             None => format!(
-                "verified: {} entries, each one's hash and signature alone (a tenant's token does \
-                 not see the entries between them, so gaps and order are not checked)",
+                "verified: {} entries, without gaps and each one bound by its leaf (that the leaves \
+                 are in the signed tree is proved by `ledger export` and `ledger verify FILE`)",
                 self.entries
             ),
         };
@@ -148,6 +226,17 @@ pub(crate) fn choose_key(
     }
 }
 
+/// The checkpoint of a head, if `key` has signed it.
+pub(crate) fn open_checkpoint(head: &AuditHead, key: &PublicKey) -> Result<Checkpoint, Failure> {
+    let vkeys: Vec<Vkey> = KeyName::new(&head.origin)
+        .map(|origin| Vkey::new(origin, KeyKind::Ed25519, *key))
+        .into_iter()
+        .collect();
+    SignedCheckpoint::open(head.checkpoint.as_bytes(), &vkeys)
+        .map(|opened| opened.checkpoint().clone())
+        .map_err(Failure::Checkpoint)
+}
+
 /// A public key from a caller or a controller.
 pub(crate) fn parse_key(text: &str) -> Result<PublicKey, Failure> {
     PublicKey::from_base64(text.trim()).map_err(|cause| Failure::PublicKey {
@@ -159,24 +248,43 @@ pub(crate) fn parse_key(text: &str) -> Result<PublicKey, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use berth_ledger::chain::{append, published_head};
     use berth_ledger::keys::SigningKey;
+    use berth_ledger::leaf::{Commitment, Tag};
 
-    fn ledger(seed: u8, bodies: &[&str]) -> (PublicKey, Vec<AuditEntry>, AuditHead) {
-        let key = SigningKey::from_seed(&[seed; 32]).unwrap();
-        let mut head = Head::default();
-        let entries = bodies
-            .iter()
-            .map(|body| {
-                let (entry, next) = append(&key, &head, (*body).to_owned());
-                head = next;
-                entry
-            })
-            .collect();
-        (key.public(), entries, published_head(&head, &key.public()))
+    fn key(seed: u8) -> PublicKey {
+        SigningKey::from_seed(&[seed; 32]).unwrap().public()
     }
 
-    fn run(mut check: Verification, entries: &[AuditEntry]) -> Result<Verified, VerifyError> {
+    /// Entries of these tenants in this order, and the checkpoint over them.
+    fn ledger(tenants: &[&str]) -> (Vec<AuditEntry>, Checkpoint) {
+        let mut ends: HashMap<&str, (u64, Hash)> = HashMap::new();
+        let mut tree = Frontier::new();
+        let mut entries = Vec::new();
+        for (index, tenant) in tenants.iter().enumerate() {
+            let (seq, prev) = ends.get(tenant).copied().unwrap_or((1, Hash([0; 32])));
+            let body = format!(r#"{{"tenant_id":"{tenant}","tenant_seq":{seq},"prev":"{prev}"}}"#);
+            ends.insert(tenant, (seq + 1, Hash::of_bytes(body.as_bytes())));
+            let nonce = Nonce([7; 32]);
+            let commitment = Commitment::of(&nonce, body.as_bytes());
+            let leaf = Leaf::of_event(0, Tag([0; 32]), commitment);
+            tree.push(leaf.hash());
+            entries.push(AuditEntry {
+                index: u64::try_from(index).unwrap(),
+                body,
+                nonce: Hash(nonce.0).to_string(),
+                leaf: STANDARD.encode(leaf.to_bytes()),
+                leaf_hash: leaf.hash().to_string(),
+            });
+        }
+        let checkpoint = Checkpoint {
+            origin: KeyName::new("log.example/e1").unwrap(),
+            size: tree.size(),
+            root: tree.root(),
+        };
+        (entries, checkpoint)
+    }
+
+    fn run(mut check: Verification, entries: &[AuditEntry]) -> Result<Verified, EntryFault> {
         for entry in entries {
             check.step(entry)?;
         }
@@ -184,56 +292,60 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_ledger_is_verified_up_to_its_head() {
-        let (key, entries, head) = ledger(1, &["a", "b", "c"]);
-        let verified = run(Verification::of_chain(key, head.clone()), &entries).unwrap();
-        assert_eq!((verified.entries, verified.head), (3, Some(head.hash)));
+    fn a_whole_ledger_is_verified_up_to_its_checkpoint() {
+        let (entries, checkpoint) = ledger(&["a", "b", "a"]);
+        let root = checkpoint.root.to_string();
+        let verified = run(Verification::of_log(key(1), checkpoint), &entries).unwrap();
+        assert_eq!((verified.entries, verified.root), (3, Some(root)));
     }
 
     #[test]
     fn an_empty_ledger_is_verified() {
-        let (key, entries, head) = ledger(1, &[]);
-        let check = Verification::of_chain(key, head);
+        let (entries, checkpoint) = ledger(&[]);
+        let check = Verification::of_log(key(1), checkpoint);
         assert!(check.is_complete());
-        assert_eq!(run(check, &entries).map(|verified| verified.entries), Ok(0));
+        assert_eq!(run(check, &entries).unwrap().entries, 0);
     }
 
     #[test]
     fn a_ledger_that_lost_its_end_is_refused() {
-        let (key, entries, head) = ledger(1, &["a", "b"]);
-        assert_eq!(
-            run(Verification::of_chain(key, head), &entries[..1]),
-            Err(VerifyError::Head {
+        let (entries, checkpoint) = ledger(&["a", "b"]);
+        let refused = run(Verification::of_log(key(1), checkpoint), &entries[..1]);
+        assert!(matches!(
+            refused,
+            Err(EntryFault::End {
                 found: 1,
                 expected: 2
             })
-        );
+        ));
     }
 
     #[test]
     fn a_tenants_own_entries_are_verified_across_the_gaps() {
-        let (key, mut entries, _) = ledger(1, &["a", "b", "c"]);
-        entries.remove(1);
-        let verified = run(Verification::of_single_entries(key), &entries).unwrap();
-        assert_eq!((verified.entries, verified.head), (2, None));
-        entries[1].body = "C".to_owned();
-        assert_eq!(
-            run(Verification::of_single_entries(key), &entries),
-            Err(VerifyError::Hash { index: 2 })
+        let (entries, _) = ledger(&["a", "b", "a", "b"]);
+        let own = [entries[0].clone(), entries[2].clone()];
+        let verified = run(Verification::of_own_entries(key(1)), &own).unwrap();
+        assert_eq!((verified.entries, verified.root), (2, None));
+        let holed = run(Verification::of_own_entries(key(1)), &entries[2..]);
+        assert!(
+            matches!(holed, Err(EntryFault::View { index: 2, .. })),
+            "{holed:?}"
         );
     }
 
     #[test]
-    fn a_pinned_key_is_not_given_up_for_the_one_shown() {
-        let (one, _, head_of_one) = ledger(1, &[]);
-        let (two, _, _) = ledger(2, &[]);
-        let chosen = choose_key(Some(&one), Some(&head_of_one)).unwrap();
-        assert_eq!(chosen, Some(one));
-        assert!(matches!(
-            choose_key(Some(&two), Some(&head_of_one)),
-            Err(Failure::LedgerKey { .. })
-        ));
-        assert_eq!(choose_key(None, Some(&head_of_one)).unwrap(), Some(one));
-        assert_eq!(choose_key(None, None).unwrap(), None);
+    fn every_kind_of_change_names_its_entry() {
+        let (entries, checkpoint) = ledger(&["a", "a", "a"]);
+        let check = |change: &dyn Fn(&mut Vec<AuditEntry>), words: &str| {
+            let mut changed = entries.clone();
+            change(&mut changed);
+            let fault = run(Verification::of_log(key(1), checkpoint.clone()), &changed);
+            let fault = fault.unwrap_err().to_string();
+            assert!(fault.contains(words), "{fault}");
+        };
+        check(&|e| e[1].body.push(' '), "entry 1 ");
+        check(&|e| e[1].nonce = Hash([0; 32]).to_string(), "entry 1 ");
+        check(&|e| drop(e.remove(1)), "entry 2 ");
+        check(&|e| e[2].leaf = "x".to_owned(), "entry 2: its leaf");
     }
 }

@@ -13,6 +13,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::api_error::ApiError;
 use crate::console_desk::ConsoleDesk;
+use crate::ledger_desk::LedgerDesk;
 use crate::node_links::NodeLinks;
 use crate::rates::{RateLimits, Rates};
 use crate::token_book::TokenBook;
@@ -33,6 +34,7 @@ pub(crate) struct App {
     pub(crate) rates: Rates,
     pub(crate) links: NodeLinks,
     pub(crate) console: ConsoleDesk,
+    pub(crate) ledger: LedgerDesk,
     pub(crate) tokens: TokenBook,
     vms_changed: watch::Sender<u64>,
     stopping: watch::Sender<bool>,
@@ -42,7 +44,8 @@ pub(crate) struct App {
 /// What an [`App`] is made of.
 #[derive(Debug)]
 pub(crate) struct Parts {
-    pub(crate) store: Store,
+    pub(crate) store: Arc<Store>,
+    pub(crate) ledger: LedgerDesk,
     pub(crate) root_key: RootKey,
     pub(crate) task_key: SigningKey,
     pub(crate) public_url: String,
@@ -55,11 +58,12 @@ pub(crate) struct Parts {
 impl App {
     pub(crate) fn new(parts: Parts) -> Self {
         Self {
-            store: Arc::new(parts.store),
+            store: parts.store,
             verifier: parts
                 .root_key
                 .verifier()
                 .with_previous(parts.previous_token_key),
+            ledger: parts.ledger,
             root_key: parts.root_key,
             task_key: parts.task_key,
             public_url: parts.public_url,
@@ -95,7 +99,9 @@ impl App {
             // The request may have been given up; the change stands all the same.
             drop(sender.send(result));
         });
-        match receiver.await {
+        let result = receiver.await;
+        self.ledger.moved();
+        match result {
             Ok(result) => result.map_err(|error| ApiError::store(&error)),
             Err(_) => Err(ApiError::store(&StoreError::Stopped)),
         }

@@ -19,8 +19,20 @@ pub(crate) struct Config {
     /// How many requests are taken.
     #[serde(default)]
     pub(crate) rate_limits: RateLimits,
+    /// The ledger.
+    #[serde(default)]
+    pub(crate) ledger: LedgerConfig,
     /// Where the database is, if it is not a file in the state directory.
     pub(crate) database: Option<DatabaseConfig>,
+}
+
+/// The `[ledger]` table.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct LedgerConfig {
+    /// File that keeps the newest checkpoint, better on another volume than the database;
+    /// `anchor/checkpoint` in the state directory unless set.
+    pub(crate) anchor: Option<std::path::PathBuf>,
 }
 
 /// The `[database]` table.

@@ -72,6 +72,13 @@ fn for_everybody(routes: Routes) -> Routes {
         .add(GET, "/healthz", Access::Public, health::healthz)
         .add(GET, "/readyz", Access::Public, health::readyz)
         .add(GET, "/v1/version", Access::Public, health::version)
+        .add(
+            GET,
+            "/v1/audit/checkpoint",
+            Access::Public,
+            audit::checkpoint,
+        )
+        .add(GET, "/v1/audit/tile/{*path}", Access::Public, audit::tile)
         .add(GET, "/v1/me", Access::AnyToken, health::me)
         .add(POST, "/v1/agent/enroll", Access::Public, agent::enroll)
         .add(POST, "/v1/agent/sync", Access::Public, agent::sync)
@@ -126,6 +133,13 @@ fn for_tenants(routes: Routes) -> Routes {
         .add(POST, "/v1/tokens/verify", anybody, tokens::verify)
         .add(GET, "/v1/audit/entries", auditor, audit::entries)
         .add(GET, "/v1/audit/head", auditor, audit::head)
+        .add(GET, "/v1/audit/proof/inclusion", auditor, audit::inclusion)
+        .add(
+            GET,
+            "/v1/audit/proof/consistency",
+            auditor,
+            audit::consistency,
+        )
 }
 
 fn for_vms(routes: Routes) -> Routes {

@@ -3,12 +3,14 @@
 //! This file reads the command line and hands on. `serve` wires the parts together.
 #![forbid(unsafe_code)]
 
+mod anchor;
 mod api_error;
 mod app;
 mod config;
 mod console_desk;
 mod http;
 mod keys;
+mod ledger_desk;
 mod listener;
 mod logging;
 mod node_links;
@@ -51,6 +53,13 @@ enum Command {
     },
     /// Check every entry of the ledger; exit 1 naming the first that is not what was signed.
     VerifyLedger,
+    /// End this ledger and begin a new one that says so. For a database that went back in time, whose
+    /// newer entries are lost: agents refuse destructive work until somebody accepts it on their hosts.
+    NewEpoch {
+        /// Why, for whoever reads the ledger later.
+        #[arg(long)]
+        reason: String,
+    },
     /// The root key of tokens.
     #[command(subcommand)]
     Keys(KeysCommand),
@@ -85,6 +94,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Init => offline::init(&state),
         Command::AdminToken { days } => offline::admin_token(&state, days),
         Command::VerifyLedger => offline::verify_ledger(&state),
+        Command::NewEpoch { reason } => offline::new_epoch(&state, &config, &reason),
         Command::Check => offline::check(&state),
         Command::Keys(KeysCommand::RotateToken) => offline::rotate_token_key(&state),
         Command::Keys(KeysCommand::DropToken) => offline::drop_token_key(&state),

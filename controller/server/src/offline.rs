@@ -1,6 +1,6 @@
 //! The subcommands that work on the state directory without serving.
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -11,6 +11,8 @@ use berth_controller_store::{Cause, Database, Keys, NewEvent, NewTokenRecord, St
 use berth_ledger::keys::SigningKey;
 use berth_token::{MAX_DELEGATIONS, NewLink, RootKey, Scope, ScopeSet, SubjectKey};
 
+use crate::anchor::Anchor;
+use crate::config::Config;
 use crate::keys::{self, KeyRing, private_folder, write_once};
 
 /// How long the first administrator token is valid, in days.
@@ -39,6 +41,12 @@ impl StateDir {
 
     fn admin_token(&self) -> PathBuf {
         self.path.join("admin.token")
+    }
+
+    /// Where the newest checkpoint is kept.
+    pub(crate) fn anchor(&self, config: &Config) -> Anchor {
+        let path = config.ledger.anchor.clone();
+        Anchor::at(path.unwrap_or_else(|| self.path.join("anchor").join("checkpoint")))
     }
 
     /// Read the keys and open the database.
@@ -168,11 +176,18 @@ fn record_rotation<const N: usize>(
     Ok(())
 }
 
-/// Check every ledger entry.
+/// Check every ledger entry. How far it is goes to standard error, if a person looks there.
 pub(crate) fn verify_ledger(state: &StateDir) -> anyhow::Result<ExitCode> {
     let keys = KeyRing::read(&state.keys())?;
+    let is_watched = std::io::stderr().is_terminal();
+    let progress = |done: u64, all: u64| {
+        if is_watched {
+            // Nothing depends on it.
+            drop(write!(std::io::stderr(), "\r{done} of {all} entries"));
+        }
+    };
     let entries = Store::inspect(&state.database, |db| {
-        Ok(db.verify_ledger(&keys.ledger.public()))
+        Ok(db.verify_log(&keys.ledger.public(), progress))
     })?;
     match entries {
         Ok(count) => {
@@ -184,6 +199,24 @@ pub(crate) fn verify_ledger(state: &StateDir) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::FAILURE)
         }
     }
+}
+
+/// Begin the next log, which says what is known of the one that ends.
+pub(crate) fn new_epoch(
+    state: &StateDir,
+    config: &Config,
+    reason: &str,
+) -> anyhow::Result<ExitCode> {
+    let anchor = state.anchor(config);
+    let (_, store) = state.open()?;
+    let last_known = anchor.read()?;
+    let head = store.begin_epoch(last_known.as_deref(), reason)?;
+    anchor.write(&head.note)?;
+    say(&format!(
+        "the ledger is {} from here on; the old one keeps what it has",
+        head.origin_text()
+    ))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Count everything that has a counter again.

@@ -13,6 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::app::{App, Parts};
 use crate::config::Config;
+use crate::ledger_desk::LedgerDesk;
 use crate::listener::{self, DEFAULT_LISTEN, ListenError};
 use crate::offline::{StateDir, say_error};
 use crate::{http, logging, token_book};
@@ -52,6 +53,15 @@ pub(crate) fn run(
     };
     let address = listener.local_addr()?;
     let (keys, store) = state.open()?;
+    let store = Arc::new(store);
+    let anchor = state.anchor(&config);
+    let ledger = match LedgerDesk::open(Arc::clone(&store), anchor) {
+        Ok(ledger) => ledger,
+        Err(error) => {
+            say_error(&error.into());
+            return Ok(ExitCode::from(EXIT_CONFIG));
+        }
+    };
     let differences = store.read(|db| db.check())?;
     for found in &differences {
         tracing::error!(
@@ -71,6 +81,7 @@ pub(crate) fn run(
             .public_url
             .unwrap_or_else(|| format!("http://{address}")),
         store,
+        ledger,
     }));
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -104,6 +115,8 @@ async fn serve(
     tracing::info!(%address, controller = %app.store.controller_id(), "serving");
     let watchdog = tokio::spawn(feed_watchdog(Arc::clone(&app)));
     let book = tokio::spawn(token_book::keep(Arc::clone(&app)));
+    let shown = Arc::clone(&app);
+    let follower = tokio::spawn(async move { shown.ledger.run().await });
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
@@ -115,6 +128,7 @@ async fn serve(
     notify(&[NotifyState::Stopping]);
     tracing::info!("stopping");
     watchdog.abort();
+    follower.abort();
     app.stop();
     match tokio::time::timeout(STOP_PATIENCE, &mut server).await {
         Ok(ended) => ended??,

@@ -34,11 +34,11 @@ pub enum OpenStoreError {
         /// Which one.
         database: String,
     },
-    /// Its last entry does not verify.
+    /// Its end does not verify.
     #[error(
         "the ledger does not verify; run `berth-controller verify-ledger`, and restore from a backup"
     )]
-    Ledger(#[source] crate::ledger::VerifyLedgerError),
+    Ledger(#[source] crate::log::LogError),
     /// The writing thread could not be started.
     #[error("could not start the database's writing thread")]
     Thread(#[source] std::io::Error),
@@ -55,7 +55,7 @@ pub enum StoreError {
     Ledger(#[source] SqlError),
     /// The transaction did not commit.
     #[error("the transaction did not commit")]
-    Commit(#[source] Arc<SqlError>),
+    Commit(#[source] Arc<crate::log::LogError>),
     /// A stored value is not what this program stores.
     #[error("a stored {what} is not readable")]
     Corrupt {

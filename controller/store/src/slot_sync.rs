@@ -323,6 +323,7 @@ pub(crate) fn slot_event(
     NewEvent {
         event_type,
         node_id: Some(node),
+        slot_ids: vec![slot],
         outcome: "completed",
         detail: all,
         ..NewEvent::default()

@@ -7,11 +7,12 @@ use berth_ledger::keys::{PublicKey, SigningKey};
 
 use crate::database::Database;
 use crate::error::{OpenStoreError, StoreError};
+use crate::log::LogHead;
 use crate::readers::Readers;
 use crate::rows::{clock_ms, parsed};
 use crate::sql::{Connection, OptionalExtension as _, SqlError};
 use crate::writer::{WriteTx, Writer};
-use crate::{ledger, schema};
+use crate::{log, log_check, schema};
 
 /// The keys that sign inside transactions.
 #[derive(Debug)]
@@ -64,7 +65,9 @@ impl Store {
         let conn = prepared(&database)?;
         let controller_id = identity(&conn, &database)?;
         let ledger_key = keys.ledger.public();
-        ledger::check_end(&conn, &ledger_key).map_err(OpenStoreError::Ledger)?;
+        log::begin_first(&conn, &keys, controller_id, clock_ms())
+            .map_err(OpenStoreError::Ledger)?;
+        log_check::check_end(&conn, &ledger_key).map_err(OpenStoreError::Ledger)?;
         let writer = Writer::start(&database, conn, keys).map_err(OpenStoreError::Thread)?;
         Ok(Self {
             database,
@@ -98,6 +101,19 @@ impl Store {
     #[must_use]
     pub fn ledger_key(&self) -> PublicKey {
         self.ledger_key
+    }
+
+    /// End this log and begin the next one: for a database that is older than what was shown of it,
+    /// whose log therefore must never be signed again. `last_known` is the newest checkpoint that is
+    /// known of it; the head's own is taken if nothing is. No other controller may be running.
+    pub fn begin_epoch(
+        &self,
+        last_known: Option<&str>,
+        reason: &str,
+    ) -> Result<LogHead, StoreError> {
+        let (last_known, reason) = (last_known.map(ToOwned::to_owned), reason.to_owned());
+        self.write(move |tx| tx.begin_next_log(last_known.as_deref(), &reason))?;
+        self.read(|db| db.log_head())
     }
 
     /// Read one consistent picture. Blocks for as long as `read` runs.

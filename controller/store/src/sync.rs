@@ -261,6 +261,7 @@ impl WriteTx<'_> {
                     "result": state,
                     "message": reason.as_ref().map(|reason| &reason.message),
                 })),
+                ..NewEvent::default()
             },
             cause,
         )?;

@@ -148,6 +148,7 @@ impl WriteTx<'_> {
                 outcome: "denied",
                 code: Some("quota_exceeded".to_owned()),
                 detail: object(json!({ "quota": denied.to_detail() })),
+                ..NewEvent::default()
             },
             cause,
         )?;
@@ -301,6 +302,7 @@ impl WriteTx<'_> {
                 outcome: record.outcome(),
                 code: reason.map(|reason| reason.code.clone()),
                 detail,
+                ..NewEvent::default()
             },
             cause,
         )?;

@@ -7,13 +7,11 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use berth_ledger::chain::Head;
-
 use crate::database::{Database, WriterLink};
 use crate::error::StoreError;
-use crate::ledger;
+use crate::log::{LogError, OpenLog};
 use crate::rows::clock_ms;
-use crate::sql::{Connection, SqlError};
+use crate::sql::Connection;
 use crate::store::{Db, Keys};
 
 /// The name of the thread that writes. Without it a store can only read, so a program should not
@@ -27,7 +25,7 @@ const MAX_BATCH: usize = 64;
 pub struct WriteTx<'c> {
     pub(crate) db: Db<'c>,
     pub(crate) keys: &'c Keys,
-    pub(crate) head: Head,
+    pub(crate) log: OpenLog,
 }
 
 impl<'c> Deref for WriteTx<'c> {
@@ -42,7 +40,7 @@ impl<'c> Deref for WriteTx<'c> {
 #[derive(Clone)]
 enum Unwritten {
     Stopped,
-    Commit(Arc<SqlError>),
+    Commit(Arc<LogError>),
 }
 
 /// A change with its answer's way back.
@@ -138,28 +136,27 @@ fn write_batch(
     link: &mut WriterLink,
     keys: &Keys,
     batch: &mut [Box<dyn Job>],
-) -> Result<(), SqlError> {
+) -> Result<(), LogError> {
     let conn = link.begin()?;
-    let head = ledger::stored_head(conn)?;
+    let now = clock_ms();
     let mut tx = WriteTx {
-        db: Db {
-            conn,
-            now: clock_ms(),
-        },
+        db: Db { conn, now },
         keys,
-        head,
+        log: OpenLog::begin(conn, now)?,
     };
     for job in batch {
-        let before = tx.head;
+        let before = tx.log.leaves.len();
         conn.begin_change()?;
         if job.run(&mut tx) {
             conn.keep_change()?;
         } else {
             conn.undo_change()?;
-            tx.head = before;
+            tx.log.leaves.truncate(before);
         }
     }
-    conn.commit()
+    tx.log.seal(conn, keys)?;
+    conn.commit()?;
+    Ok(())
 }
 
 #[cfg(test)]

@@ -59,11 +59,11 @@ fn filters_select_on_either_side() {
     let refused = bench.berthctl(&["ledger", "read", "--filter", "tenant=acme-corp"]);
     refused
         .expect(2)
-        .complains("tenant-id, vm-id, node-id, event-type, outcome, token-id");
+        .complains("tenant-id, vm-id, node-id, slot-id, event-type, outcome, token-id");
 }
 
 #[test]
-fn the_chain_is_verified_up_to_the_head_that_is_shown() {
+fn the_tree_is_verified_up_to_the_root_that_is_signed() {
     let bench = bench_with_two_tenants();
     let head = bench
         .berthctl(&["ledger", "head", "--json"])
@@ -71,9 +71,9 @@ fn the_chain_is_verified_up_to_the_head_that_is_shown() {
         .json();
     let verified = bench.berthctl(&["ledger", "verify"]);
     let sentence = format!(
-        "verified: {} entries, head {}\n",
+        "verified: {} entries, root {}\n",
         head["size"],
-        head["hash"].as_str().unwrap()
+        head["root"].as_str().unwrap()
     );
     verified
         .expect(0)
@@ -111,7 +111,7 @@ fn a_tenant_reads_and_verifies_its_own_entries_alone() {
     let verified = bench.berthctl_as(&token, &["ledger", "verify"]);
     verified
         .expect(0)
-        .shows("each one's hash and signature alone");
+        .shows("without gaps and each one bound by its leaf");
     let foreign = [
         "ledger",
         "read",
@@ -129,7 +129,7 @@ fn an_entry_that_was_changed_is_named() {
     let read = ["ledger", "read", "--filter", "tenant-id=rival", "--json"];
     let index = bench.berthctl(&read).expect(0).json()[0]["index"].clone();
     let url = liar(bench.address(), "rival\\\"", "rigal\\\"");
-    let complaint = format!("entry {index}: its hash does not belong to its body");
+    let complaint = format!("entry {index} is not what the ledger has of it");
     let verified = bench.berthctl(&["ledger", "verify", "--url", &url]);
     verified
         .expect(1)

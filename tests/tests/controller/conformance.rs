@@ -78,7 +78,7 @@ fn entries(store: &Store) -> usize {
 #[track_caller]
 fn assert_verifies(store: &Store, entries: u64) {
     let key = store.ledger_key();
-    let verified = store.read(|db| Ok(db.verify_ledger(&key).unwrap()));
+    let verified = store.read(|db| Ok(db.verify_log(&key, |_, _| {}).unwrap()));
     assert_eq!(verified.unwrap(), entries);
 }
 
@@ -358,23 +358,31 @@ fn nothing_in_the_ledger_is_ever_changed_or_removed() {
         }
         let insert = |index: u32, ending: &str| {
             format!(
-                "INSERT INTO ledger_event (idx, body, prev_hash, hash, signature)
-                 VALUES ({index}, '{{}}', '', '', '') {ending}"
+                "INSERT INTO ledger_entry (epoch, idx, stream, seq, at, body, nonce, leaf)
+                 SELECT 1, {index}, '', 9, 0, '{{}}', nonce, leaf FROM ledger_entry
+                 WHERE idx = 0 {ending}"
             )
         };
-        let overwrite = "ON CONFLICT (idx) DO UPDATE SET body = '{}'";
+        let overwrite = "ON CONFLICT (epoch, idx) DO UPDATE SET body = '{}'";
         for (statement, refusal) in [
             (
-                "UPDATE ledger_event SET body = '{}'".to_owned(),
+                "UPDATE ledger_entry SET body = '{}'".to_owned(),
                 "append-only",
             ),
             (
-                "UPDATE ledger_event SET idx = 9 WHERE idx = 2".to_owned(),
+                "UPDATE ledger_entry SET idx = 9 WHERE idx = 2".to_owned(),
                 "append-only",
             ),
             (
-                "DELETE FROM ledger_event WHERE idx = 2".to_owned(),
+                "DELETE FROM ledger_entry WHERE idx = 2".to_owned(),
                 "append-only",
+            ),
+            ("DELETE FROM ledger_node".to_owned(), "append-only"),
+            ("DELETE FROM ledger_term".to_owned(), "append-only"),
+            ("DELETE FROM ledger_head".to_owned(), "append-only"),
+            (
+                "UPDATE ledger_head SET size = 1".to_owned(),
+                "does not go back",
             ),
             (insert(4, ""), "no gaps"),
             (insert(2, overwrite), "no gaps"),
@@ -383,7 +391,7 @@ fn nothing_in_the_ledger_is_ever_changed_or_removed() {
             assert!(refused.contains(refusal), "{statement}: {refused}");
         }
         let emptied = database
-            .run_as("DELETE FROM ledger_event", "TRUNCATE ledger_event")
+            .run_as("DELETE FROM ledger_entry", "TRUNCATE ledger_entry")
             .unwrap_err();
         assert!(emptied.contains("append-only"), "{emptied}");
         assert_verifies(&store, 3);

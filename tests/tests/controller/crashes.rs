@@ -95,13 +95,13 @@ fn vms_converge_after_the_controller_was_killed_under_its_agents() {
     controller.assert_sound();
 }
 
-/// Take away what keeps the ledger as it is. Who owns the database can; the signatures remain.
+/// Take away what keeps the ledger as it is. Who owns the database can; the signed root remains.
 fn drop_triggers(controller: &Controller) {
     let drop = |name| format!("DROP TRIGGER {name}");
-    let postgres = "ledger_is_never_changed ON ledger_event";
+    let postgres = "ledger_entry_is_never_changed ON ledger_entry";
     controller
         .database()
-        .run_as(&drop("ledger_is_never_updated"), &drop(postgres))
+        .run_as(&drop("ledger_entry_is_never_updated"), &drop(postgres))
         .unwrap();
 }
 
@@ -113,11 +113,11 @@ fn a_changed_byte_in_the_ledger_is_found_and_its_entry_named() {
     controller.kill();
     controller.assert_sound();
     let database = controller.database();
-    let change = "UPDATE ledger_event SET body = replace(body, 'acme', 'acmf') WHERE idx = 1";
+    let change = "UPDATE ledger_entry SET body = replace(body, 'acme', 'acmf') WHERE idx = 1";
     let refused = database.run(change).unwrap_err();
     assert!(refused.contains("append-only"), "{refused}");
     let deletion = database
-        .run("DELETE FROM ledger_event WHERE idx = 4")
+        .run("DELETE FROM ledger_entry WHERE idx = 4")
         .unwrap_err();
     assert!(deletion.contains("append-only"), "{deletion}");
     drop_triggers(&controller);
@@ -154,7 +154,7 @@ fn with_a_last_entry_that_does_not_verify_it_does_not_start() {
     drop_triggers(&controller);
     controller
         .database()
-        .run("UPDATE ledger_event SET body = body || ' ' WHERE idx = (SELECT MAX(idx) FROM ledger_event)")
+        .run("UPDATE ledger_entry SET body = body || ' ' WHERE idx = (SELECT MAX(idx) FROM ledger_entry)")
         .unwrap();
     let output = controller.offline(&["serve", "--listen", "127.0.0.1:0"]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
@@ -172,11 +172,11 @@ fn a_change_that_cannot_be_recorded_does_not_happen() {
     let database = controller.database();
     database
         .run_as(
-            "CREATE TRIGGER disk_full BEFORE INSERT ON ledger_event
+            "CREATE TRIGGER disk_full BEFORE INSERT ON ledger_entry
              BEGIN SELECT RAISE(ABORT, 'disk full'); END",
             "CREATE FUNCTION disk_full() RETURNS trigger LANGUAGE plpgsql AS
                $$ BEGIN RAISE EXCEPTION 'disk full'; END $$;
-             CREATE TRIGGER disk_full BEFORE INSERT ON ledger_event
+             CREATE TRIGGER disk_full BEFORE INSERT ON ledger_entry
                FOR EACH ROW EXECUTE FUNCTION disk_full()",
         )
         .unwrap();
@@ -188,7 +188,7 @@ fn a_change_that_cannot_be_recorded_does_not_happen() {
     assert_eq!(error["retryable"], true);
     tenant.get("/v1/vms").expect(200);
     admin.get("/v1/tenants/late").refused(404, "not_found");
-    let on_table = "DROP TRIGGER disk_full ON ledger_event";
+    let on_table = "DROP TRIGGER disk_full ON ledger_entry";
     database.run_as("DROP TRIGGER disk_full", on_table).unwrap();
     admin.post("/v1/tenants", &body).expect(201);
     controller.assert_sound();

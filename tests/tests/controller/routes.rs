@@ -78,6 +78,8 @@ const ROUTES: &[(&str, &str, For)] = &[
     ("GET", "/v1/usage", For::Tenant),
     ("GET", "/v1/audit/entries", For::Tenant),
     ("GET", "/v1/audit/head", For::Tenant),
+    ("GET", "/v1/audit/proof/inclusion?index=0", For::Tenant),
+    ("GET", "/v1/audit/proof/consistency?from=1", For::Tenant),
 ];
 
 /// Routes that need no token: probes, and what agents sign.
@@ -85,6 +87,8 @@ const PUBLIC: &[&str] = &[
     "/healthz",
     "/readyz",
     "/v1/version",
+    "/v1/audit/checkpoint",
+    "/v1/audit/tile/{*path}",
     "/v1/agent/enroll",
     "/v1/agent/sync",
 ];

@@ -31,8 +31,7 @@ pub(crate) async fn healthz() -> Json<serde_json::Value> {
 /// Ready when the database can be read and the ledger's transaction can be written. The keys were
 /// read before the socket was opened.
 pub(crate) async fn readyz(State(app): State<Arc<App>>) -> Response {
-    let key = app.store.ledger_key();
-    let database = app.read(move |db| db.audit_head(&key)).await.is_ok();
+    let database = app.read(|db| db.log_head()).await.is_ok();
     let ledger = app.write(|_| Ok(())).await.is_ok();
     let word = |good: bool| if good { "ok" } else { "failing" };
     let body = Json(json!({

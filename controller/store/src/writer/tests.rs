@@ -97,7 +97,7 @@ fn a_change_that_fails_leaves_its_batch_alone() {
     let key = store.ledger_key();
     assert_eq!(
         store
-            .read(|db| Ok(db.verify_ledger(&key).unwrap()))
+            .read(|db| Ok(db.verify_log(&key, |_, _| {}).unwrap()))
             .unwrap(),
         6
     );
@@ -136,7 +136,7 @@ fn the_ledger_continues_over_a_restart_and_beside_another_writer() {
     let key = third.ledger_key();
     assert_eq!(
         third
-            .read(|db| Ok(db.verify_ledger(&key).unwrap()))
+            .read(|db| Ok(db.verify_log(&key, |_, _| {}).unwrap()))
             .unwrap(),
         4
     );
@@ -223,26 +223,32 @@ fn nothing_in_the_ledger_is_ever_changed_or_removed() {
     }
     let database = rusqlite::Connection::open(folder.path().join("berth.db")).unwrap();
     for (statement, refusal) in [
-        ("UPDATE ledger_event SET body = '{}'", "append-only"),
+        ("UPDATE ledger_entry SET body = '{}'", "append-only"),
         (
-            "UPDATE ledger_event SET idx = 9 WHERE idx = 2",
+            "UPDATE ledger_entry SET idx = 9 WHERE idx = 2",
             "append-only",
         ),
-        ("DELETE FROM ledger_event WHERE idx = 2", "append-only"),
-        ("DELETE FROM ledger_event", "append-only"),
+        ("DELETE FROM ledger_entry WHERE idx = 2", "append-only"),
+        ("DELETE FROM ledger_entry", "append-only"),
+        ("UPDATE ledger_node SET hash = x'00'", "append-only"),
+        ("DELETE FROM ledger_node", "append-only"),
+        ("UPDATE ledger_term SET term = 'x'", "append-only"),
+        ("DELETE FROM ledger_term", "append-only"),
+        ("DELETE FROM ledger_head", "append-only"),
+        ("UPDATE ledger_head SET size = 1", "does not go back"),
         (
-            "INSERT OR REPLACE INTO ledger_event (idx, body, prev_hash, hash, signature)
-             VALUES (2, '{}', '', '', '')",
+            "INSERT OR REPLACE INTO ledger_entry (epoch, idx, stream, seq, at, body, nonce, leaf)
+             VALUES (1, 2, '', 9, 0, '{}', x'', x'')",
             "no gaps",
         ),
         (
-            "INSERT INTO ledger_event (idx, body, prev_hash, hash, signature)
-             VALUES (4, '{}', '', '', '')",
+            "INSERT INTO ledger_entry (epoch, idx, stream, seq, at, body, nonce, leaf)
+             VALUES (1, 4, '', 9, 0, '{}', x'', x'')",
             "no gaps",
         ),
         (
-            "INSERT INTO ledger_event (idx, body, prev_hash, hash, signature)
-             VALUES (2, '{}', '', '', '') ON CONFLICT DO UPDATE SET body = '{}'",
+            "INSERT INTO ledger_entry (epoch, idx, stream, seq, at, body, nonce, leaf)
+             VALUES (1, 2, '', 9, 0, '{}', x'', x'') ON CONFLICT DO UPDATE SET body = '{}'",
             "no gaps",
         ),
     ] {
@@ -253,6 +259,6 @@ fn nothing_in_the_ledger_is_ever_changed_or_removed() {
         );
     }
     let key = store.ledger_key();
-    let verified = store.read(|db| Ok(db.verify_ledger(&key).unwrap()));
+    let verified = store.read(|db| Ok(db.verify_log(&key, |_, _| {}).unwrap()));
     assert_eq!(verified.unwrap(), 3);
 }

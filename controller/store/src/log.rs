@@ -1,0 +1,595 @@
+//! The log's tree in the database: its head, the sealing of a batch, its nodes and tiles.
+//!
+//! A batch of changes is one transaction, and its entries are sealed into the tree at the end of it,
+//! before the commit: leaves, nodes, root, signed checkpoint, head. Nothing of the tree is kept in
+//! memory from one transaction to the next, so a commit whose outcome is not known, or another
+//! controller on the same database, needs no special care.
+
+use std::fmt;
+
+use berth_api::ids::ControllerId;
+use berth_ledger::checkpoint::{Checkpoint, OpenCheckpointError, SignedCheckpoint};
+use berth_ledger::keys::{PublicKey, SigningKey};
+use berth_ledger::leaf::{LEAF_BYTES, LeafKind, ViewKey};
+use berth_ledger::merkle::{
+    BuildProofError, Frontier, Hash, Node, consistency_proof, inclusion_proof, leaf_hash,
+    root_from_nodes,
+};
+use berth_ledger::note::{KeyKind, KeyName, Signer, Vkey};
+use berth_ledger::tile::{Resource, encode_entry};
+use serde_json::{Value, json};
+
+use crate::error::StoreError;
+use crate::ledger::{COLUMNS, Cause, NewEvent, StoredEntry, storable, stored_entry};
+use crate::sql::{Connection, OptionalExtension as _, SqlError};
+use crate::store::{Db, Keys};
+use crate::tenants::object;
+use crate::writer::WriteTx;
+
+/// The epoch that every log begins with.
+const FIRST_EPOCH: u64 = 1;
+/// What the origins of logs begin with whose operator gave no name of their own. `.internal` is
+/// reserved for private use.
+const DEFAULT_DOMAIN: &str = "ledger.berth.internal";
+
+/// What stands for a stored hash that is missing or cut: no tree leads to it.
+const NO_HASH: Hash = Hash([0; 32]);
+
+/// Which log, and where it ends.
+#[derive(Clone, PartialEq, Eq)]
+pub struct LogHead {
+    /// The log's name without its epoch.
+    pub name: String,
+    /// Counts honest discontinuities; every epoch is a log of its own.
+    pub epoch: u64,
+    /// Number of entries.
+    pub size: u64,
+    /// Root of the tree over them.
+    pub root: Hash,
+    /// Time of the last entry, in milliseconds since the epoch of Unix.
+    pub at: i64,
+    /// The signed checkpoint.
+    pub note: String,
+    view_secret: [u8; 32],
+}
+
+/// The ledger as it stands inside a writing transaction.
+#[derive(Debug)]
+pub(crate) struct OpenLog {
+    /// As it was when the transaction began.
+    pub(crate) head: LogHead,
+    /// The time of what is appended in this transaction.
+    pub(crate) at: i64,
+    /// What was appended in it.
+    pub(crate) leaves: Vec<[u8; LEAF_BYTES]>,
+}
+
+/// What is not as it was written, found while sealing a batch or opening a database.
+#[derive(Debug, thiserror::Error)]
+pub enum LogFault {
+    /// The head's checkpoint is not one by the ledger's key.
+    #[error("the ledger's checkpoint is not signed by this controller's ledger key")]
+    Checkpoint(#[source] OpenCheckpointError),
+    /// The checkpoint is about another tree than the head.
+    #[error("the ledger's checkpoint does not say what its head says")]
+    Head,
+    /// The stored nodes do not lead to the head's root.
+    #[error("the tree's nodes do not lead to the root at {size} entries")]
+    Root {
+        /// The size.
+        size: u64,
+    },
+    /// A leaf does not commit to its entry.
+    #[error("entry {index}: its leaf does not belong to its body")]
+    Body {
+        /// Which entry.
+        index: u64,
+    },
+    /// A stored node is not the hash of what is below it.
+    #[error("entry {index}: the tree's node at level {level} is not the hash of what is below it")]
+    Node {
+        /// The first entry that it covers.
+        index: u64,
+        /// Its level.
+        level: u8,
+    },
+    /// A stream has a gap, or an entry that does not build on the one before.
+    #[error("entry {index}: it does not build on its stream's entry before")]
+    Stream {
+        /// Which entry.
+        index: u64,
+    },
+    /// An entry can be found by what it does not say, or cannot by what it says.
+    #[error("entry {index}: what it can be found by is not what its body says")]
+    Terms {
+        /// Which entry.
+        index: u64,
+    },
+    /// Entries are missing or stand in another place.
+    #[error("entry {index} stands where entry {expected} belongs")]
+    Order {
+        /// Found.
+        index: u64,
+        /// Wanted.
+        expected: u64,
+    },
+    /// The entries do not end where the head says.
+    #[error("the entries end at {found}, the head says {expected}")]
+    End {
+        /// Found.
+        found: u64,
+        /// Said.
+        expected: u64,
+    },
+    /// Somebody else moved the head meanwhile.
+    #[error("the ledger's head was moved by another writer")]
+    HeadMoved,
+    /// The signing key cannot be used.
+    #[error("the ledger's key cannot sign")]
+    Key,
+}
+
+/// Why the log did not take a batch, or does not verify.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// Something is not as it was written.
+    #[error(transparent)]
+    Fault(#[from] LogFault),
+    /// It could not be read or written.
+    #[error("the ledger could not be read or written")]
+    Sql(#[from] SqlError),
+    /// The first entry of a log could not be appended.
+    #[error("the first entry of the log could not be appended")]
+    Beginning(#[source] Box<StoreError>),
+}
+
+impl LogHead {
+    /// The log's name with its epoch: what its checkpoints and its key are called.
+    #[must_use]
+    pub fn origin_text(&self) -> String {
+        format!("{}/e{}", self.name, self.epoch)
+    }
+
+    fn origin(&self) -> Result<KeyName, LogFault> {
+        KeyName::new(&self.origin_text()).map_err(|_| LogFault::Key)
+    }
+
+    /// What checkpoints of this log are verified with.
+    ///
+    /// # Errors
+    /// If the stored name is not one that a key can have.
+    pub fn vkey(&self, key: &PublicKey) -> Result<Vkey, LogFault> {
+        Ok(Self::vkey_of(self.origin()?, key))
+    }
+
+    /// What checkpoints of the log of this origin are verified with.
+    #[must_use]
+    pub fn vkey_of(origin: KeyName, key: &PublicKey) -> Vkey {
+        Vkey::new(origin, KeyKind::Ed25519, *key)
+    }
+
+    /// What a stream's tags are made with.
+    #[must_use]
+    pub fn view_key(&self, stream: &str) -> ViewKey {
+        ViewKey::derive(&self.view_secret, stream)
+    }
+
+    fn signed(&self, key: &SigningKey) -> Result<String, LogFault> {
+        let seed = SigningKey::from_seed(key.seed()).map_err(|_| LogFault::Key)?;
+        let signer = Signer::new(self.origin()?, seed);
+        let checkpoint = Checkpoint {
+            origin: self.origin()?,
+            size: self.size,
+            root: self.root,
+        };
+        Ok(checkpoint.sign(&[&signer]).to_string())
+    }
+
+    /// The checkpoint, if it is signed by `key` and says what the head says.
+    pub(crate) fn checkpoint(&self, key: &PublicKey) -> Result<SignedCheckpoint, LogFault> {
+        let opened = SignedCheckpoint::open(self.note.as_bytes(), &[self.vkey(key)?])
+            .map_err(LogFault::Checkpoint)?;
+        let said = opened.checkpoint();
+        if said.size != self.size || said.root != self.root {
+            return Err(LogFault::Head);
+        }
+        Ok(opened)
+    }
+}
+
+/// Without the secret.
+impl fmt::Debug for LogHead {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LogHead")
+            .field("name", &self.name)
+            .field("epoch", &self.epoch)
+            .field("size", &self.size)
+            .field("root", &self.root)
+            .finish_non_exhaustive()
+    }
+}
+
+impl OpenLog {
+    /// The log at the beginning of a transaction. Its time never falls, whatever the clock does.
+    pub(crate) fn begin(conn: &Connection, now: i64) -> crate::sql::Result<Self> {
+        let head = stored_head(conn)?;
+        Ok(Self {
+            at: now.max(head.at),
+            head,
+            leaves: Vec::new(),
+        })
+    }
+
+    pub(crate) fn next_index(&self) -> u64 {
+        let appended = u64::try_from(self.leaves.len()).unwrap_or(u64::MAX);
+        self.head.size.saturating_add(appended)
+    }
+
+    /// Put what was appended into the tree, sign it and move the head: everything but the commit.
+    ///
+    /// The tree is computed twice, from the leaves in memory and from the rows as they were stored
+    /// (each leaf against its body, each node against what is below it). A signed root over a bit
+    /// that has flipped can never be taken back.
+    pub(crate) fn seal(&self, conn: &Connection, keys: &Keys) -> Result<(), LogError> {
+        if self.leaves.is_empty() {
+            return Ok(());
+        }
+        let nodes = TreeNodes::of(conn, self.head.epoch);
+        let mut tree = Frontier::load(self.head.size, |node| nodes.read(node))?;
+        if tree.root() != self.head.root {
+            let size = self.head.size;
+            return Err(LogFault::Root { size }.into());
+        }
+        for leaf in &self.leaves {
+            tree.append(leaf_hash(leaf), |node, hash| nodes.store(node, hash))?;
+        }
+        let root = self.root_of_stored(conn, &nodes)?;
+        if root != tree.root() {
+            let size = tree.size();
+            return Err(LogFault::Root { size }.into());
+        }
+        let mut head = LogHead {
+            size: tree.size(),
+            root,
+            at: self.at,
+            note: String::new(),
+            ..self.head.clone()
+        };
+        head.note = head.signed(&keys.ledger)?;
+        move_head(conn, &self.head, &head)
+    }
+
+    /// The new root from what the database gives back.
+    fn root_of_stored(&self, conn: &Connection, nodes: &TreeNodes<'_>) -> Result<Hash, LogError> {
+        let mut tree = Frontier::load(self.head.size, |node| nodes.read(node))?;
+        let sql = format!(
+            "SELECT {COLUMNS} FROM ledger_entry WHERE epoch = ?1 AND idx >= ?2 ORDER BY idx"
+        );
+        let mut select = conn.prepare_cached(&sql)?;
+        let rows = select.query_map((self.head.epoch, self.head.size), stored_entry)?;
+        for entry in rows {
+            check_entry(&mut tree, nodes, &entry?)?;
+        }
+        if tree.size() != self.next_index() {
+            return Err(LogFault::End {
+                found: tree.size(),
+                expected: self.next_index(),
+            }
+            .into());
+        }
+        Ok(tree.root())
+    }
+}
+
+/// Take the next stored entry into a tree: its leaf must commit to it, and the nodes that it
+/// completes must be the stored ones.
+pub(crate) fn check_entry(
+    tree: &mut Frontier,
+    nodes: &TreeNodes<'_>,
+    entry: &StoredEntry,
+) -> Result<(), LogError> {
+    let index = entry.index;
+    if index != tree.size() {
+        let expected = tree.size();
+        return Err(LogFault::Order { index, expected }.into());
+    }
+    if !entry.is_committed() {
+        return Err(LogFault::Body { index }.into());
+    }
+    tree.append(leaf_hash(&entry.leaf), |node, hash| {
+        if nodes.read(node)? == hash {
+            return Ok(());
+        }
+        let (index, level) = (node.index << node.level, node.level);
+        Err(LogError::from(LogFault::Node { index, level }))
+    })
+}
+
+/// Compare and swap: nobody else has appended since the head was read.
+fn move_head(conn: &Connection, old: &LogHead, new: &LogHead) -> Result<(), LogError> {
+    let moved = conn
+        .prepare_cached(
+            "UPDATE ledger_head SET size = ?1, root = ?2, at = ?3, note = ?4
+             WHERE epoch = ?5 AND size = ?6 AND root = ?7",
+        )?
+        .execute((
+            new.size,
+            new.root.0.as_slice(),
+            new.at,
+            &new.note,
+            old.epoch,
+            old.size,
+            old.root.0.as_slice(),
+        ))?;
+    if moved == 1 {
+        Ok(())
+    } else {
+        Err(LogFault::HeadMoved.into())
+    }
+}
+
+/// The head as stored, unchecked.
+pub(crate) fn stored_head(conn: &Connection) -> crate::sql::Result<LogHead> {
+    conn.prepare_cached("SELECT name, epoch, size, root, at, note, view_secret FROM ledger_head")?
+        .query_row([], |row| {
+            Ok(LogHead {
+                name: row.get(0)?,
+                epoch: row.get(1)?,
+                size: row.get(2)?,
+                root: Hash::from_bytes(&row.get::<_, Vec<u8>>(3)?).unwrap_or(NO_HASH),
+                at: row.get(4)?,
+                note: row.get(5)?,
+                view_secret: row.get::<_, Vec<u8>>(6)?.try_into().unwrap_or_default(),
+            })
+        })
+}
+
+/// The stored nodes of one epoch.
+pub(crate) struct TreeNodes<'c> {
+    conn: &'c Connection,
+    epoch: u64,
+}
+
+impl<'c> TreeNodes<'c> {
+    pub(crate) fn of(conn: &'c Connection, epoch: u64) -> Self {
+        Self { conn, epoch }
+    }
+
+    pub(crate) fn read(&self, node: Node) -> crate::sql::Result<Hash> {
+        let hash: Option<Vec<u8>> = self
+            .conn
+            .prepare_cached(
+                "SELECT hash FROM ledger_node WHERE epoch = ?1 AND level = ?2 AND idx = ?3",
+            )?
+            .query_row((self.epoch, node.level, node.index), |row| row.get(0))
+            .optional()?;
+        Ok(hash
+            .and_then(|hash| Hash::from_bytes(&hash))
+            .unwrap_or(NO_HASH))
+    }
+
+    fn store(&self, node: Node, hash: Hash) -> crate::sql::Result<()> {
+        self.conn
+            .prepare_cached(
+                "INSERT INTO ledger_node (epoch, level, idx, hash) VALUES (?1, ?2, ?3, ?4)",
+            )?
+            .execute((self.epoch, node.level, node.index, hash.0.as_slice()))?;
+        Ok(())
+    }
+
+    /// The hashes of neighbours from `first` on, one after the other.
+    fn row_of(&self, first: Node, count: u64) -> crate::sql::Result<Vec<u8>> {
+        let mut select = self.conn.prepare_cached(
+            "SELECT hash FROM ledger_node WHERE epoch = ?1 AND level = ?2 AND idx >= ?3 AND idx < ?4
+             ORDER BY idx",
+        )?;
+        let end = first.index.saturating_add(count);
+        let hashes = select
+            .query_map((self.epoch, first.level, first.index, end), |row| {
+                row.get::<_, Vec<u8>>(0)
+            })?
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok(hashes.concat())
+    }
+}
+
+impl Db<'_> {
+    /// Which log is written here, and where it ends.
+    pub fn log_head(&self) -> Result<LogHead, StoreError> {
+        Ok(stored_head(self.conn)?)
+    }
+
+    fn tree_nodes(&self) -> Result<TreeNodes<'_>, StoreError> {
+        Ok(TreeNodes::of(self.conn, self.log_head()?.epoch))
+    }
+
+    /// The root that the log had at a size that it has reached.
+    pub fn root_at(&self, size: u64) -> Result<Hash, StoreError> {
+        let nodes = self.tree_nodes()?;
+        Ok(root_from_nodes(size, |node| nodes.read(node))?)
+    }
+
+    /// That an entry is in the tree of a size that the log has reached.
+    pub fn prove_inclusion(
+        &self,
+        index: u64,
+        size: u64,
+    ) -> Result<Vec<Hash>, BuildProofError<SqlError>> {
+        let nodes = self.nodes_for_proof()?;
+        inclusion_proof(index, size, |node| nodes.read(node))
+    }
+
+    /// That the tree of one size is the beginning of the tree of a later one.
+    pub fn prove_consistency(
+        &self,
+        from: u64,
+        to: u64,
+    ) -> Result<Vec<Hash>, BuildProofError<SqlError>> {
+        let nodes = self.nodes_for_proof()?;
+        consistency_proof(from, to, |node| nodes.read(node))
+    }
+
+    fn nodes_for_proof(&self) -> Result<TreeNodes<'_>, BuildProofError<SqlError>> {
+        let head = stored_head(self.conn).map_err(BuildProofError::Read)?;
+        Ok(TreeNodes::of(self.conn, head.epoch))
+    }
+
+    /// The bytes of a tile or an entry bundle (C2SP tlog-tiles); `None` where a log of `size` entries,
+    /// which this one has reached, does not publish it.
+    pub fn published(&self, resource: &Resource, size: u64) -> Result<Option<Vec<u8>>, StoreError> {
+        match resource {
+            Resource::Checkpoint => Ok(None),
+            Resource::Tile(tile) if tile.is_in(size) => {
+                let nodes = self.tree_nodes()?;
+                let mut places = tile.nodes();
+                let first = places.next();
+                let row = first.map(|first| nodes.row_of(first, u64::from(tile.width())));
+                Ok(row.transpose()?)
+            }
+            Resource::Entries(bundle) if bundle.entries().end <= size => {
+                self.bundle(bundle.entries()).map(Some)
+            }
+            Resource::Tile(_) | Resource::Entries(_) => Ok(None),
+        }
+    }
+
+    fn bundle(&self, entries: std::ops::Range<u64>) -> Result<Vec<u8>, StoreError> {
+        let epoch = self.log_head()?.epoch;
+        let mut select = self.conn.prepare_cached(
+            "SELECT leaf FROM ledger_entry WHERE epoch = ?1 AND idx >= ?2 AND idx < ?3 ORDER BY idx",
+        )?;
+        let range = (epoch, storable(entries.start), storable(entries.end));
+        let leaves = select.query_map(range, |row| row.get::<_, Vec<u8>>(0))?;
+        let mut bundle = Vec::new();
+        for leaf in leaves {
+            encode_entry(&mut bundle, &leaf?).map_err(|_| StoreError::Corrupt { what: "leaf" })?;
+        }
+        Ok(bundle)
+    }
+}
+
+/// Begin the first log of a database that has none. Repeatable. Entries of the chain that came
+/// before the tree are kept and committed to by the first entry.
+pub(crate) fn begin_first(
+    conn: &Connection,
+    keys: &Keys,
+    controller: ControllerId,
+    now: i64,
+) -> Result<(), LogError> {
+    conn.begin_write()?;
+    let begun = begin_if_none(conn, keys, controller, now);
+    match begun {
+        Ok(()) => Ok(conn.commit()?),
+        Err(error) => {
+            conn.abandon();
+            Err(error)
+        }
+    }
+}
+
+fn begin_if_none(
+    conn: &Connection,
+    keys: &Keys,
+    controller: ControllerId,
+    now: i64,
+) -> Result<(), LogError> {
+    let known: u64 = conn.query_row("SELECT COUNT(*) FROM ledger_head", [], |row| row.get(0))?;
+    if known > 0 {
+        return Ok(());
+    }
+    let mut head = LogHead {
+        name: format!("{DEFAULT_DOMAIN}/{controller}"),
+        epoch: FIRST_EPOCH,
+        size: 0,
+        root: Hash::of_empty_tree(),
+        at: now,
+        note: String::new(),
+        view_secret: *SigningKey::generate().map_err(|_| LogFault::Key)?.seed(),
+    };
+    head.note = head.signed(&keys.ledger)?;
+    conn.execute(
+        "INSERT INTO ledger_head (one, name, epoch, size, root, at, note, view_secret)
+         VALUES (1, ?1, ?2, 0, ?3, ?4, ?5, ?6)",
+        (
+            &head.name,
+            head.epoch,
+            head.root.0.as_slice(),
+            head.at,
+            &head.note,
+            head.view_secret.as_slice(),
+        ),
+    )?;
+    let chain: Option<(u64, String)> = conn
+        .query_row(
+            "SELECT idx + 1, hash FROM ledger_event ORDER BY idx DESC LIMIT 1",
+            [],
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )
+        .optional()?;
+    let Some((size, hash)) = chain else {
+        return Ok(());
+    };
+    let mut tx = WriteTx {
+        db: Db { conn, now },
+        keys,
+        log: OpenLog::begin(conn, now)?,
+    };
+    tx.append_beginning(json!({ "form": "chain", "size": size, "hash": hash }))
+        .map_err(|cause| LogError::Beginning(Box::new(cause)))?;
+    tx.log.seal(conn, keys)
+}
+
+impl WriteTx<'_> {
+    /// The first entry of a log that others came before: which ones, as far as is known.
+    fn append_beginning(&mut self, previous: Value) -> Result<(), StoreError> {
+        let event = NewEvent {
+            event_type: "LEDGER_EPOCH_BEGUN",
+            outcome: "completed",
+            detail: object(json!({ "previous": previous })),
+            ..NewEvent::default()
+        };
+        self.append_kind(LeafKind::EpochStart, event, &Cause::controller())?;
+        Ok(())
+    }
+
+    /// End this log and begin the next one, whose first entry carries the newest checkpoint that is
+    /// known of the one that ends. Nothing may have been appended in this transaction.
+    pub(crate) fn begin_next_log(
+        &mut self,
+        last_known: Option<&str>,
+        reason: &str,
+    ) -> Result<(), StoreError> {
+        let unstorable = |_| StoreError::Unstorable { what: "new log" };
+        let old = self.log.head.clone();
+        let mut head = LogHead {
+            epoch: old.epoch.saturating_add(1),
+            size: 0,
+            root: Hash::of_empty_tree(),
+            at: self.log.at,
+            note: String::new(),
+            ..old.clone()
+        };
+        head.note = head.signed(&self.keys.ledger).map_err(unstorable)?;
+        self.conn.execute(
+            "UPDATE ledger_head SET epoch = ?1, size = 0, root = ?2, at = ?3, note = ?4
+             WHERE epoch = ?5",
+            (
+                head.epoch,
+                head.root.0.as_slice(),
+                head.at,
+                &head.note,
+                old.epoch,
+            ),
+        )?;
+        self.log.head = head;
+        self.append_beginning(json!({
+            "form": "log",
+            "checkpoint": last_known.unwrap_or(&old.note),
+            "kept_entries": old.size,
+            "reason": reason,
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests;
