@@ -22,6 +22,8 @@ pub(crate) enum Need {
     Python,
     /// To make images and boot nodes.
     Lab,
+    /// To run verifiers of the ledger that are not ours.
+    Verifiers,
 }
 
 impl Need {
@@ -33,6 +35,13 @@ impl Need {
             Self::Package => &["binutils", "coreutils", "dpkg", "gzip", "rpm", "systemd"],
             Self::Fuzz => &["g++"],
             Self::Python => &["python3", "python3-venv"],
+            Self::Verifiers => &[
+                "golang-golang-x-mod-dev",
+                "golang-go",
+                "python3",
+                "python3-cryptography",
+                "python3-venv",
+            ],
             Self::Lab => &[
                 "ca-certificates",
                 "coreutils",

@@ -11,10 +11,10 @@ use berth_tests::lab::scenario::{self, NodeKind};
 use berth_tests::progress::{Progress, say};
 use berth_tests::workspace;
 
-use super::{Tally, cargo_tests};
+use super::{Tally, cargo_tests, verifiers};
 use crate::build::{cargo_command, logged};
 use crate::package::{self, Format};
-use crate::setup::Need;
+use crate::setup::{self, Need};
 use crate::{check, fuzz, lab, python};
 
 /// How many inputs each fuzz target gets, and for how long at most.
@@ -68,6 +68,12 @@ pub(super) const TIERS: &[Tier] = &[
         shows: "the controller and the command line",
         needs: &[Need::Compile, Need::Python],
         run: controller,
+    },
+    Tier {
+        name: "ledger",
+        shows: "the transparency log before verifiers that are not ours",
+        needs: &[Need::Compile],
+        run: ledger,
     },
     Tier {
         name: "agent",
@@ -184,6 +190,22 @@ fn foreign_paseto(tally: &mut Tally) -> Result<()> {
     Ok(())
 }
 
+fn ledger(tally: &mut Tally) -> Result<()> {
+    // Without a network the tests run with those verifiers that are there.
+    if let Err(error) = setup::ensure(&[Need::Verifiers]) {
+        tally
+            .skipped
+            .push(format!("verifiers' packages: {error:#}"));
+    }
+    tally.skipped.extend(verifiers::make());
+    cargo_tests::run(
+        &["--package", "berth-ledger", "--lib"],
+        "test-ledger-lib",
+        tally,
+    )?;
+    run_targets("ledger", tally)
+}
+
 fn agent(tally: &mut Tally) -> Result<()> {
     run_targets("agent", tally)
 }
@@ -242,6 +264,7 @@ fn tier_of(target: &cargo_tests::Target) -> &'static str {
         ("berth-tests", "containment") => "containment",
         ("berth-tests", "cli" | "controller") => "controller",
         ("berth-tests", "agent") => "agent",
+        ("berth-tests", "ledger") => "ledger",
         ("berth-tests", "packages") => "package",
         (package, _) if package.starts_with("berth-vmm") => "native-kvm",
         (package, _) if package.starts_with("berth-controller") => "controller",
