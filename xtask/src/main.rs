@@ -7,6 +7,7 @@ mod check;
 mod demo;
 mod fuzz;
 mod lab;
+mod openapi;
 mod package;
 mod python;
 mod setup;
@@ -43,6 +44,8 @@ enum Task {
     Fuzz(fuzz::Arguments),
     /// Build the .deb and .rpm packages
     Package(package::Arguments),
+    /// Write docs/openapi.json as the controller tells it
+    Openapi,
     /// Formatting, lints and house rules: the fast part of `test`
     Check,
 }
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         Task::Bench(arguments) => bench::run(arguments),
         Task::Fuzz(arguments) => fuzz::run(&arguments),
         Task::Package(arguments) => package::run(&arguments),
+        Task::Openapi => openapi::run(),
         Task::Check => check::run(),
     };
     match result {

@@ -6,6 +6,7 @@ use crate::ids::{TenantId, TokenId};
 
 /// `POST /v1/tenants/{tenant}/tokens`, `POST /v1/tokens`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct IssueToken {
     /// The holder's Ed25519 public key: base64 or base64url of 32 bytes, 64 hex digits, or an
@@ -30,6 +31,7 @@ pub struct IssueToken {
 
 /// `POST /v1/tokens/verify`
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct VerifyToken {
     /// The token.
@@ -44,6 +46,7 @@ impl std::fmt::Debug for VerifyToken {
 
 /// What a valid token allows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct VerifiedToken {
     /// Always `true`: of a token that is not, the answer is 401 with the reason.
     pub valid: bool,
@@ -65,6 +68,7 @@ pub struct VerifiedToken {
 
 /// `POST /v1/tokens/revoke`: exactly one of the first three.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RevokeTokens {
     /// One link, recorded or not, and what hangs on it.
@@ -81,6 +85,7 @@ pub struct RevokeTokens {
 
 /// One text or a list of them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(untagged)]
 pub enum OneOrMany {
     /// A single text.
@@ -104,6 +109,7 @@ impl OneOrMany {
 /// gets this again with an empty `token`, as the secret is not kept: revoke `token_id` and issue
 /// another under a new key if the first answer was lost.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct IssuedToken {
     /// The bearer token.
     pub token: String,
@@ -128,6 +134,7 @@ pub struct IssuedToken {
 
 /// A token's record, without the token.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct TokenRecord {
     /// Its id.
     pub token_id: TokenId,
@@ -159,6 +166,7 @@ pub struct TokenRecord {
 
 /// `GET /v1/me`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Me {
     /// The tenant, or `null` for an operator.
     pub tenant_id: Option<TenantId>,

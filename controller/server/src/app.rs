@@ -16,6 +16,7 @@ use crate::console_desk::ConsoleDesk;
 use crate::ledger_desk::LedgerDesk;
 use crate::node_links::NodeLinks;
 use crate::rates::{RateLimits, Rates};
+use crate::streams::Streams;
 use crate::token_book::TokenBook;
 
 /// Denials of one source that are written down: one in this time.
@@ -34,6 +35,7 @@ pub(crate) struct App {
     pub(crate) rates: Rates,
     pub(crate) links: NodeLinks,
     pub(crate) console: ConsoleDesk,
+    pub(crate) streams: Streams,
     pub(crate) ledger: LedgerDesk,
     pub(crate) tokens: TokenBook,
     vms_changed: watch::Sender<u64>,
@@ -71,6 +73,7 @@ impl App {
             links: NodeLinks::default(),
             console: ConsoleDesk::default(),
             tokens: TokenBook::new(parts.revoked),
+            streams: Streams::default(),
             vms_changed: watch::Sender::new(0),
             stopping: watch::Sender::new(false),
             denials: Mutex::default(),

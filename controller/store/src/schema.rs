@@ -10,7 +10,8 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0002_slots.sql"),
     include_str!("../migrations/0003_projects_and_quotas.sql"),
     include_str!("../migrations/0004_log.sql"),
-    include_str!("../migrations/0005_tokens.sql"),
+    include_str!("../migrations/0005_placement.sql"),
+    include_str!("../migrations/0006_tokens.sql"),
 ];
 
 /// The newest schema that this program knows.

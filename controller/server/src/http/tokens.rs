@@ -3,9 +3,8 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
-use axum::response::{IntoResponse as _, Response};
 use berth_api::ids::{TenantId, TokenId};
 use berth_api::rest::{
     ErrorCode, IssueToken, IssuedToken, ListQuery, Page, RevokeTokens, TokenRecord, VerifiedToken,
@@ -16,9 +15,11 @@ use berth_token::{MAX_DELEGATIONS, MintError, NewLink, Resources, Scope, ScopeSe
 
 use crate::api_error::ApiError;
 use crate::app::App;
+use crate::http::answer::{Created, NoContent};
 use crate::http::body::{self, QueryOf};
 use crate::http::gate::{Scoped, check_token};
-use crate::http::once::{Idempotency, Once, once};
+use crate::http::once::{Idempotency, once};
+use crate::http::owned::InNamespace;
 use crate::http::page::{limit_of, page};
 use crate::http::tenants::namespace_or_named;
 use crate::token_book;
@@ -40,7 +41,7 @@ pub(crate) async fn issue(
     caller: Scoped,
     idempotency: Idempotency,
     body: body::Json<IssueToken>,
-) -> Result<Response, ApiError> {
+) -> Result<Created<IssuedToken>, ApiError> {
     let tenant = caller.tenant()?.clone();
     if body
         .value
@@ -63,7 +64,7 @@ pub(crate) async fn issue_here(
     caller: Scoped,
     idempotency: Idempotency,
     body: body::Json<IssueToken>,
-) -> Result<Response, ApiError> {
+) -> Result<Created<IssuedToken>, ApiError> {
     let tenant = namespace_or_named(&caller, body.value.tenant_id.as_deref())?
         .ok_or_else(|| ApiError::field("tenant_id", "is required of an operator"))?;
     issue_to(app, caller, tenant, idempotency, body).await
@@ -75,7 +76,7 @@ async fn issue_to(
     tenant: TenantId,
     idempotency: Idempotency,
     body: body::Json<IssueToken>,
-) -> Result<Response, ApiError> {
+) -> Result<Created<IssuedToken>, ApiError> {
     let key = idempotency.key(&caller, &body.bytes);
     let link = link_for(&app, &caller, &tenant, &body.value)?;
     // A wrong label must not cost a signature.
@@ -121,10 +122,7 @@ async fn issue_to(
         },
     )
     .await?;
-    Ok(match done {
-        Once::Replayed(answer) => answer,
-        Once::Done(issued) => (StatusCode::CREATED, Json(issued)).into_response(),
-    })
+    Ok(done.answer(Created::new))
 }
 
 fn mint(app: &App, link: &NewLink) -> Result<String, ApiError> {
@@ -312,17 +310,16 @@ pub(crate) async fn verify(
 pub(crate) async fn revoke(
     State(app): State<Arc<App>>,
     caller: Scoped,
-    Path(token): Path<String>,
-) -> Result<StatusCode, ApiError> {
-    let token: TokenId = token.parse().map_err(|_| ApiError::not_found())?;
-    let tenant = caller.namespace().cloned();
+    token: InNamespace<TokenId>,
+) -> Result<NoContent, ApiError> {
+    let InNamespace { namespace, id } = token;
     let cause = caller.cause();
     let owner = app
-        .write(move |tx| tx.revoke_token(tenant.as_ref(), token, None, &cause))
+        .write(move |tx| tx.revoke_token(namespace.as_ref(), id, None, &cause))
         .await?
         .map_err(|denied| not_revoked(&denied))?;
-    app.tokens.revoke(owner, &Revoked::Link(token));
-    Ok(StatusCode::NO_CONTENT)
+    app.tokens.revoke(owner, &Revoked::Link(id));
+    Ok(NoContent)
 }
 
 /// `POST /v1/tokens/revoke`
@@ -330,7 +327,7 @@ pub(crate) async fn revoke_any(
     State(app): State<Arc<App>>,
     caller: Scoped,
     body: body::Json<RevokeTokens>,
-) -> Result<StatusCode, ApiError> {
+) -> Result<NoContent, ApiError> {
     let asked = body.value;
     let tenant = namespace_or_named(&caller, asked.tenant_id.as_deref())?;
     let reason = checked_text("reason", asked.reason.clone(), MAX_REASON_CHARS)?;
@@ -349,7 +346,7 @@ pub(crate) async fn revoke_any(
         .await?;
     done.map_err(|denied| not_revoked(&denied))?;
     app.tokens.revoke(tenant, &revoked);
-    Ok(StatusCode::NO_CONTENT)
+    Ok(NoContent)
 }
 
 fn what_to_revoke(asked: &RevokeTokens) -> Result<Revoked, ApiError> {
