@@ -17,6 +17,7 @@ use crate::ledger_desk::LedgerDesk;
 use crate::node_links::NodeLinks;
 use crate::rates::{RateLimits, Rates};
 use crate::streams::Streams;
+use crate::tiers::Tiers;
 use crate::token_book::TokenBook;
 
 /// Denials of one source that are written down: one in this time.
@@ -33,6 +34,7 @@ pub(crate) struct App {
     pub(crate) task_key: SigningKey,
     pub(crate) public_url: String,
     pub(crate) rates: Rates,
+    pub(crate) tiers: Tiers,
     pub(crate) links: NodeLinks,
     pub(crate) console: ConsoleDesk,
     pub(crate) streams: Streams,
@@ -51,6 +53,7 @@ pub(crate) struct Parts {
     pub(crate) root_key: RootKey,
     pub(crate) task_key: SigningKey,
     pub(crate) public_url: String,
+    pub(crate) tiers: Tiers,
     /// The root key before this one, for as long as its tokens count.
     pub(crate) previous_token_key: Option<PublicKey>,
     pub(crate) revoked: Vec<(Option<TenantId>, Revoked)>,
@@ -70,6 +73,7 @@ impl App {
             task_key: parts.task_key,
             public_url: parts.public_url,
             rates: Rates::new(parts.rate_limits),
+            tiers: parts.tiers,
             links: NodeLinks::default(),
             console: ConsoleDesk::default(),
             tokens: TokenBook::new(parts.revoked),

@@ -1,5 +1,6 @@
 //! `/etc/berth/controller.toml`: every key optional, unknown keys refused.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -7,6 +8,7 @@ use berth_controller_store::{Database, PostgresServer};
 use serde::Deserialize;
 
 use crate::rates::RateLimits;
+use crate::tiers::TierSettings;
 
 /// Settings of the service.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -24,6 +26,11 @@ pub(crate) struct Config {
     /// How many requests are taken.
     #[serde(default)]
     pub(crate) rate_limits: RateLimits,
+    /// The tier of tenants that name none; `standard` unless set, which sets no ceiling.
+    pub(crate) default_tier: Option<String>,
+    /// Named ceilings, for what a tenant's record does not set itself.
+    #[serde(default)]
+    pub(crate) tiers: BTreeMap<String, TierSettings>,
     /// The ledger.
     #[serde(default)]
     pub(crate) ledger: LedgerConfig,

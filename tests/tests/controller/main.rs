@@ -44,6 +44,8 @@ mod slots;
 #[cfg(test)]
 mod stops;
 #[cfg(test)]
+mod tenants;
+#[cfg(test)]
 mod token_attacks;
 #[cfg(test)]
 mod token_chains;

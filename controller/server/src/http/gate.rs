@@ -7,6 +7,7 @@
 mod authenticate;
 mod rate;
 mod resources;
+pub(crate) mod standing;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -220,6 +221,7 @@ async fn passed(
     route: &str,
     params: &RawPathParams,
 ) -> Result<(), ApiError> {
+    standing::let_in(app, &scoped.grant, method, route).await?;
     authenticate::note_first_use(app, &scoped.grant, method, scoped.cause()).await?;
     resources::within(app, &scoped.grant, method, route, params).await
 }
