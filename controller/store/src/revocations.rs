@@ -169,10 +169,10 @@ impl Db<'_> {
             .conn
             .prepare_cached(
                 "SELECT COALESCE(tenant_id, '_platform'), expires_at FROM token
-                 WHERE token_id = ?1 AND (?2 IS NULL OR tenant_id = ?2)
+                 WHERE token_id = ?1 AND (CAST(?2 AS TEXT) IS NULL OR tenant_id = CAST(?2 AS TEXT))
                  UNION ALL
                  SELECT namespace, expires_at FROM derived_token
-                 WHERE token_id = ?1 AND namespace = COALESCE(?2, '_platform')
+                 WHERE token_id = ?1 AND namespace = COALESCE(CAST(?2 AS TEXT), '_platform')
                  LIMIT 1",
             )?
             .query_row(
