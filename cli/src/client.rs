@@ -15,6 +15,7 @@ use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
 
 use crate::connection::Connection;
 use crate::failure::{Failure, Refusal};
+use crate::proof;
 
 /// What may stand in a path segment or query value as it is.
 const LITERAL: &AsciiSet = &NON_ALPHANUMERIC
@@ -145,6 +146,12 @@ impl Client {
         }
     }
 
+    /// Where it talks to, with what.
+    #[must_use]
+    pub(crate) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
     /// Read something.
     pub(crate) fn get(&self, path: Path) -> Result<Reply, Failure> {
         self.call("GET", &path, None)
@@ -191,13 +198,19 @@ impl Client {
         let mut builder = http::Request::builder()
             .method(method)
             .uri(format!("{}{}", self.connection.url, path.0));
+        let body = body.map(Value::to_string);
         if let Some(token) = &self.connection.token {
-            builder = builder.header("authorization", format!("Bearer {}", token.secret()));
+            let authorization = format!("Bearer {}", token.secret());
+            let about = (method, path.0.as_str(), body.as_deref().unwrap_or_default());
+            for (name, value) in proof::headers(&self.connection, token, &authorization, about)? {
+                builder = builder.header(name, value);
+            }
+            builder = builder.header("authorization", authorization);
         }
         let sent = match body {
             Some(body) => builder
                 .header("content-type", "application/json")
-                .body(body.to_string())
+                .body(body)
                 .map_err(ureq::Error::Http)
                 .and_then(|request| self.agent.run(request)),
             None => builder

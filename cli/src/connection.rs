@@ -25,6 +25,10 @@ pub(crate) struct ConnectionArguments {
     /// Other users of this machine can read a command line: prefer BERTH_TOKEN or a file.
     #[arg(long, global = true, env = "BERTH_TOKEN", hide_env_values = true)]
     pub(crate) token: Option<String>,
+    /// The token holder's private key, for tokens that demand signed requests and to narrow a token
+    /// [default: ~/.config/berth/key]
+    #[arg(long, global = true, env = "BERTH_KEY", value_name = "FILE")]
+    pub(crate) key: Option<PathBuf>,
     /// PEM of the authority that vouches for the controller's certificate; needed for https
     #[arg(
         long,
@@ -79,6 +83,8 @@ pub(crate) struct Connection {
     pub(crate) url: String,
     /// The token, if one was found.
     pub(crate) token: Option<Token>,
+    /// The file of the holder's key; it is read when it is needed.
+    pub(crate) key_file: PathBuf,
     /// Where a token was looked for.
     pub(crate) tried: String,
     /// Who may vouch for the controller; empty without TLS.
@@ -92,12 +98,20 @@ pub(crate) fn resolve(arguments: &ConnectionArguments) -> Result<Connection, Fai
     let config = std::env::var_os("XDG_CONFIG_HOME")
         .map(PathBuf::from)
         .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".config")));
-    let mut files: Vec<PathBuf> = config
-        .map(|folder| folder.join("berth/token"))
-        .into_iter()
-        .collect();
+    let own = |name| {
+        config
+            .as_ref()
+            .map(|folder| folder.join("berth").join(name))
+    };
+    let mut files: Vec<PathBuf> = own("token").into_iter().collect();
     files.push(PathBuf::from(ADMIN_TOKEN));
-    resolve_with(arguments, &files)
+    let mut connection = resolve_with(arguments, &files)?;
+    if arguments.key.is_none()
+        && let Some(file) = own("key")
+    {
+        connection.key_file = file;
+    }
+    Ok(connection)
 }
 
 fn resolve_with(arguments: &ConnectionArguments, files: &[PathBuf]) -> Result<Connection, Failure> {
@@ -132,6 +146,7 @@ fn resolve_with(arguments: &ConnectionArguments, files: &[PathBuf]) -> Result<Co
     Ok(Connection {
         url,
         token,
+        key_file: arguments.key.clone().unwrap_or_default(),
         roots,
         tried: format!("--token, BERTH_TOKEN, {}", places.join(", ")),
         warnings,
@@ -223,6 +238,7 @@ mod tests {
         ConnectionArguments {
             url: url.map(str::to_owned),
             token: token.map(str::to_owned),
+            key: None,
             ca: None,
         }
     }

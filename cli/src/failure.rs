@@ -169,6 +169,20 @@ pub(crate) enum Failure {
         #[source]
         cause: ReadKeyError,
     },
+    /// A file that should hold a private key.
+    #[error("{} is not the private key of a token's holder: {problem}", path.display())]
+    PrivateKey {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        problem: &'static str,
+    },
+    /// A text that should be a token.
+    #[error("that is not a token")]
+    NotAToken(#[source] berth_token::VerifyError),
+    /// A token that cannot be narrowed like that.
+    #[error(transparent)]
+    Derive(#[from] berth_token::DeriveError),
     /// No key could be made.
     #[error("no key could be made")]
     GenerateKey(#[source] GenerateKeyError),
@@ -277,11 +291,18 @@ impl Failure {
     #[must_use]
     pub(crate) fn exit(&self) -> Exit {
         match self {
-            Self::Usage { .. } | Self::PublicKey { .. } | Self::Propose(_) => Exit::Usage,
+            Self::Usage { .. }
+            | Self::PublicKey { .. }
+            | Self::NotAToken(_)
+            | Self::Derive(_)
+            | Self::Propose(_) => Exit::Usage,
             Self::NoSuchSlot { .. } => Exit::NotFound,
             Self::SlotTaken { .. } => Exit::Conflict,
             Self::Refused(refusal) => refusal.exit(),
-            Self::NoToken { .. } | Self::MalformedToken { .. } | Self::NotRoot => Exit::Denied,
+            Self::NoToken { .. }
+            | Self::MalformedToken { .. }
+            | Self::PrivateKey { .. }
+            | Self::NotRoot => Exit::Denied,
             Self::WaitTimeout { .. } | Self::NoAnswer { .. } => Exit::Timeout,
             Self::NotReachable { .. }
             | Self::Transport { .. }
@@ -323,6 +344,9 @@ impl Failure {
             Self::Receipt { .. } => "receipt",
             Self::ReceiptChain(_) => "receipt_chain",
             Self::PublicKey { .. } => "public_key",
+            Self::PrivateKey { .. } => "private_key",
+            Self::NotAToken(_) => "not_a_token",
+            Self::Derive(_) => "cannot_derive",
             Self::GenerateKey(_) => "generate_key",
             Self::File { .. } => "file",
             Self::Output(_) => "output",
@@ -393,6 +417,17 @@ impl Failure {
             Self::PublicKey { .. } => {
                 "Give 32 bytes in standard base64, as `berthctl ledger head` prints them."
                     .to_owned()
+            }
+            Self::PrivateKey { .. } => {
+                "Name the right one with --key or BERTH_KEY; `berthctl token keygen` makes one, and \
+                 a token is then issued to its public half."
+                    .to_owned()
+            }
+            Self::NotAToken(_) => {
+                "Give it whole, as it was issued or derived: `v4.public.…`.".to_owned()
+            }
+            Self::Derive(_) => {
+                "See what the parent allows with `berthctl token inspect`.".to_owned()
             }
             Self::HostUnfit { .. } => "Each failed line says what to do.".to_owned(),
             Self::SlotUnfit { .. } => "Each line that is not fit says what to do.".to_owned(),

@@ -12,6 +12,7 @@ mod duration;
 mod failure;
 mod host;
 mod ledger;
+mod proof;
 mod screen;
 mod session;
 mod table;
@@ -151,8 +152,9 @@ pub fn berthctl() -> ExitCode {
     let Berthctl { global, command } = Berthctl::parse();
     match command {
         Command::Local(command) => global.alone(|screen| local(screen, command)),
-        Command::Remote(RemoteCommand::Token(token::TokenCommand::Keygen { file })) => {
-            global.alone(|screen| token::keygen(screen, &file))
+        Command::Remote(RemoteCommand::Token(token::TokenCommand::Local(command))) => {
+            let connection = global.connection.clone();
+            global.alone(|screen| token::local::run(screen, &connection, command))
         }
         Command::Remote(RemoteCommand::Slot(slot::SlotCommand::Local(command))) => {
             global.alone(|screen| slot::local::run(screen, &command))

@@ -12,7 +12,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use berth_api::agent::{JOIN_TOKEN_PREFIX, TASK_PAYLOAD_TYPE};
 use berth_fuzz::ledger_seeds;
 use berth_fuzz::seed_values::{
-    NODE_EPOCH, NOW, ROOT_KEY_SEED, TASK_KEY_SEED, controller_id, node_id,
+    HOLDER_SEEDS, NODE_EPOCH, NOW, ROOT_KEY_SEED, TASK_KEY_SEED, controller_id, holder, node_id,
+    root_token,
 };
 use berth_ledger::envelope::seal;
 use berth_ledger::keys::SigningKey;
@@ -39,6 +40,7 @@ fn main() -> io::Result<()> {
         ("start_message", start_message()),
         ("agent_input", agent_input()),
         ("capability_token", capability_token()),
+        ("token_chain", token_chain()),
         ("ledger_note", ledger_seeds::note()),
         ("ledger_bundle", ledger_seeds::bundle()),
         ("tlog_proof", ledger_seeds::proof()),
@@ -579,30 +581,55 @@ fn agent_input() -> Vec<Vec<u8>> {
 
 fn capability_token() -> Vec<Vec<u8>> {
     let key = SigningKey::from_seed(&ROOT_KEY_SEED).expect("a seed is a key");
-    let holder = SubjectKey::from_bytes(key.public().as_bytes()).expect("it is no small point");
+    let own = SubjectKey::from_bytes(key.public().as_bytes()).expect("it is no small point");
     let root = RootKey::new(&key, controller_id()).expect("the key can mint");
     let token = root.mint(&NewLink {
         token_id: format!("tok_{ID}").parse().expect("it is an id"),
         tenant: Some("acme".parse().expect("it is an id")),
-        holder,
+        holder: own,
         scopes: ScopeSet::new([Scope::VmRead, Scope::VmCreate]).expect("two scopes are a set"),
+        resources: None,
         not_before: NOW,
         expires_at: NOW + 60,
+        delegations: 2,
+        requires_pop: false,
     });
     let claims = json!({
         "v": 1, "jti": format!("tok_{ID}"), "aud": controller_id(), "ten": "_platform",
-        "sub": holder.to_base64url(), "scp": ["service:platform-admin"], "nbf": NOW,
+        "sub": own.to_base64url(), "scp": ["service:platform-admin"], "nbf": NOW,
         "exp": NOW + 60, "dlg": 2,
     });
     let with = |choice: u8, text: &str| [&[choice], text.as_bytes()].concat();
     vec![
         with(0, &token.expect("the link is in order")),
         with(1, &claims.to_string()),
-        with(2, &holder.to_base64url()),
+        with(2, &own.to_base64url()),
         with(
             2,
             "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI a",
         ),
         with(3, "vm.read vm.create service:tenant-admin"),
+    ]
+}
+
+/// A root link as a stranger shows it, and claims that its holders hang on it.
+fn token_chain() -> Vec<Vec<u8>> {
+    let claims = |position: usize, more: &str| {
+        let sub = holder(&HOLDER_SEEDS[position]).to_base64url();
+        let (exp, dlg) = (NOW + 50, 3 - position);
+        format!(
+            r#"{{"v":1,"jti":"tok_{ID}","sub":"{sub}","scp":["vm.read"],{more}"nbf":{NOW},"exp":{exp},"dlg":{dlg}}}"#
+        )
+    };
+    let limit = format!(r#""res":["vm_{ID}"],"pop":true,"#);
+    let with = |choice: u8, text: &str| [&[choice], text.as_bytes()].concat();
+    let chain = [claims(1, ""), claims(2, ""), claims(3, "")].join("\n");
+    let limited = [claims(1, &limit), claims(2, &limit)].join("\n");
+    vec![
+        with(0, &root_token()),
+        with(0, &[root_token(), root_token()].join("~")),
+        with(1, &chain),
+        with(1, &limited),
+        with(1, &[claims(1, ""), claims(2, r#""ten":"acme","#)].join("\n")),
     ]
 }

@@ -17,6 +17,7 @@ pub mod slot_steps;
 pub mod startup;
 pub mod tap_host;
 pub mod tiny_guest;
+pub mod token_checks;
 pub mod unit_launch;
 pub mod vsock_host;
 pub mod workspace;

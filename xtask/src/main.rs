@@ -9,6 +9,7 @@ mod fuzz;
 mod lab;
 mod openapi;
 mod package;
+mod python;
 mod setup;
 mod test;
 mod tidy;

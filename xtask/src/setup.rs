@@ -20,6 +20,8 @@ pub(crate) enum Need {
     Fuzz,
     /// To run a PostgreSQL server.
     Database,
+    /// To run libraries that are not ours beside us.
+    Python,
     /// To make images and boot nodes.
     Lab,
     /// To run verifiers of the ledger that are not ours.
@@ -35,6 +37,7 @@ impl Need {
             Self::Package => &["binutils", "coreutils", "dpkg", "gzip", "rpm", "systemd"],
             Self::Fuzz => &["g++"],
             Self::Database => &["postgresql", "util-linux"],
+            Self::Python => &["python3", "python3-venv"],
             Self::Verifiers => &[
                 "golang-golang-x-mod-dev",
                 "golang-go",

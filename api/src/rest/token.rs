@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{TenantId, TokenId};
 
-/// `POST /v1/tenants/{tenant}/tokens`
+/// `POST /v1/tenants/{tenant}/tokens`, `POST /v1/tokens`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
@@ -18,6 +18,69 @@ pub struct IssueToken {
     pub expires_in_seconds: u64,
     /// For people.
     pub label: Option<String>,
+    /// Ids of the only VMs and slots that it is good for; everything of the tenant if left out. An
+    /// empty list is nothing.
+    pub resources: Option<Vec<String>>,
+    /// Whether each request with it must be signed by the holder's key (RFC 9421).
+    pub require_pop: Option<bool>,
+    /// How often it may be narrowed by its holders, 0 to 3; 3 if left out.
+    pub delegations: Option<u8>,
+    /// The tenant; only an operator says it, and only to `POST /v1/tokens`.
+    pub tenant_id: Option<String>,
+}
+
+/// `POST /v1/tokens/verify`
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct VerifyToken {
+    /// The token.
+    pub token: String,
+}
+
+impl std::fmt::Debug for VerifyToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("VerifyToken")
+    }
+}
+
+/// What a valid token allows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct VerifiedToken {
+    /// Always `true`: of a token that is not, the answer is 401 with the reason.
+    pub valid: bool,
+    /// The ids of its links, the issued one first.
+    pub token_ids: Vec<TokenId>,
+    /// The tenant, or `null` for an operator.
+    pub tenant_id: Option<TenantId>,
+    /// What it may do.
+    pub scope: Vec<String>,
+    /// The only VMs and slots that it is good for, or `null`.
+    pub resources: Option<Vec<String>>,
+    /// Whether each request with it must be signed.
+    pub require_pop: bool,
+    /// base64url of the holder's public key.
+    pub subject_pubkey: String,
+    /// RFC 3339.
+    pub expires_at: String,
+}
+
+/// `POST /v1/tokens/revoke`: exactly one of the first three.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct RevokeTokens {
+    /// One link, recorded or not, and what hangs on it.
+    pub token_id: Option<TokenId>,
+    /// All links of one holder, in any spelling of its key, and what hangs on them.
+    pub subject_pubkey: Option<String>,
+    /// `true`: every token of the namespace from before this moment.
+    pub all: Option<bool>,
+    /// The tenant, which only an operator says; left out, an operator means operators' tokens.
+    pub tenant_id: Option<String>,
+    /// For the ledger.
+    pub reason: Option<String>,
 }
 
 /// One text or a list of them.
@@ -56,6 +119,11 @@ pub struct IssuedToken {
     pub tenant_id: TenantId,
     /// What it may do.
     pub scope: Vec<String>,
+    /// The only VMs and slots that it is good for, or `null`.
+    pub resources: Option<Vec<String>>,
+    /// Whether each request with it must be signed.
+    #[serde(default)]
+    pub require_pop: bool,
     /// base64url of the holder's public key.
     pub subject_pubkey: String,
     /// RFC 3339.
@@ -74,14 +142,24 @@ pub struct TokenRecord {
     pub tenant_id: TenantId,
     /// What it may do.
     pub scope: Vec<String>,
+    /// The only VMs and slots that it is good for, or `null`.
+    pub resources: Option<Vec<String>>,
+    /// Whether each request with it must be signed.
+    #[serde(default)]
+    pub require_pop: bool,
+    /// The links that it hangs on, the issued one first; none if it was issued itself.
+    #[serde(default)]
+    pub parent_ids: Vec<TokenId>,
     /// base64url of the holder's public key.
     pub subject_pubkey: String,
     /// For people.
     pub label: Option<String>,
-    /// RFC 3339.
+    /// RFC 3339; of a token that its holder derived, when it was first used.
     pub issued_at: String,
     /// RFC 3339.
     pub expires_at: String,
+    /// RFC 3339, to some seconds, once used.
+    pub last_used_at: Option<String>,
     /// RFC 3339, once revoked.
     pub revoked_at: Option<String>,
 }

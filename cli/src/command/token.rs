@@ -1,22 +1,18 @@
 //! `berthctl token`: capability tokens and the keys that they are bound to.
 //!
-//! `issue` is the one command that prints a token, because nobody can ever ask for it again.
+//! `issue` and `derive` are the commands that print a token, because nobody can ever ask for it again.
 
-use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path as FilePath, PathBuf};
+pub(crate) mod local;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use berth_api::rest::{IssueToken, IssuedToken, OneOrMany, TokenRecord};
-use berth_ledger::keys::SigningKey;
+use berth_api::rest::{
+    IssueToken, IssuedToken, OneOrMany, RevokeTokens, TokenRecord, VerifiedToken,
+};
 use clap::Subcommand;
 use serde_json::json;
 
 use crate::client::Path;
 use crate::duration::parse_seconds;
 use crate::failure::Failure;
-use crate::screen::Screen;
 use crate::session::Session;
 use crate::table::{Cell, Table, Tone, optional};
 
@@ -39,6 +35,15 @@ pub(crate) enum TokenCommand {
         /// Name for people
         #[arg(long)]
         label: Option<String>,
+        /// Id of a VM or slot that it is good for, and for no other; may be repeated
+        #[arg(long, value_name = "ID")]
+        res: Vec<String>,
+        /// Good for requests alone that the holder's key has signed
+        #[arg(long)]
+        require_pop: bool,
+        /// How often its holders may narrow it [default: 3]
+        #[arg(long, value_name = "N")]
+        delegations: Option<u8>,
         /// Print the token alone, for `$(…)`
         #[arg(long, conflicts_with = "json")]
         raw: bool,
@@ -51,16 +56,38 @@ pub(crate) enum TokenCommand {
         #[arg(long, value_name = "N")]
         limit: Option<u32>,
     },
-    /// Revoke a token and every token narrowed from it
-    Revoke {
-        /// Its id, `tok_…`
-        token_id: String,
+    /// Ask the controller whether a token is good, and for what
+    Verify {
+        /// The token, or @FILE
+        token: String,
     },
-    /// Make an Ed25519 key pair for a token's holder and print the public key
-    Keygen {
-        /// File for the private key; the public one goes beside it with `.pub`
-        file: PathBuf,
-    },
+    /// Revoke a token, a holder or everything so far, and every token narrowed from it
+    Revoke(Revoke),
+    #[command(flatten)]
+    Local(local::LocalTokenCommand),
+}
+
+/// `berthctl token revoke`
+#[derive(clap::Args, Debug)]
+pub(crate) struct Revoke {
+    /// The token's id, `tok_…`
+    #[arg(required_unless_present_any = ["holder", "all"])]
+    token_id: Option<String>,
+    /// All tokens of a holder, by its public key or @FILE
+    #[arg(long, value_name = "KEY", conflicts_with = "token_id")]
+    holder: Option<String>,
+    /// All tokens of the tenant so far, your own too
+    #[arg(long, conflicts_with_all = ["token_id", "holder"])]
+    all: bool,
+    /// Also a token that was derived and that the controller has not seen
+    #[arg(long, conflicts_with_all = ["holder", "all"])]
+    unseen: bool,
+    /// The tenant (operators; without it operators' own tokens are meant)
+    #[arg(long, value_name = "TENANT")]
+    tenant: Option<String>,
+    /// Why, for the ledger
+    #[arg(long)]
+    reason: Option<String>,
 }
 
 /// Run one of those that talk to the controller.
@@ -73,13 +100,20 @@ pub(crate) fn run(session: &mut Session, command: TokenCommand) -> Result<(), Fa
             scope,
             expires_in,
             label,
+            res,
+            require_pop,
+            delegations,
             raw,
         } => {
             let body = json!(IssueToken {
-                subject_pubkey: key_text(&subject_pubkey)?,
+                subject_pubkey: local::text_or_file(&subject_pubkey)?,
                 scope: one_or_many(scope),
                 expires_in_seconds: expires_in,
                 label,
+                resources: (!res.is_empty()).then_some(res),
+                require_pop: Some(require_pop),
+                delegations,
+                tenant_id: None,
             });
             let reply = session.client.post(of_tenant(&tenant_id), Some(&body))?;
             if raw {
@@ -94,15 +128,55 @@ pub(crate) fn run(session: &mut Session, command: TokenCommand) -> Result<(), Fa
             let items = session.client.list(&of_tenant(&tenant_id), limit)?;
             session.show_list(&items, list_table)
         }
-        TokenCommand::Revoke { token_id } => {
-            session
-                .client
-                .delete(Path::of(&["v1", "tokens", &token_id]))?;
-            let gone = json!({ "token_id": token_id, "revoked": true });
-            session.screen.say(&gone, &format!("revoked {token_id}"))
+        TokenCommand::Verify { token } => {
+            let body = json!({ "token": local::text_or_file(&token)? });
+            let path = Path::of(&["v1", "tokens", "verify"]);
+            let reply = session.client.post(path, Some(&body))?;
+            session.show(&reply, verified_table)
         }
-        TokenCommand::Keygen { file } => keygen(&mut session.screen, &file),
+        TokenCommand::Revoke(what) => revoke(session, what),
+        TokenCommand::Local(command) => {
+            let connection = session.client.connection();
+            local::run_with(&mut session.screen, connection, command)
+        }
     }
+}
+
+fn revoke(session: &mut Session, what: Revoke) -> Result<(), Failure> {
+    let mut body = RevokeTokens {
+        tenant_id: what.tenant,
+        reason: what.reason,
+        ..RevokeTokens::default()
+    };
+    let shown = match (what.token_id, what.holder) {
+        (Some(id), _) if !what.unseen && body.tenant_id.is_none() && body.reason.is_none() => {
+            session.client.delete(Path::of(&["v1", "tokens", &id]))?;
+            let gone = json!({ "token_id": id, "revoked": true });
+            return session.screen.say(&gone, &format!("revoked {id}"));
+        }
+        (Some(id), _) => {
+            body.token_id =
+                Some(
+                    id.parse().map_err(|_| Failure::Usage {
+                        sentence: format!("`{id}` is not a token's id"),
+                        remedy: "Take it from `berthctl token list` or `berthctl token inspect`."
+                            .to_owned(),
+                    })?,
+                );
+            format!("revoked {id}")
+        }
+        (None, Some(key)) => {
+            body.subject_pubkey = Some(local::text_or_file(&key)?);
+            "revoked all tokens of that holder".to_owned()
+        }
+        (None, None) => {
+            body.all = Some(true);
+            "revoked all tokens so far".to_owned()
+        }
+    };
+    let path = Path::of(&["v1", "tokens", "revoke"]);
+    session.client.post(path, Some(&json!(body)))?;
+    session.screen.say(&json!({ "revoked": true }), &shown)
 }
 
 fn one_or_many(mut scopes: Vec<String>) -> OneOrMany {
@@ -110,66 +184,6 @@ fn one_or_many(mut scopes: Vec<String>) -> OneOrMany {
         1 => OneOrMany::One(scopes.remove(0)),
         _ => OneOrMany::Many(scopes),
     }
-}
-
-/// A key given as text, or as `@FILE`.
-fn key_text(argument: &str) -> Result<String, Failure> {
-    let Some(file) = argument.strip_prefix('@') else {
-        return Ok(argument.to_owned());
-    };
-    std::fs::read_to_string(file)
-        .map(|text| text.trim().to_owned())
-        .map_err(|cause| Failure::File {
-            doing: "reading",
-            path: file.into(),
-            cause,
-        })
-}
-
-/// Make a key pair and print the public key.
-pub(crate) fn keygen(screen: &mut Screen, file: &FilePath) -> Result<(), Failure> {
-    let pair = write_pair(file)?;
-    screen.say(&pair, &pair.public_key)
-}
-
-/// Where a new key pair is.
-#[derive(serde::Serialize)]
-struct KeyPair {
-    private_key_file: PathBuf,
-    public_key_file: PathBuf,
-    public_key: String,
-}
-
-/// Two new files; an existing one is never overwritten.
-fn write_pair(file: &FilePath) -> Result<KeyPair, Failure> {
-    let key = SigningKey::generate().map_err(Failure::GenerateKey)?;
-    let public = key.public().to_base64();
-    let mut public_file = file.as_os_str().to_owned();
-    public_file.push(".pub");
-    let public_file = PathBuf::from(public_file);
-    write_new(file, &STANDARD.encode(key.seed()), 0o600)?;
-    write_new(&public_file, &public, 0o644)?;
-    Ok(KeyPair {
-        private_key_file: file.to_owned(),
-        public_key_file: public_file,
-        public_key: public,
-    })
-}
-
-fn write_new(path: &FilePath, line: &str, mode: u32) -> Result<(), Failure> {
-    let failed = |cause| Failure::File {
-        doing: "writing",
-        path: path.to_owned(),
-        cause,
-    };
-    let mut file = std::fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(path)
-        .map_err(failed)?;
-    writeln!(file, "{line}").map_err(failed)?;
-    file.sync_all().map_err(failed)
 }
 
 /// A token just issued.
@@ -180,69 +194,63 @@ pub(crate) fn issued_table(issued: &IssuedToken) -> Table {
         ("token id", issued.token_id.into()),
         ("tenant", (&issued.tenant_id).into()),
         ("scope", issued.scope.join(" ").into()),
+        ("limited to", limit_text(issued.resources.as_deref()).into()),
+        ("signed requests only", issued.require_pop.into()),
         ("subject key", (&issued.subject_pubkey).into()),
         ("issued", (&issued.issued_at).into()),
         ("expires", (&issued.expires_at).into()),
     ])
 }
 
+/// A token that the controller found good.
+#[must_use]
+pub(crate) fn verified_table(token: &VerifiedToken) -> Table {
+    let ids: Vec<String> = token.token_ids.iter().map(ToString::to_string).collect();
+    Table::of_object([
+        ("token ids", ids.join(" ").into()),
+        ("tenant", optional(token.tenant_id.as_ref())),
+        ("scope", token.scope.join(" ").into()),
+        ("limited to", limit_text(token.resources.as_deref()).into()),
+        ("signed requests only", token.require_pop.into()),
+        ("subject key", (&token.subject_pubkey).into()),
+        ("expires", (&token.expires_at).into()),
+    ])
+}
+
+/// The VMs and slots that a token is limited to.
+fn limit_text(resources: Option<&[String]>) -> String {
+    match resources {
+        None => "-".to_owned(),
+        Some([]) => "nothing".to_owned(),
+        Some(ids) => ids.join(" "),
+    }
+}
+
 /// Many tokens' records.
 #[must_use]
 pub(crate) fn list_table(tokens: &[TokenRecord]) -> Table {
-    let mut table = Table::new(&["TOKEN ID", "SCOPE", "LABEL", "ISSUED", "EXPIRES", "REVOKED"]);
+    let mut table = Table::new(&[
+        "TOKEN ID",
+        "SCOPE",
+        "LABEL",
+        "FROM",
+        "ISSUED",
+        "EXPIRES",
+        "LAST USED",
+        "REVOKED",
+    ]);
     for token in tokens {
         let revoked = token.revoked_at.as_ref();
         table.row([
             token.token_id.into(),
             token.scope.join(" ").into(),
             optional(token.label.as_ref()),
+            optional(token.parent_ids.last()),
             (&token.issued_at).into(),
             (&token.expires_at).into(),
+            optional(token.last_used_at.as_ref()),
             revoked.map_or_else(|| Cell::from("-"), |at| Cell::toned(at, Tone::Caution)),
         ]);
     }
     table
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::unix::fs::PermissionsExt as _;
-
-    #[test]
-    fn a_key_pair_is_private_and_never_overwrites_another() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("key");
-        let pair = write_pair(&file).unwrap();
-        let mode = std::fs::metadata(&file).unwrap().permissions().mode() & 0o777;
-        assert_eq!(mode, 0o600);
-        let seed = STANDARD
-            .decode(std::fs::read_to_string(&file).unwrap().trim())
-            .unwrap();
-        let public = std::fs::read_to_string(folder.path().join("key.pub")).unwrap();
-        assert_eq!(
-            SigningKey::from_seed(&seed).unwrap().public().to_base64(),
-            public.trim()
-        );
-        assert_eq!(pair.public_key, public.trim());
-        let again = write_pair(&file).map(|pair| pair.public_key).unwrap_err();
-        assert!(again.to_text().contains("File exists"), "{again:?}");
-        assert_eq!(
-            STANDARD.encode(seed),
-            std::fs::read_to_string(&file).unwrap().trim()
-        );
-    }
-
-    #[test]
-    fn a_key_can_come_from_a_file() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("key.pub");
-        std::fs::write(&file, "abc=\n").unwrap();
-        assert_eq!(key_text(&format!("@{}", file.display())).unwrap(), "abc=");
-        assert_eq!(key_text("abc=").unwrap(), "abc=");
-        assert!(matches!(
-            key_text("@/nonexistent/key"),
-            Err(Failure::File { .. })
-        ));
-    }
 }

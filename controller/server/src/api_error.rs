@@ -143,7 +143,7 @@ impl ApiError {
         let mut error = Self::new(
             ErrorCode::RateLimited,
             format!("more than {limit_rpm} requests per minute"),
-            format!("Wait {retry_after_s} seconds, or ask your administrator to raise api_rate_limit_rpm."),
+            format!("Wait {retry_after_s} seconds, or ask your administrator for a higher rate."),
         )
         .retryable();
         error.0.limit = Some(limit_rpm.into());

@@ -1,13 +1,13 @@
 //! What all requests share.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use berth_api::ids::{NodeId, TokenId};
-use berth_controller_store::{Db, Store, StoreError, WriteTx};
-use berth_ledger::keys::SigningKey;
+use berth_api::ids::{NodeId, TenantId};
+use berth_controller_store::{Db, Revoked, Store, StoreError, WriteTx};
+use berth_ledger::keys::{PublicKey, SigningKey};
 use berth_token::{RootKey, TokenVerifier};
 use tokio::sync::{oneshot, watch};
 
@@ -16,9 +16,10 @@ use crate::console_desk::ConsoleDesk;
 use crate::follow::Freshness;
 use crate::ledger_desk::LedgerDesk;
 use crate::node_links::NodeLinks;
-use crate::rates::Rates;
+use crate::rates::{RateLimits, Rates};
 use crate::streams::Streams;
 use crate::tiers::Tiers;
+use crate::token_book::{self, TokenBook};
 
 /// Denials of one source that are written down: one in this time.
 const DENIAL_SAMPLE: Duration = Duration::from_secs(1);
@@ -40,7 +41,7 @@ pub(crate) struct App {
     pub(crate) freshness: Freshness,
     pub(crate) streams: Streams,
     pub(crate) ledger: LedgerDesk,
-    revoked: RwLock<HashSet<TokenId>>,
+    pub(crate) tokens: TokenBook,
     vms_changed: watch::Sender<u64>,
     stopping: watch::Sender<bool>,
     denials: Mutex<HashMap<IpAddr, Instant>>,
@@ -55,25 +56,31 @@ pub(crate) struct Parts {
     pub(crate) task_key: SigningKey,
     pub(crate) public_url: String,
     pub(crate) tiers: Tiers,
-    pub(crate) revoked: HashSet<TokenId>,
+    /// The root key before this one, for as long as its tokens count.
+    pub(crate) previous_token_key: Option<PublicKey>,
+    pub(crate) revoked: Vec<(Option<TenantId>, Revoked)>,
+    pub(crate) rate_limits: RateLimits,
 }
 
 impl App {
     pub(crate) fn new(parts: Parts) -> Self {
         Self {
             store: parts.store,
+            verifier: parts
+                .root_key
+                .verifier()
+                .with_previous(parts.previous_token_key),
             ledger: parts.ledger,
-            verifier: parts.root_key.verifier(),
             root_key: parts.root_key,
             task_key: parts.task_key,
             public_url: parts.public_url,
-            rates: Rates::new(),
+            rates: Rates::new(parts.rate_limits),
             tiers: parts.tiers,
             links: NodeLinks::default(),
             console: ConsoleDesk::default(),
             freshness: Freshness::new(),
+            tokens: TokenBook::new(parts.revoked),
             streams: Streams::default(),
-            revoked: RwLock::new(parts.revoked),
             vms_changed: watch::Sender::new(0),
             stopping: watch::Sender::new(false),
             denials: Mutex::default(),
@@ -124,26 +131,10 @@ impl App {
 
     /// Take in what another controller may have changed: revocations, and news for all who wait.
     pub(crate) async fn catch_up(&self) -> Result<(), ApiError> {
-        let revoked = self.read(|db| db.revoked_tokens()).await?;
-        self.revoke(revoked);
+        token_book::refresh(self).await?;
         self.vms_changed([]);
         self.links.wake_all();
         Ok(())
-    }
-
-    pub(crate) fn is_revoked(&self, token: TokenId) -> bool {
-        self.revoked
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .contains(&token)
-    }
-
-    /// From here on the tokens open nothing. Called once their revocation is on disk.
-    pub(crate) fn revoke(&self, tokens: impl IntoIterator<Item = TokenId>) {
-        self.revoked
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .extend(tokens);
     }
 
     /// Some VM is not what it was: look again, you who wait; and the nodes that have work.

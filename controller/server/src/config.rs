@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use berth_controller_store::{Database, PostgresServer};
 use serde::Deserialize;
 
+use crate::rates::RateLimits;
 use crate::tiers::TierSettings;
 
 /// Settings of the service.
@@ -22,6 +23,9 @@ pub(crate) struct Config {
     pub(crate) tls_key: Option<PathBuf>,
     /// What nodes are told to dial; the listening address unless set.
     pub(crate) public_url: Option<String>,
+    /// How many requests are taken.
+    #[serde(default)]
+    pub(crate) rate_limits: RateLimits,
     /// The tier of tenants that name none; `standard` unless set, which sets no ceiling.
     pub(crate) default_tier: Option<String>,
     /// Named ceilings, for what a tenant's record does not set itself.

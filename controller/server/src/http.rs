@@ -168,7 +168,9 @@ const RECEIPTS: Says = Says("What hosts signed about a VM's slots", &[]);
 fn for_tenants(routes: Table) -> Table {
     let reader = Access::TenantPath(Scope::VmRead);
     let admin = Access::TenantPath(Scope::TenantAdmin);
+    let issuer = Access::Namespace(Scope::TenantAdmin);
     let revoker = Access::Namespace(Scope::TokenRevoke);
+    let anybody = Access::AnyTokenRated;
     let auditor = Access::Namespace(Scope::LedgerRead);
     let of_tenant = "/v1/tenants/{tenant}/tokens";
     let usage_of = "/v1/tenants/{tenant}/usage";
@@ -181,6 +183,21 @@ fn for_tenants(routes: Table) -> Table {
         .add(Post, of_tenant, admin, NEW_TOKEN, tokens::issue)
         .add(Get, of_tenant, admin, TOKENS, tokens::list)
         .add(Delete, token, revoker, REVOKE, tokens::revoke)
+        .add(
+            Post,
+            "/v1/tokens",
+            issuer,
+            NEW_TOKEN_HERE,
+            tokens::issue_here,
+        )
+        .add(
+            Post,
+            "/v1/tokens/revoke",
+            revoker,
+            REVOKE_ANY,
+            tokens::revoke_any,
+        )
+        .add(Post, "/v1/tokens/verify", anybody, VERIFY, tokens::verify)
         .add(Get, "/v1/audit/entries", auditor, ENTRIES, audit::entries)
         .add(Get, "/v1/audit/head", auditor, HEAD, audit::head)
         .add(Get, inclusion, auditor, INCLUSION, audit::inclusion)
@@ -225,9 +242,29 @@ const TENANT_USAGE: Says = Says(
 /// What may stand against naming a tenant in a query.
 const NAMES_TENANT: &[Code] = &[Code::TenantMismatch, Code::InvalidTenantId, Code::NotFound];
 const TENANT: Says = Says("One tenant", &[]);
-const NEW_TOKEN: Says = Says("Issue a token; it is shown this once", &[]);
+const NEW_TOKEN: Says = Says(
+    "Issue a token; it is shown this once",
+    &[Code::TenantMismatch, Code::NotFound],
+);
 const TOKENS: Says = Says("A tenant's tokens, without the tokens themselves", &[]);
-const REVOKE: Says = Says("Revoke a token", &[]);
+const REVOKE: Says = Says("Revoke a token and what hangs on it", &[Code::InvalidState]);
+const NEW_TOKEN_HERE: Says = Says(
+    "Issue a token for the caller's tenant; an operator names one",
+    &[Code::TenantMismatch, Code::InvalidTenantId, Code::NotFound],
+);
+const REVOKE_ANY: Says = Says(
+    "Revoke a link, recorded or not, a holder, or everything so far",
+    &[
+        Code::TenantMismatch,
+        Code::InvalidTenantId,
+        Code::NotFound,
+        Code::InvalidState,
+    ],
+);
+const VERIFY: Says = Says(
+    "What a token allows; 401 with the reason if it is not good",
+    &[],
+);
 const ENTRIES: Says = Says("Entries of the ledger in their order", NAMES_TENANT);
 const STREAM: Says = Says(
     "What happens, in the ledger's order, as server-sent events; goes on where `since` says",

@@ -8,13 +8,18 @@ use std::path::Path;
 use anyhow::{Context as _, bail};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use berth_ledger::keys::SigningKey;
+use berth_ledger::keys::{PublicKey, SigningKey};
+
+const TOKEN_KEY: &str = "token.key";
+const PREVIOUS_TOKEN_KEY: &str = "token.previous.key";
 
 /// What each key signs.
 #[derive(Debug)]
 pub(crate) struct KeyRing {
     /// Root links of tokens.
     pub(crate) token: SigningKey,
+    /// What signed them before, and still counts.
+    pub(crate) previous_token: Option<SigningKey>,
     /// Tasks.
     pub(crate) task: SigningKey,
     /// Ledger entries.
@@ -25,7 +30,7 @@ impl KeyRing {
     /// Make the files that are missing. Repeatable.
     pub(crate) fn ensure(folder: &Path) -> anyhow::Result<()> {
         private_folder(folder)?;
-        for name in ["token.key", "task.key", "ledger.key"] {
+        for name in [TOKEN_KEY, "task.key", "ledger.key"] {
             let key = SigningKey::generate()?;
             write_once(&folder.join(name), STANDARD.encode(key.seed()).as_bytes())?;
         }
@@ -35,10 +40,57 @@ impl KeyRing {
     /// Read all three.
     pub(crate) fn read(folder: &Path) -> anyhow::Result<Self> {
         Ok(Self {
-            token: read_key(&folder.join("token.key"))?,
+            token: read_key(&folder.join(TOKEN_KEY))?,
+            previous_token: read_optional(&folder.join(PREVIOUS_TOKEN_KEY))?,
             task: read_key(&folder.join("task.key"))?,
             ledger: read_key(&folder.join("ledger.key"))?,
         })
+    }
+}
+
+/// Make a new root key for tokens and keep the old one beside it. `record` gets both public halves,
+/// old and new, before anything is changed.
+pub(crate) fn rotate_token_key(
+    folder: &Path,
+    record: impl FnOnce(PublicKey, PublicKey) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let current = folder.join(TOKEN_KEY);
+    let previous = folder.join(PREVIOUS_TOKEN_KEY);
+    let old = read_key(&current)?;
+    // After a rotation that broke off here both files hold the same key, and it goes on.
+    if read_optional(&previous)?.is_some_and(|kept| kept.seed() != old.seed()) {
+        bail!(
+            "the root key before this one still counts: `berth-controller keys drop-token` first"
+        );
+    }
+    let new = SigningKey::generate()?;
+    record(old.public(), new.public())?;
+    write_once(&previous, STANDARD.encode(old.seed()).as_bytes())?;
+    write(&current, STANDARD.encode(new.seed()).as_bytes())
+}
+
+/// Remove the root key before this one; `false` if there is none. `record` gets its public half
+/// before anything is changed.
+pub(crate) fn drop_token_key(
+    folder: &Path,
+    record: impl FnOnce(PublicKey) -> anyhow::Result<()>,
+) -> anyhow::Result<bool> {
+    let previous = folder.join(PREVIOUS_TOKEN_KEY);
+    let Some(old) = read_optional(&previous)? else {
+        return Ok(false);
+    };
+    record(old.public())?;
+    std::fs::remove_file(&previous)
+        .with_context(|| format!("could not remove {}", previous.display()))?;
+    File::open(folder)?.sync_all()?;
+    Ok(true)
+}
+
+fn read_optional(path: &Path) -> anyhow::Result<Option<SigningKey>> {
+    if path.exists() {
+        read_key(path).map(Some)
+    } else {
+        Ok(None)
     }
 }
 
@@ -76,6 +128,11 @@ pub(crate) fn write_once(path: &Path, content: &[u8]) -> anyhow::Result<()> {
     if path.exists() {
         return Ok(());
     }
+    write(path, content)
+}
+
+/// Write a file that only its owner can read: whole and on disk, or as it was.
+fn write(path: &Path, content: &[u8]) -> anyhow::Result<()> {
     let temporary = path.with_extension("new");
     match std::fs::remove_file(&temporary) {
         Ok(()) => {}

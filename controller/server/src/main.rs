@@ -23,6 +23,7 @@ mod serve;
 mod streams;
 mod tiers;
 mod tls;
+mod token_book;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -66,8 +67,19 @@ enum Command {
         #[arg(long)]
         reason: String,
     },
+    /// The root key of tokens.
+    #[command(subcommand)]
+    Keys(KeysCommand),
     /// Count charges again; exit 1 if a counter does not agree with its rows.
     Check,
+}
+
+#[derive(Subcommand, Debug)]
+enum KeysCommand {
+    /// Make a new root key for tokens. What the old one signed counts until it is dropped.
+    RotateToken,
+    /// Drop the root key before this one: what it signed counts no longer.
+    DropToken,
 }
 
 fn main() -> ExitCode {
@@ -91,6 +103,8 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::VerifyLedger => offline::verify_ledger(&state),
         Command::NewEpoch { reason } => offline::new_epoch(&state, &config, &reason),
         Command::Check => offline::check(&state),
+        Command::Keys(KeysCommand::RotateToken) => offline::rotate_token_key(&state),
+        Command::Keys(KeysCommand::DropToken) => offline::drop_token_key(&state),
         Command::Openapi => offline::say_document(http::document()),
         Command::Serve(options) => serve::run(&state, config, &options),
     }

@@ -7,13 +7,13 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use berth_api::ids::TokenId;
 use berth_api::rest::AuditActor;
-use berth_controller_store::{Cause, Database, Keys, NewTokenRecord, Store};
+use berth_controller_store::{Cause, Database, Keys, NewEvent, NewTokenRecord, Store};
 use berth_ledger::keys::SigningKey;
-use berth_token::{NewLink, RootKey, Scope, ScopeSet, SubjectKey};
+use berth_token::{MAX_DELEGATIONS, NewLink, RootKey, Scope, ScopeSet, SubjectKey};
 
 use crate::anchor::Anchor;
 use crate::config::Config;
-use crate::keys::{KeyRing, private_folder, write_once};
+use crate::keys::{self, KeyRing, private_folder, write_once};
 
 /// How long the first administrator token is valid, in days.
 const FIRST_TOKEN_DAYS: u16 = 365;
@@ -94,29 +94,86 @@ fn mint_admin(keys: &KeyRing, store: &Store, days: u16) -> anyhow::Result<String
         tenant: None,
         holder,
         scopes: ScopeSet::new([Scope::PlatformAdmin])?,
+        resources: None,
         not_before: now,
         expires_at: now.saturating_add(i64::from(days) * SECONDS_PER_DAY),
+        delegations: MAX_DELEGATIONS,
+        requires_pop: false,
     };
     let token = RootKey::new(&keys.token, store.controller_id())?.mint(&link)?;
     let record = NewTokenRecord {
         token_id: link.token_id,
         tenant_id: None,
         scope: link.scopes.to_texts(),
+        resources: None,
+        requires_pop: false,
         subject_pubkey: holder.to_base64url(),
         label: Some("administrator".to_owned()),
         issued_at_s: link.not_before,
         expires_at_s: link.expires_at,
     };
-    let cause = Cause {
+    let cause = at_the_console();
+    store.write(move |tx| tx.record_token(&record, &cause))?;
+    Ok(token)
+}
+
+/// Whoever may enter the state directory.
+fn at_the_console() -> Cause {
+    Cause {
         actor: AuditActor {
             kind: "operator".to_owned(),
             token_id: None,
             subject_key: None,
         },
         request: None,
+    }
+}
+
+/// Make a new root key for tokens; the old one's tokens count until it is dropped.
+pub(crate) fn rotate_token_key(state: &StateDir) -> anyhow::Result<ExitCode> {
+    let (_, store) = state.open()?;
+    keys::rotate_token_key(&state.keys(), |old, new| {
+        let detail = [("old", old.to_base64()), ("new", new.to_base64())];
+        record_rotation(&store, detail)
+    })?;
+    say(
+        "The new root key of tokens is in use once the controller was restarted. Tokens of the old \
+         one count until `berth-controller keys drop-token` and another restart.",
+    )?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Drop the root key before this one.
+pub(crate) fn drop_token_key(state: &StateDir) -> anyhow::Result<ExitCode> {
+    let (_, store) = state.open()?;
+    let dropped = keys::drop_token_key(&state.keys(), |old| {
+        record_rotation(&store, [("dropped", old.to_base64())])
+    })?;
+    say(if dropped {
+        "The old root key is gone. Its tokens count no longer once the controller was restarted."
+    } else {
+        "There is no root key before this one."
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn record_rotation<const N: usize>(
+    store: &Store,
+    detail: [(&str, String); N],
+) -> anyhow::Result<()> {
+    let event = NewEvent {
+        event_type: "KEY_ROTATED",
+        outcome: "completed",
+        detail: [("key", "token".to_owned())]
+            .into_iter()
+            .chain(detail)
+            .map(|(name, text)| (name.to_owned(), text.into()))
+            .collect(),
+        ..NewEvent::default()
     };
-    store.write(move |tx| tx.record_token(&record, &cause))?;
-    Ok(token)
+    let cause = at_the_console();
+    store.write(move |tx| tx.append(event, &cause))?;
+    Ok(())
 }
 
 /// Check every ledger entry. How far it is goes to standard error, if a person looks there.

@@ -18,7 +18,7 @@ use crate::listener::{self, DEFAULT_LISTEN, ListenError};
 use crate::offline::{StateDir, say_error};
 use crate::tiers::Tiers;
 use crate::tls::{Tls, TlsError, TlsFiles};
-use crate::{door, follow, http, logging};
+use crate::{door, follow, http, logging, token_book};
 
 /// `EX_CONFIG` of sysexits.h: a restart would not help.
 const EXIT_CONFIG: u8 = 78;
@@ -90,7 +90,9 @@ pub(crate) fn run(
     }
     let app = Arc::new(App::new(Parts {
         root_key: RootKey::new(&keys.token, store.controller_id())?,
-        revoked: store.read(|db| db.revoked_tokens())?,
+        previous_token_key: keys.previous_token.map(|key| key.public()),
+        revoked: store.read(|db| db.revocations_since(0))?,
+        rate_limits: config.rate_limits,
         task_key: keys.task,
         public_url: config
             .public_url
@@ -140,6 +142,7 @@ async fn serve(
     tracing::info!(%address, controller = %app.store.controller_id(), "serving");
     let watchdog = tokio::spawn(feed_watchdog(Arc::clone(&app)));
     let follower = tokio::spawn(follow::follow(Arc::clone(&app)));
+    let book = tokio::spawn(token_book::keep(Arc::clone(&app)));
     let shown = Arc::clone(&app);
     let ledger = tokio::spawn(async move { shown.ledger.run().await });
     loop {
@@ -166,6 +169,8 @@ async fn serve(
             server.abort();
         }
     }
+    // It ends with the stop, after its last write.
+    book.await?;
     Ok(())
 }
 

@@ -21,6 +21,7 @@ mod projects;
 mod quota;
 mod readers;
 mod receipts;
+mod revocations;
 mod rows;
 mod schema;
 mod seen_changes;
@@ -49,6 +50,7 @@ pub use nodes::{EnrollDenied, NewJoinToken, NodeIdentity};
 pub use operations::OperationFilter;
 pub use projects::{NewProject, ProjectChange, ProjectDenied};
 pub use quota::NewOverride;
+pub use revocations::{RevokeDenied, Revoked};
 pub use slot_orders::{ActOnSlotDenied, SlotWish};
 pub use slots::SlotFilter;
 pub use sql::{DatabaseUrlError, PostgresServer, SqlError};
@@ -59,7 +61,7 @@ pub use tenants::{
     CreateTenantDenied, DeleteTenantDenied, NewTenant, TenantChange, TenantProfile, TenantStanding,
     Tier,
 };
-pub use tokens::NewTokenRecord;
+pub use tokens::{DerivedToken, NewTokenRecord, TokenUse};
 pub use vm_change::{ChangeVmDenied, VmChange};
 pub use vm_create::{CreateVmDenied, CreatedVm, PlannedVm};
 pub use vm_events::{ActOnVmDenied, VmWish};

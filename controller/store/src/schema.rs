@@ -12,6 +12,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0004_log.sql"),
     include_str!("../migrations/0005_placement.sql"),
     include_str!("../migrations/0006_changes.sql"),
+    include_str!("../migrations/0007_tokens.sql"),
 ];
 
 /// The newest schema that this program knows.

@@ -467,7 +467,7 @@ impl WriteTx<'_> {
         Ok(wake)
     }
 
-    /// Delete an empty tenant: revoke its tokens, keep its row as a tombstone.
+    /// Delete an empty tenant: its tokens end with it, its row stays as a tombstone.
     pub fn delete_tenant(
         &mut self,
         id: &TenantId,
@@ -504,12 +504,7 @@ impl WriteTx<'_> {
              WHERE tenant_id = ?1 AND deleted_at IS NULL",
             (id.as_str(), self.now, audit_index),
         )?;
-        self.conn.execute(
-            "INSERT INTO revoked (token_id, revoked_at)
-             SELECT token_id, ?2 FROM token WHERE tenant_id = ?1
-             ON CONFLICT (token_id) DO NOTHING",
-            (id.as_str(), self.now),
-        )?;
+        self.end_all_tokens(id)?;
         Ok(Ok(()))
     }
 }

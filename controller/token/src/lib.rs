@@ -1,18 +1,31 @@
-//! Capability tokens: PASETO v4.public links, minted and checked. Pure: no clock, no I/O.
+//! Capability tokens: chains of PASETO v4.public links, minted, narrowed and checked. Pure: no clock,
+//! no I/O.
 //!
-//! A token is one link signed by the controller's root key. It says who holds it, for which tenant
-//! it speaks and what it may do. Chains (`link~link`) that a holder narrows offline are refused here
-//! as [`VerifyError::Malformed`]; the shape of [`Grant`] already has room for them. The controller's
-//! server is the only caller; which tokens are revoked is the store's knowledge, not this crate's.
+//! The first link is signed by the controller's root key, each other by the holder of the link before
+//! it. A link says who holds it, what it may do and until when, and never allows more than the one
+//! before it. The controller mints and checks, holders derive. Which tokens were revoked and which
+//! nonces were used is kept elsewhere; [`Revocations`] and [`pop`] say what follows from it.
 #![forbid(unsafe_code)]
 
-mod link;
+mod chain;
+mod claims;
+mod derive;
+mod grant;
+mod mint;
+pub mod pop;
+mod resources;
 mod scope;
 mod subject;
+mod verify;
 
-pub use link::{
-    Grant, IMPLICIT_ASSERTION, MAX_TOKEN_CHARS, MintError, NOT_BEFORE_LEEWAY_SECONDS, NewLink,
-    RootKey, TokenVerifier, VerifyError,
+pub use chain::{
+    Chain, IMPLICIT_ASSERTION, LINK_SEPARATOR, Link, MAX_LINKS, MAX_TOKEN_CHARS, NotNarrower,
+    implicit_assertion, must_be_narrower,
 };
+pub use derive::{DeriveError, derive};
+pub use grant::{Grant, Revocations};
+pub use mint::{MAX_DELEGATIONS, MintError, NewLink, RootKey};
+pub use resources::{ParseResourcesError, Resource, Resources};
 pub use scope::{ParseScopeError, Scope, ScopeSet, ScopeSetError};
 pub use subject::{ParseSubjectError, SubjectKey};
+pub use verify::{NOT_BEFORE_LEEWAY_SECONDS, TokenVerifier, VerifyError};

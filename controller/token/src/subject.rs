@@ -71,6 +71,14 @@ impl SubjectKey {
         Ok(Self(key))
     }
 
+    /// Read the spelling of tokens alone.
+    pub fn from_base64url(text: &str) -> Result<Self, ParseSubjectError> {
+        let bytes = URL_SAFE_NO_PAD
+            .decode(text)
+            .map_err(|_| ParseSubjectError::Spelling)?;
+        Self::from_bytes(&bytes)
+    }
+
     /// Read any accepted spelling; see [`ParseSubjectError::Spelling`].
     pub fn parse(text: &str) -> Result<Self, ParseSubjectError> {
         let text = text.trim();

@@ -136,6 +136,22 @@ impl Bench {
             .into()
     }
 
+    /// Run a script as the operator types it, in this bench's folder.
+    pub(crate) fn shell(&self, script: &str) -> Answer {
+        let berthctl = program("berthctl");
+        let programs = berthctl.parent().unwrap().display();
+        Command::new("/bin/sh")
+            .args(["-euc", script])
+            .current_dir(self.folder.path())
+            .env_clear()
+            .env("PATH", format!("{programs}:/usr/bin:/bin"))
+            .env("HOME", self.home())
+            .env("BERTH_URL", &self.url)
+            .output()
+            .unwrap()
+            .into()
+    }
+
     /// A raw call with a long body.
     pub(crate) fn post(&self, path: &str, body: &str) -> Answer {
         let mut child = self

@@ -14,4 +14,6 @@ mod slots;
 #[cfg(test)]
 mod tenants;
 #[cfg(test)]
+mod tokens;
+#[cfg(test)]
 mod vms;

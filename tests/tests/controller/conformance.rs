@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 use std::sync::mpsc::channel;
 
+use berth_api::ids::{TenantId, TokenId};
 use berth_controller_store::{
-    Cause, EntryFilter, Keys, NewEvent, NewTenant, Store, StoreError, WriteTx,
+    Cause, DerivedToken, EntryFilter, Keys, NewEvent, NewTenant, NewTokenRecord, RevokeDenied,
+    Revoked, Store, StoreError, TokenUse, WriteTx,
 };
 use berth_ledger::keys::SigningKey;
 use berth_tests::postgres::Postgres;
@@ -446,4 +448,123 @@ fn a_server_that_restarts_costs_at_most_the_change_that_it_interrupts() {
     assert_eq!(entries(&store), 2);
     assert_eq!(append(&store).unwrap(), 2);
     assert_verifies(&store, 3);
+}
+
+/// What the tests of tokens know of one.
+fn token_record(id: TokenId, tenant: &str) -> NewTokenRecord {
+    NewTokenRecord {
+        token_id: id,
+        tenant_id: Some(tenant.parse().unwrap()),
+        scope: vec!["vm.read".to_owned()],
+        resources: Some(Vec::new()),
+        requires_pop: true,
+        subject_pubkey: "root-holder".to_owned(),
+        label: None,
+        issued_at_s: 1_000,
+        expires_at_s: 4_000_000_000,
+    }
+}
+
+#[test]
+fn tokens_their_first_and_last_use_and_what_ends_them_are_kept() {
+    on_both(|database| {
+        let store = open(database);
+        let cause = Cause::controller();
+        add_tenant(&store, "acme");
+        add_tenant(&store, "other");
+        let acme: TenantId = "acme".parse().unwrap();
+        let mut ids = [TokenId::generate(), TokenId::generate()];
+        ids.sort_unstable();
+        let [root, derived] = ids;
+        let record = token_record(root, "acme");
+        let by = cause.clone();
+        assert!(
+            store
+                .write(move |tx| tx.record_token(&record, &by))
+                .unwrap()
+        );
+        let before = entries(&store);
+        for _ in 0..2 {
+            let seen = DerivedToken {
+                token_id: derived,
+                tenant_id: Some(acme.clone()),
+                parent_ids: vec![root],
+                scope: vec!["vm.read".to_owned()],
+                resources: None,
+                requires_pop: false,
+                subject_pubkey: "job-holder".to_owned(),
+                expires_at_s: 4_000_000_000,
+            };
+            let by = cause.clone();
+            store
+                .write(move |tx| tx.record_derived(&seen, &by))
+                .unwrap();
+        }
+        assert_eq!(entries(&store), before + 1, "a first use is one entry");
+        let uses: Vec<TokenUse> = [root, derived]
+            .into_iter()
+            .map(|token_id| TokenUse {
+                token_id,
+                tenant_id: Some(acme.clone()),
+                at_ms: 1_792_000_000_007,
+            })
+            .collect();
+        store.write(move |tx| tx.note_token_uses(&uses)).unwrap();
+        let listed = || store.read(|db| db.tokens(&acme, "", 10)).unwrap();
+        let shown: Vec<_> = listed()
+            .into_iter()
+            .map(|token| (token.token_id, token.parent_ids.len(), token.require_pop))
+            .collect();
+        assert_eq!(shown, [(root, 0, true), (derived, 1, false)]);
+        for token in listed() {
+            assert_eq!(
+                token.last_used_at.as_deref(),
+                Some("2026-10-14T17:46:40.007Z")
+            );
+            assert_eq!(token.revoked_at, None);
+        }
+        // Another tenant neither finds it nor ends it, and an unseen link can be ended all the same.
+        let revoke = |tenant: &str, id: TokenId| {
+            let (tenant, by): (TenantId, _) = (tenant.parse().unwrap(), cause.clone());
+            store
+                .write(move |tx| tx.revoke_token(Some(&tenant), id, None, &by))
+                .unwrap()
+        };
+        assert_eq!(revoke("other", derived), Err(RevokeDenied::NotFound));
+        assert_eq!(revoke("acme", derived), Ok(Some(acme.clone())));
+        assert_eq!(revoke("acme", derived), Ok(Some(acme.clone())));
+        for what in [
+            Revoked::Link(TokenId::generate()),
+            Revoked::Holder("root-holder".to_owned()),
+            Revoked::Before(1_001),
+            Revoked::Before(900),
+        ] {
+            let (tenant, by) = (acme.clone(), cause.clone());
+            let done = store.write(move |tx| tx.revoke(Some(&tenant), &what, None, &by));
+            assert_eq!(done.unwrap(), Ok(()));
+        }
+        assert!(listed().iter().all(|token| token.revoked_at.is_some()));
+        let revoked = store.read(|db| db.revocations_since(0)).unwrap();
+        assert_eq!(revoked.len(), 4, "the epoch never falls: {revoked:?}");
+        assert!(
+            revoked
+                .iter()
+                .all(|(tenant, _)| tenant.as_ref() == Some(&acme))
+        );
+        assert!(
+            revoked
+                .iter()
+                .any(|(_, what)| *what == Revoked::Before(1_001))
+        );
+        assert_eq!(store.read(|db| db.revocations_since(i64::MAX)).unwrap(), []);
+        // A nonce is one holder's, once.
+        let fresh = |holder: &'static str, nonce: &'static str| {
+            store
+                .write(move |tx| tx.use_nonce(holder, nonce, 4_000_000_000))
+                .unwrap()
+        };
+        assert!(fresh("a", "1") && fresh("b", "1") && fresh("a", "2"));
+        assert!(!fresh("a", "1"));
+        assert_verifies(&store, u64::try_from(entries(&store)).unwrap());
+    });
 }

@@ -8,6 +8,8 @@
 mod database;
 #[cfg(test)]
 mod harness;
+#[cfg(test)]
+mod holders;
 
 #[cfg(test)]
 mod conformance;
@@ -23,6 +25,8 @@ mod matrix;
 mod nodes;
 #[cfg(test)]
 mod quota;
+#[cfg(test)]
+mod rates;
 #[cfg(test)]
 mod real_agent;
 #[cfg(test)]
@@ -41,5 +45,9 @@ mod slots;
 mod stops;
 #[cfg(test)]
 mod tenants;
+#[cfg(test)]
+mod token_attacks;
+#[cfg(test)]
+mod token_chains;
 #[cfg(test)]
 mod tokens;

@@ -4,7 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use berth_api::ids::{ControllerId, TokenId};
 use berth_ledger::keys::SigningKey;
-use berth_token::{NewLink, RootKey, Scope, ScopeSet, SubjectKey};
+use berth_token::{MAX_DELEGATIONS, NewLink, RootKey, Scope, ScopeSet, SubjectKey};
 
 use crate::harness::Controller;
 
@@ -46,8 +46,11 @@ fn mint(
         tenant: tenant.map(|tenant| tenant.parse().unwrap()),
         holder: SubjectKey::from_bytes(key.public().as_bytes()).unwrap(),
         scopes: ScopeSet::new([scope]).unwrap(),
+        resources: None,
         not_before: 1_000_000_000,
         expires_at,
+        delegations: MAX_DELEGATIONS,
+        requires_pop: false,
     };
     RootKey::new(&key, audience.unwrap_or(id.parse().unwrap()))
         .unwrap()

@@ -2,17 +2,20 @@
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::MetadataExt as _;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use berth_tests::command::capture;
 use berth_tests::lab::scenario::{self, NodeKind};
 use berth_tests::progress::{Progress, say};
+use berth_tests::workspace;
 
 use super::{Tally, cargo_tests, verifiers};
 use crate::build::{cargo_command, logged};
 use crate::package::{self, Format};
 use crate::setup::{self, Need};
-use crate::{check, fuzz, lab};
+use crate::{check, fuzz, lab, python};
 
 /// How many inputs each fuzz target gets, and for how long at most.
 const FUZZ_INPUTS: (u32, Duration) = (20_000, Duration::from_secs(15));
@@ -63,7 +66,7 @@ pub(super) const TIERS: &[Tier] = &[
     Tier {
         name: "controller",
         shows: "the controller and the command line, on SQLite and on PostgreSQL",
-        needs: &[Need::Compile, Need::Database],
+        needs: &[Need::Compile, Need::Database, Need::Python],
         run: controller,
     },
     Tier {
@@ -168,7 +171,28 @@ fn controller(tally: &mut Tally) -> Result<()> {
     let mut cargo = cargo_command();
     cargo.env("BERTH_TEST_DATABASE", "postgres");
     let again = ["--package", "berth-tests", "--test", "controller"];
-    cargo_tests::run_with(cargo, &again, "test-controller-postgres", tally)
+    cargo_tests::run_with(cargo, &again, "test-controller-postgres", tally)?;
+    foreign_paseto(tally)
+}
+
+/// The vectors of tokens, each link checked by a PASETO library that is not ours.
+fn foreign_paseto(tally: &mut Tally) -> Result<()> {
+    match python::environment("paseto", &["pyseto==1.10.0"])? {
+        Err(reason) => tally.skipped.push(format!("tokens by pyseto: {reason}")),
+        Ok(python) => {
+            let root = workspace::root();
+            let mut check = Command::new(python);
+            check
+                .arg(root.join("tests/peers/paseto_links.py"))
+                .arg(root.join("controller/token/vectors/chains.json"));
+            let answer = capture(&mut check);
+            if let Ok(text) = &answer {
+                say(&format!("  {}", text.trim_end()));
+            }
+            tally.count("tokens by pyseto", answer.map(drop));
+        }
+    }
+    Ok(())
 }
 
 fn ledger(tally: &mut Tally) -> Result<()> {

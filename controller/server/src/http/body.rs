@@ -1,6 +1,6 @@
 //! Reading bodies and queries: bounded, strict, and with errors that name the field.
 
-use axum::body::{Bytes, to_bytes};
+use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{FromRequest, FromRequestParts, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
@@ -12,7 +12,7 @@ use crate::api_error::ApiError;
 use crate::http::describe::{Sheet, Takes};
 
 /// Longest body of a tenant's or operator's request, in bytes.
-const MAX_BODY_BYTES: usize = 256 * 1024;
+pub(crate) const MAX_BODY_BYTES: usize = 256 * 1024;
 /// Longest body of an agent: a sync with a full console read and many VMs, in bytes.
 pub(crate) const MAX_AGENT_BODY_BYTES: usize = 4 * 1024 * 1024;
 
@@ -47,7 +47,7 @@ impl<T: DeserializeOwned, S: Sync> FromRequest<S> for Json<T> {
 
     async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
         must_be_json(request.headers())?;
-        let bytes = bounded(request, MAX_BODY_BYTES).await?;
+        let bytes = bounded(request.into_body(), MAX_BODY_BYTES).await?;
         Ok(Self {
             value: parse(&bytes)?,
             bytes,
@@ -60,7 +60,7 @@ impl<T: DeserializeOwned, S: Sync> FromRequest<S> for AgentJson<T> {
 
     async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
         must_be_json(request.headers())?;
-        parse(&bounded(request, MAX_AGENT_BODY_BYTES).await?).map(Self)
+        parse(&bounded(request.into_body(), MAX_AGENT_BODY_BYTES).await?).map(Self)
     }
 }
 
@@ -69,7 +69,7 @@ impl<T: DeserializeOwned + Default, S: Sync> FromRequest<S> for OptionalJson<T> 
 
     async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
         let headers = request.headers().clone();
-        let bytes = bounded(request, MAX_BODY_BYTES).await?;
+        let bytes = bounded(request.into_body(), MAX_BODY_BYTES).await?;
         if says_nothing(&bytes) {
             return Ok(Self {
                 value: T::default(),
@@ -88,7 +88,7 @@ impl<S: Sync> FromRequest<S> for NoBody {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
-        let bytes = bounded(request, MAX_BODY_BYTES).await?;
+        let bytes = bounded(request.into_body(), MAX_BODY_BYTES).await?;
         if says_nothing(&bytes) {
             Ok(Self)
         } else {
@@ -182,8 +182,9 @@ fn must_be_json(headers: &HeaderMap) -> Result<(), ApiError> {
     }
 }
 
-async fn bounded(request: Request, limit: usize) -> Result<Bytes, ApiError> {
-    to_bytes(request.into_body(), limit).await.map_err(|error| {
+/// A whole body of at most so many bytes.
+pub(crate) async fn bounded(body: Body, limit: usize) -> Result<Bytes, ApiError> {
+    to_bytes(body, limit).await.map_err(|error| {
         let too_long = std::error::Error::source(&error)
             .is_some_and(|source| source.to_string().contains("length limit"));
         if too_long {

@@ -15,9 +15,10 @@ use axum::extract::{FromRequestParts, State};
 use axum::http::request::Parts;
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use berth_api::ids::{TenantId, TokenId};
+use berth_api::ids::TenantId;
 use berth_api::rest::{AuditBody, AuditEntry, ErrorCode, Event, HistoryQuery, Page, StreamQuery};
 use berth_controller_store::EntryFilter;
+use berth_token::Grant;
 use futures_core::Stream;
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -169,7 +170,7 @@ pub(crate) async fn stream(
         .ok_or_else(ApiError::too_many_streams)?;
     let (sender, receiver) = mpsc::channel(QUEUE);
     let reader = Reader {
-        tokens: caller.grant.token_ids.clone(),
+        grant: caller.grant.clone(),
         expires_at: caller.grant.expires_at,
         namespace,
         types,
@@ -201,7 +202,7 @@ fn types_of(text: Option<&str>) -> Result<Option<BTreeSet<String>>, ApiError> {
 
 /// One stream's way through the ledger.
 struct Reader {
-    tokens: Vec<TokenId>,
+    grant: Grant,
     expires_at: i64,
     namespace: Option<TenantId>,
     types: Option<BTreeSet<String>>,
@@ -244,7 +245,7 @@ impl Reader {
 
     fn may_listen(&self, app: &App) -> bool {
         let is_over = jiff::Timestamp::now().as_second() >= self.expires_at;
-        !is_over && !self.tokens.iter().any(|token| app.is_revoked(*token))
+        !is_over && !app.tokens.refuses(&self.grant)
     }
 
     /// `None` if nobody listens any more, or an entry is not readable.

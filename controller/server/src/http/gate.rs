@@ -6,17 +6,18 @@
 
 mod authenticate;
 mod rate;
+mod resources;
 pub(crate) mod standing;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::extract::{ConnectInfo, FromRequestParts, MatchedPath, RawPathParams, Request, State};
-use axum::http::header;
 use axum::http::request::Parts;
+use axum::http::{Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
-use berth_api::ids::{TenantId, TokenId};
+use berth_api::ids::{TenantId, TokenId, VmId};
 use berth_api::rest::{AuditActor, AuditRequest, ErrorCode};
 use berth_controller_store::{Cause, NewEvent, request_cause};
 use berth_token::{Grant, Scope};
@@ -24,6 +25,8 @@ use berth_token::{Grant, Scope};
 use crate::api_error::ApiError;
 use crate::app::App;
 use crate::http::frame::ThisRequest;
+
+pub(crate) use authenticate::check as check_token;
 
 /// Longest user agent that is written down, in characters.
 const MAX_USER_AGENT_CHARS: usize = 200;
@@ -35,6 +38,8 @@ pub(crate) enum Access {
     Public,
     /// Any valid token. Not counted against the tenant's rate.
     AnyToken,
+    /// Any valid token.
+    AnyTokenRated,
     /// Operators alone.
     Operator(Scope),
     /// Operators, and tenants whose token names the tenant in the path.
@@ -50,7 +55,7 @@ pub(crate) enum Access {
 impl Access {
     fn scope(self) -> Option<Scope> {
         match self {
-            Self::Public | Self::AnyToken => None,
+            Self::Public | Self::AnyToken | Self::AnyTokenRated => None,
             Self::Operator(scope)
             | Self::TenantPath(scope)
             | Self::Namespace(scope)
@@ -62,7 +67,11 @@ impl Access {
     fn is_rated(self) -> bool {
         match self {
             Self::Public | Self::AnyToken | Self::TenantUnrated(_) => false,
-            Self::Operator(_) | Self::TenantPath(_) | Self::Namespace(_) | Self::Tenant(_) => true,
+            Self::AnyTokenRated
+            | Self::Operator(_)
+            | Self::TenantPath(_)
+            | Self::Namespace(_)
+            | Self::Tenant(_) => true,
         }
     }
 }
@@ -90,6 +99,12 @@ impl Scoped {
             .as_ref()
             .or(self.grant.tenant.as_ref())
             .ok_or_else(ApiError::internal)
+    }
+
+    /// The only VMs that a list may show, in their order; `None` for all of the namespace.
+    pub(crate) fn only_vms(&self) -> Option<Vec<VmId>> {
+        let limit = self.grant.resources.as_ref()?;
+        Some(limit.vms().collect())
     }
 
     /// The token's id; the last link's, where there are several.
@@ -164,40 +179,51 @@ pub(crate) async fn guard(
     if matches!(access, Access::Public) {
         return next.run(request).await;
     }
-    let grant = match authenticate::authenticate(&app, request.headers()) {
-        Ok(grant) => grant,
+    let (grant, mut request) = match authenticate::authenticate(&app, peer.ip(), request).await {
+        Ok(passed) => passed,
         Err(error) => return denied(&app, peer, source, None, error).await,
     };
     let path_tenant = match admit(access, &grant, &params) {
         Ok(path_tenant) => path_tenant,
         Err(error) => return denied(&app, peer, source, Some(&grant), error).await,
     };
-    let rate = match rate::rated(&app, access, &grant).await {
-        Ok(rate) => rate,
+    let method = request.method().clone();
+    let taken = match rate::rated(&app, access, &grant, &method, path.as_str()).await {
+        Ok(taken) => taken,
         Err(error) => return error.into_response(),
     };
-    let standing = match rate {
-        Some((_, rate)) if !rate.allowed => Ok(()),
-        Some(_) | None => standing::let_in(&app, &grant, request.method(), path.as_str()).await,
-    };
-    request.extensions_mut().insert(Scoped {
+    let scoped = Scoped {
         grant,
         request: source,
         path_tenant,
-    });
-    let mut response = match rate {
-        Some((rpm, standing)) if !standing.allowed => {
-            ApiError::rate_limited(rpm, standing.retry_after_s).into_response()
-        }
-        Some(_) | None => match standing {
+    };
+    let mut response = match taken {
+        Some(taken) if !taken.standing.allowed => rate::too_many(taken).into_response(),
+        Some(_) | None => match passed(&app, &scoped, &method, path.as_str(), &params).await {
             Err(error) => error.into_response(),
-            Ok(()) => next.run(request).await,
+            Ok(()) => {
+                request.extensions_mut().insert(scoped);
+                next.run(request).await
+            }
         },
     };
-    if let Some((rpm, standing)) = rate {
-        rate::show(&mut response, rpm, standing);
+    if let Some(taken) = taken {
+        rate::show(&mut response, taken);
     }
     response
+}
+
+/// What is left to do once a request is counted.
+async fn passed(
+    app: &App,
+    scoped: &Scoped,
+    method: &Method,
+    route: &str,
+    params: &RawPathParams,
+) -> Result<(), ApiError> {
+    standing::let_in(app, &scoped.grant, method, route).await?;
+    authenticate::note_first_use(app, &scoped.grant, method, scoped.cause()).await?;
+    resources::within(app, &scoped.grant, method, route, params).await
 }
 
 fn audit_request(request: &Request, peer: SocketAddr, route: &str) -> AuditRequest {
@@ -228,7 +254,7 @@ fn admit(
 ) -> Result<Option<TenantId>, ApiError> {
     let mut path_tenant = None;
     match access {
-        Access::Public | Access::AnyToken | Access::Namespace(_) => {}
+        Access::Public | Access::AnyToken | Access::AnyTokenRated | Access::Namespace(_) => {}
         Access::Operator(scope) => {
             if grant.tenant.is_some() {
                 return Err(ApiError::permission_denied(scope));

@@ -68,6 +68,7 @@ impl Access {
         match self {
             Self::Public => ("public", None, false),
             Self::AnyToken => ("any_token", None, false),
+            Self::AnyTokenRated => ("any_token", None, true),
             Self::Operator(scope) => ("operator", Some(scope), true),
             Self::TenantPath(scope) => ("tenant_path", Some(scope), true),
             Self::Namespace(scope) => ("namespace", Some(scope), true),

@@ -15,7 +15,7 @@ use berth_controller_core::quota::{Ceilings, MAX_CEILING, QuotaScope, Resource};
 use berth_controller_core::shape::{is_image_name, validate_names};
 use berth_controller_core::slot::is_class_name;
 use berth_controller_store::{
-    CreateTenantDenied, NewOverride, NewTenant, TenantChange, TenantProfile, Tier,
+    CreateTenantDenied, NewOverride, NewTenant, Revoked, TenantChange, TenantProfile, Tier,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer};
@@ -388,20 +388,17 @@ pub(crate) async fn delete(
     let id = tenant.tenant_id.clone();
     let cause = caller.cause();
     let deleted = id.clone();
-    let tokens = app
-        .write(move |tx| {
-            if let Some(current) = tx.tenant(&deleted)?
-                && let Err(stale) = if_match.check(&current)
-            {
-                return Ok(Err(stale));
-            }
-            let outcome = tx.delete_tenant(&deleted, &cause)?;
-            let tokens = tx.token_ids(&deleted)?;
-            Ok(outcome.map(|()| tokens).map_err(ApiError::from))
-        })
-        .await??;
-    app.revoke(tokens);
+    app.write(move |tx| {
+        if let Some(current) = tx.tenant(&deleted)?
+            && let Err(stale) = if_match.check(&current)
+        {
+            return Ok(Err(stale));
+        }
+        Ok(tx.delete_tenant(&deleted, &cause)?.map_err(ApiError::from))
+    })
+    .await??;
     app.rates.forget(&id);
+    app.tokens.revoke(Some(id), &Revoked::Before(i64::MAX));
     Ok(NoContent)
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use berth_api::ids::TenantId;
+use berth_api::ids::{TenantId, VmId};
 use berth_api::rest::{ChangeVm, CreateVm, ErrorCode, Image, ListQuery, Page, Vm, VmState};
 use berth_controller_core::shape;
 use berth_controller_store::{ChangeVmDenied, CreatedVm, Db, StoreError, VmChange, VmRef};
@@ -136,10 +136,40 @@ pub(crate) async fn list(
     let tenant = namespace_or_named(&caller, query.tenant_id.as_deref())?;
     let sieve = Sieve::of(query.state, query.label.as_deref())?;
     let after = query.page_token.unwrap_or_default();
+    let only = caller.only_vms();
     let found = app
-        .read(move |db| sifted(db, tenant.as_ref(), after, limit, &sieve))
+        .read(move |db| match only {
+            None => sifted(db, tenant.as_ref(), after, limit, &sieve),
+            Some(ids) => named(db, tenant.as_ref(), &ids, &after, limit, &sieve),
+        })
         .await?;
     Ok(Json(found))
+}
+
+/// A page of certain VMs that pass. A token names few enough to look at each.
+fn named(
+    db: &Db<'_>,
+    tenant: Option<&TenantId>,
+    ids: &[VmId],
+    after: &str,
+    limit: u32,
+    sieve: &Sieve,
+) -> Result<Page<Vm>, StoreError> {
+    let room = usize::try_from(limit).unwrap_or(usize::MAX);
+    let mut items = Vec::new();
+    for id in ids.iter().filter(|id| id.to_string().as_str() > after) {
+        items.extend(
+            db.vm(tenant, &VmRef::Id(*id))?
+                .filter(|vm| sieve.lets_pass(vm)),
+        );
+    }
+    let more = items.len() > room;
+    items.truncate(room);
+    let next_page_token = items.last().filter(|_| more).map(|vm| vm.id.to_string());
+    Ok(Page {
+        items,
+        next_page_token,
+    })
 }
 
 /// A page of those that pass. After many that do not it ends early, and the next page goes on there.
