@@ -6,6 +6,7 @@ mod agent;
 mod audit;
 mod body;
 mod console;
+mod export;
 mod frame;
 mod gate;
 mod health;
@@ -128,6 +129,7 @@ fn for_tenants(routes: Routes) -> Routes {
         .add(DELETE, "/v1/tokens/{token}", revoker, tokens::revoke)
         .add(GET, "/v1/audit/entries", auditor, audit::entries)
         .add(GET, "/v1/audit/head", auditor, audit::head)
+        .add(GET, "/v1/audit/export", auditor, export::export)
         .add(GET, "/v1/audit/proof/inclusion", auditor, audit::inclusion)
         .add(
             GET,

@@ -12,7 +12,7 @@ use crate::readers::Readers;
 use crate::rows::{clock_ms, parsed};
 use crate::sql::{Connection, OptionalExtension as _, SqlError};
 use crate::writer::{WriteTx, Writer};
-use crate::{log, log_check, schema};
+use crate::{log_check, log_epoch, schema};
 
 /// The keys that sign inside transactions.
 #[derive(Debug)]
@@ -65,7 +65,7 @@ impl Store {
         let conn = prepared(&database)?;
         let controller_id = identity(&conn, &database)?;
         let ledger_key = keys.ledger.public();
-        log::begin_first(&conn, &keys, controller_id, clock_ms())
+        log_epoch::begin_first(&conn, &keys, controller_id, clock_ms())
             .map_err(OpenStoreError::Ledger)?;
         log_check::check_end(&conn, &ledger_key).map_err(OpenStoreError::Ledger)?;
         let writer = Writer::start(&database, conn, keys).map_err(OpenStoreError::Thread)?;

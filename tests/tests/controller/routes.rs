@@ -75,6 +75,7 @@ const ROUTES: &[(&str, &str, For)] = &[
     ("GET", "/v1/usage", For::Tenant),
     ("GET", "/v1/audit/entries", For::Tenant),
     ("GET", "/v1/audit/head", For::Tenant),
+    ("GET", "/v1/audit/export", For::Tenant),
     ("GET", "/v1/audit/proof/inclusion?index=0", For::Tenant),
     ("GET", "/v1/audit/proof/consistency?from=1", For::Tenant),
 ];
