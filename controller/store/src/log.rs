@@ -86,7 +86,7 @@ pub enum LogFault {
         /// Which entry.
         index: u64,
     },
-    /// An entry can be found by what it does not say, or cannot by what it says.
+    /// An entry cannot be found by what it says.
     #[error("entry {index}: what it can be found by is not what its body says")]
     Terms {
         /// Which entry.

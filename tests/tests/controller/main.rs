@@ -38,4 +38,6 @@ mod slots;
 #[cfg(test)]
 mod stops;
 #[cfg(test)]
+mod system_calls;
+#[cfg(test)]
 mod tokens;
