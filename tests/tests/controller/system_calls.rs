@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use berth_tests::simulated_agent::http_client;
+use serde_json::Value;
 
 use crate::database::TestDatabase;
 use crate::harness::{Controller, audit_bodies, binary, tenant_body};
