@@ -20,6 +20,8 @@ pub(crate) enum Need {
     Fuzz,
     /// To make images and boot nodes.
     Lab,
+    /// To run verifiers of the ledger that are not ours.
+    Verifiers,
 }
 
 impl Need {
@@ -30,6 +32,13 @@ impl Need {
             // `rpm` brings rpmbuild, `systemd` systemd-analyze.
             Self::Package => &["binutils", "coreutils", "dpkg", "gzip", "rpm", "systemd"],
             Self::Fuzz => &["g++"],
+            Self::Verifiers => &[
+                "golang-golang-x-mod-dev",
+                "golang-go",
+                "python3",
+                "python3-cryptography",
+                "python3-venv",
+            ],
             Self::Lab => &[
                 "ca-certificates",
                 "coreutils",

@@ -5,6 +5,7 @@
 
 mod cargo_tests;
 mod tiers;
+mod verifiers;
 
 use std::process::ExitCode;
 

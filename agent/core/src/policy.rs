@@ -17,7 +17,7 @@ const WRITABLE_BY_OTHERS: u32 = 0o022;
 /// Largest root disk where the policy names none, in MiB: 16 TiB, the limit of ext4.
 const DEFAULT_MAX_DISK_MIB: u64 = 16 * 1024 * 1024;
 /// Longest VM name, in bytes.
-const MAX_NAME_BYTES: usize = 64;
+const MAX_NAME_BYTES: usize = 63;
 
 /// Limits of one host, per VM.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -96,7 +96,7 @@ pub enum PolicyDenied {
     #[error("claims names a slot twice")]
     SlotTwice,
     /// The VM's name is too long or not printable.
-    #[error("name has 1 to 64 printable ASCII characters")]
+    #[error("name has 1 to 63 printable ASCII characters")]
     Name,
 }
 
@@ -269,7 +269,7 @@ mod tests {
         denied(
             "",
             |spec| spec.name = "a\nb".to_owned(),
-            "name has 1 to 64 printable ASCII characters",
+            "name has 1 to 63 printable ASCII characters",
         );
     }
 

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use berth_agent_host::images::Images;
 use berth_agent_host::service_manager::DescriptorStore;
@@ -28,8 +28,8 @@ pub struct Host<U, F, S> {
     pub vmm: PathBuf,
     /// The KVM device.
     pub kvm: PathBuf,
-    /// What VMMs need to know of the KVM device, if it could be found out.
-    pub host_facts: Option<File>,
+    /// What VMMs need to know of the KVM device, once it could be found out.
+    pub host_facts: OnceLock<File>,
     /// `/proc/sys/kernel/random/boot_id`.
     pub boot_id: String,
 }

@@ -215,7 +215,7 @@ fn prepare<U, F, S>(
         }),
         vfio: devices.map(|devices| passed_through(devices, &mut add)),
         entropy: true,
-        host_facts: host.host_facts.as_ref().map(|file| add(file.as_fd())),
+        host_facts: host.host_facts.get().map(|file| add(file.as_fd())),
         ..start
     };
     Ok(prepare_launch(&start, &descriptors)?)

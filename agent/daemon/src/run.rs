@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context as _, bail};
 use berth_agent::agent::Agent;
@@ -92,9 +92,10 @@ async fn serve(
             .context("could not open the images")?,
         vmm: config.vmm.clone(),
         kvm: PathBuf::from(KVM_DEVICE),
-        host_facts: find_facts(&config.vmm),
+        host_facts: OnceLock::new(),
         boot_id: capacity::identity()?.boot_id,
     };
+    find_facts(&host);
     let images = FolderWatch::open(host.images.root()).context("could not watch the images")?;
     // Listened to before the first look, so that no change falls in between.
     let changes = SlotChanges::open(&config.slots);
@@ -120,10 +121,12 @@ async fn serve(
 }
 
 /// Find out what every start needs to know of this host's KVM. Guests start without it, too.
-fn find_facts(vmm: &Path) -> Option<File> {
-    host_facts::collect(vmm)
-        .inspect_err(|error| tracing::warn!(%error, "guests start without host facts"))
-        .ok()
+fn find_facts<U: VmmUnits, F: VmFiles, S: DescriptorStore>(host: &Host<U, F, S>) {
+    match host_facts::collect(&host.vmm) {
+        // Those that were found before are as good.
+        Ok(facts) => drop(host.host_facts.set(facts)),
+        Err(error) => tracing::warn!(%error, "guests start without host facts"),
+    }
 }
 
 /// Make every change of the images news for the controller.
@@ -136,13 +139,22 @@ async fn tell_of_images<U: VmmUnits, F: VmFiles, S: DescriptorStore>(
     }
 }
 
-/// Look at the slots whenever something about them may have changed.
+/// Look at the slots whenever something about them may have changed. Whether there is KVM is told
+/// the controller at once: at boot it may come after this agent, and until then no VM is placed here.
 async fn look_at_slots<U: VmmUnits, F: VmFiles, S: DescriptorStore>(
     mut changes: SlotChanges,
     agent: &Agent<U, F, S>,
 ) -> Infallible {
+    // What is known of KVM was asked before anything else: it may have come since.
+    let mut had_kvm = agent.host().host_facts.get().is_some();
     loop {
         changes.next().await;
+        let has_kvm = capacity::has_kvm();
+        if std::mem::replace(&mut had_kvm, has_kvm) != has_kvm {
+            tracing::info!("KVM {}", if has_kvm { "is there" } else { "is gone" });
+            find_facts(agent.host());
+            agent.host_changed();
+        }
         agent.look_at_slots().await;
     }
 }

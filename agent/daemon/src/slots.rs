@@ -24,7 +24,7 @@ use berth_api::agent::{SignedEnvelope, TaskResult};
 use berth_api::ids::{NodeId, ReceiptId, SlotId, TaskId, TenantId, VmId};
 use berth_api::pci::PciAddress;
 use berth_api::slot::{
-    Claim, ObservedSlot, SlotHolder, SlotProblem, SlotProblemCode, SlotTask, serial_kind,
+    Claim, ObservedSlot, Receipt, SlotHolder, SlotProblem, SlotProblemCode, SlotTask, serial_kind,
 };
 use berth_ledger::keys::SigningKey;
 use berth_ledger::receipt::seal_receipt;
@@ -377,17 +377,13 @@ impl Slots {
     pub(crate) fn report(&self, key: &SigningKey) -> SlotReport {
         let entries = self.entries();
         let records: Vec<_> = entries.values().map(|entry| &entry.record).collect();
-        let mut receipts: Vec<_> = records.iter().flat_map(|record| &record.receipts).collect();
-        receipts.sort_by_key(|receipt| receipt.receipt_id);
         SlotReport {
             slots: entries
                 .values()
                 .map(|entry| entry.record.observed(entry.progress_percent))
                 .collect(),
             // A receipt that does not become JSON has no other way out either; it stays in the record.
-            receipts: receipts
-                .into_iter()
-                .take(RECEIPTS_PER_REPORT)
+            receipts: in_turns(records.iter().map(|record| record.receipts.as_slice()))
                 .filter_map(|receipt| seal_receipt(key, receipt).ok())
                 .collect(),
             results: records
@@ -396,6 +392,15 @@ impl Slots {
                 .collect(),
         }
     }
+}
+
+/// The receipts of one report: each slot's in the order in which they were made, and the oldest of
+/// every slot before the second of any, so that none waits for another's.
+fn in_turns<'a>(slots: impl Iterator<Item = &'a [Receipt]>) -> impl Iterator<Item = &'a Receipt> {
+    let mut receipts: Vec<_> = slots.flat_map(|kept| kept.iter().enumerate()).collect();
+    receipts.sort_by_key(|(place, _)| *place);
+    let of_report = receipts.into_iter().take(RECEIPTS_PER_REPORT);
+    of_report.map(|(_, receipt)| receipt)
 }
 
 fn unknown(slot_id: SlotId) -> SlotProblem {

@@ -26,7 +26,7 @@ use tokio::time::Instant;
 
 use crate::agent::Agent;
 use crate::clock;
-use crate::controller::Controller;
+use crate::controller::{CallError, Controller};
 use crate::host::blocking;
 use crate::launch::in_one_line;
 use crate::node::Node;
@@ -40,6 +40,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// Pause when the controller answers at once and has nothing new to say.
 const NOTHING_NEW_PAUSE: Duration = Duration::from_secs(1);
 
+/// The HTTP status of a sync that the controller has seen a later one of.
+const OVERTAKEN: u16 = 409;
+
 /// Quick answers without news that are taken for a coincidence: a task that crossed its own result.
 const EMPTY_ANSWERS_IN_A_ROW: u32 = 3;
 
@@ -48,6 +51,17 @@ const EMPTY_ANSWERS_IN_A_ROW: u32 = 3;
 struct Pace {
     pause: Duration,
     empty_answers: u32,
+    was_overtaken: bool,
+}
+
+/// Why a sync brought no reply.
+#[derive(Debug, PartialEq, Eq)]
+enum Failure {
+    /// The other lane's later sync reached the controller first. What this one said is said again by
+    /// the next.
+    Overtaken,
+    /// Anything else, in one line.
+    Other(String),
 }
 
 impl Pace {
@@ -55,7 +69,26 @@ impl Pace {
         Self {
             pause: FIRST_PAUSE,
             empty_answers: 0,
+            was_overtaken: false,
         }
+    }
+
+    fn answered(&mut self) {
+        (self.pause, self.was_overtaken) = (FIRST_PAUSE, false);
+    }
+
+    /// How long to wait before the next try. Lanes cross by chance; what is refused again and again
+    /// is another agent with this node's key, and must not keep the controller busy.
+    fn failed(&mut self, failure: &Failure) -> Duration {
+        let is_overtaken = *failure == Failure::Overtaken;
+        let was_overtaken = std::mem::replace(&mut self.was_overtaken, is_overtaken);
+        if is_overtaken && !was_overtaken {
+            self.pause = FIRST_PAUSE;
+            return Duration::ZERO;
+        }
+        let pause = self.pause;
+        self.pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
+        pause
     }
 }
 
@@ -128,7 +161,7 @@ impl SyncLoop {
         let asked = Instant::now();
         match self.call(&request).await {
             Ok(reply) => {
-                pace.pause = FIRST_PAUSE;
+                pace.answered();
                 tracing::debug!(
                     wait_seconds,
                     tasks = reply.tasks.len(),
@@ -154,23 +187,33 @@ impl SyncLoop {
                 }
                 true
             }
-            Err(error) => {
-                tracing::warn!(NODE_ID = %self.node.node_id, "sync failed: {error}");
-                tokio::time::sleep(jittered(pace.pause)).await;
-                pace.pause = pace.pause.saturating_mul(2).min(LONGEST_PAUSE);
+            Err(failure) => {
+                if let Failure::Other(error) = &failure {
+                    tracing::warn!(NODE_ID = %self.node.node_id, "sync failed: {error}");
+                } else {
+                    tracing::debug!("a sync was overtaken by a later one");
+                }
+                tokio::time::sleep(jittered(pace.failed(&failure))).await;
                 false
             }
         }
     }
 
-    async fn call(&self, request: &Result<SyncRequest, String>) -> Result<SyncReply, String> {
-        let request = request.as_ref().map_err(Clone::clone)?;
-        let envelope = seal(&self.key, SYNC_PAYLOAD_TYPE, request).map_err(|e| e.to_string())?;
+    async fn call(&self, request: &Result<SyncRequest, String>) -> Result<SyncReply, Failure> {
+        let request = request
+            .as_ref()
+            .map_err(|why| Failure::Other(why.clone()))?;
+        let envelope = seal(&self.key, SYNC_PAYLOAD_TYPE, request)
+            .map_err(|error| Failure::Other(error.to_string()))?;
         let longest = Duration::from_secs(request.wait_seconds) + CALL_MARGIN;
-        self.controller
-            .sync(&envelope, longest)
-            .await
-            .map_err(|error| in_one_line(&error))
+        let answer = self.controller.sync(&envelope, longest).await;
+        answer.map_err(|error| match &error {
+            CallError::Refused { status, .. } if *status == OVERTAKEN => Failure::Overtaken,
+            CallError::Refused { .. }
+            | CallError::Unreachable { .. }
+            | CallError::TimedOut { .. }
+            | CallError::Reply { .. } => Failure::Other(in_one_line(&error)),
+        })
     }
 
     async fn request<U: VmmUnits, F: VmFiles, S: DescriptorStore>(
@@ -217,6 +260,23 @@ fn jittered(pause: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sync_that_was_overtaken_is_sent_again_at_once_and_no_faster_than_others_after_that() {
+        let mut pace = Pace::new();
+        let silence = Failure::Other("no answer".to_owned());
+        // The controller was away for a while, and both lanes reach it at the same moment.
+        for _ in 0..8 {
+            pace.failed(&silence);
+        }
+        assert_eq!(pace.failed(&silence), LONGEST_PAUSE);
+        assert_eq!(pace.failed(&Failure::Overtaken), Duration::ZERO);
+        assert_eq!(pace.failed(&Failure::Overtaken), FIRST_PAUSE);
+        assert_eq!(pace.failed(&Failure::Overtaken), FIRST_PAUSE * 2);
+        pace.answered();
+        assert_eq!(pace.failed(&Failure::Overtaken), Duration::ZERO);
+        assert_eq!(pace.failed(&silence), FIRST_PAUSE);
+    }
 
     #[test]
     fn a_jittered_pause_is_between_its_half_and_its_whole() {

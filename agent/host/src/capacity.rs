@@ -90,12 +90,15 @@ pub fn capacity(state: &Path) -> Result<Capacity, ReadHostError> {
         vcpus: u32::try_from(vcpus.get()).unwrap_or(u32::MAX),
         memory_mib: memory_mib.saturating_sub(HOST_MEMORY_MIB),
         disk_mib: space.f_bavail.saturating_mul(space.f_frsize) / MIB,
-        kvm: OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(KVM_DEVICE)
-            .is_ok(),
+        kvm: has_kvm(),
     })
+}
+
+/// Whether this process can use KVM now.
+#[must_use]
+pub fn has_kvm() -> bool {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).open(KVM_DEVICE).is_ok()
 }
 
 fn total_memory_mib(meminfo: &str) -> Option<u64> {

@@ -16,6 +16,8 @@ const MESSAGE_BYTES: usize = 8192;
 const BUFFER_BYTES: usize = 4 << 20;
 /// The subsystems whose changes can change a slot.
 const SUBSYSTEMS: [&str; 4] = ["pci", "block", "vfio", "iommu"];
+/// The device without which a host runs no VM. At boot it may come after whoever asks for it.
+const KVM_PATH: &str = "/devices/virtual/misc/kvm";
 
 /// Something about a device changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,7 +26,7 @@ pub enum Change {
     Device {
         /// `add`, `remove`, `bind`, `unbind`, `change`, `move`, `online` or `offline`.
         action: String,
-        /// One of `pci`, `block`, `vfio` and `iommu`.
+        /// One of `pci`, `block`, `vfio` and `iommu`; `misc` for KVM.
         subsystem: String,
         /// Its path in sysfs, without `/sys`.
         path: String,
@@ -69,7 +71,8 @@ impl DeviceWatch {
         Ok(Self { socket })
     }
 
-    /// The next change of a device that a slot could depend on; `None` if there is none yet.
+    /// The next change of KVM, or of a device that a slot could depend on; `None` if there is none
+    /// yet.
     ///
     /// # Errors
     /// If the socket fails.
@@ -108,11 +111,13 @@ fn parse(message: &[u8]) -> Option<Change> {
             Some(_) | None => {}
         }
     }
-    let subsystem = subsystem.filter(|subsystem| SUBSYSTEMS.contains(subsystem))?;
+    let (subsystem, path) = (subsystem?, path?);
+    let is_of_interest = SUBSYSTEMS.contains(&subsystem) || path == KVM_PATH;
+    is_of_interest.then_some(())?;
     Some(Change::Device {
         action: action?.to_owned(),
         subsystem: subsystem.to_owned(),
-        path: path?.to_owned(),
+        path: path.to_owned(),
     })
 }
 
@@ -132,6 +137,16 @@ mod tests {
                 path: "/devices/pci0000:00/0000:00:01.0".to_owned(),
             })
         );
+    }
+
+    #[test]
+    fn that_the_host_has_kvm_is_told() {
+        let message = b"add@/devices/virtual/misc/kvm\0ACTION=add\0\
+            DEVPATH=/devices/virtual/misc/kvm\0SUBSYSTEM=misc\0MAJOR=10\0MINOR=232\0DEVNAME=kvm\0";
+        assert!(parse(message).is_some());
+        let other = b"add@/devices/virtual/misc/fuse\0ACTION=add\0\
+            DEVPATH=/devices/virtual/misc/fuse\0SUBSYSTEM=misc\0";
+        assert_eq!(parse(other), None);
     }
 
     #[test]

@@ -240,13 +240,7 @@ fn read(session: &mut Session, arguments: ReadArguments) -> Result<(), Failure> 
     // One more than is shown tells whether there are more.
     let enough = arguments.limit.saturating_add(1);
     let mut wanted = if arguments.verify {
-        read_verified(
-            session,
-            &filters,
-            &arguments.since,
-            enough,
-            pinned.as_ref(),
-        )?
+        read_verified(session, &filters, &arguments.since, enough, pinned.as_ref())?
     } else {
         read_as_served(session, &filters, &arguments.since, enough)?
     };

@@ -85,10 +85,7 @@ fn shown(report: &BundleReport) -> VerifiedFile {
 }
 
 /// The caller's key under the name that the checkpoint has, or what the file says of itself.
-fn keys_of(
-    first_line: &str,
-    pinned: Option<&PublicKey>,
-) -> Result<Vec<Vkey>, VerifyBundleError> {
+fn keys_of(first_line: &str, pinned: Option<&PublicKey>) -> Result<Vec<Vkey>, VerifyBundleError> {
     let header = read_header(first_line)?;
     let Some(pinned) = pinned else {
         let unreadable = |_| VerifyBundleError::Header { field: "log_keys" };

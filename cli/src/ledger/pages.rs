@@ -23,7 +23,12 @@ pub(crate) struct Pages<'a> {
 impl<'a> Pages<'a> {
     /// All that match from `since` on, `page_size` (1 to 1000) at a time.
     #[must_use]
-    pub(crate) fn new(client: &'a Client, filters: &Filters, since: &Since, page_size: u32) -> Self {
+    pub(crate) fn new(
+        client: &'a Client,
+        filters: &Filters,
+        since: &Since,
+        page_size: u32,
+    ) -> Self {
         let path = Path::of(&["v1", "audit", "entries"])
             .with("tenant_id", filters.value_of(Key::TenantId))
             .with("event_type", filters.value_of(Key::EventType))

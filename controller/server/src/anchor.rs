@@ -105,7 +105,9 @@ impl Anchor {
             std::fs::create_dir_all(folder)?;
             let held = File::open(folder)?;
             // Two controllers of one machine may share the anchor.
-            let temporary = self.path.with_extension(format!("{}.new", std::process::id()));
+            let temporary = self
+                .path
+                .with_extension(format!("{}.new", std::process::id()));
             let mut file = OpenOptions::new()
                 .write(true)
                 .create(true)

@@ -154,11 +154,7 @@ impl Db<'_> {
     }
 }
 
-fn proven(
-    entry: StoredEntry,
-    size: u64,
-    nodes: &TreeNodes<'_>,
-) -> Result<ProvenEntry, StoreError> {
+fn proven(entry: StoredEntry, size: u64, nodes: &TreeNodes<'_>) -> Result<ProvenEntry, StoreError> {
     let corrupt = |what| StoreError::Corrupt { what };
     let proof = inclusion_proof(entry.index, size, |node| nodes.read(node));
     Ok(ProvenEntry {

@@ -1,12 +1,9 @@
 //! Nodes, their join tokens, their images.
 
-use std::collections::BTreeMap;
-
-use berth_api::agent::{Capacity, EnrollRequest};
+use berth_api::agent::EnrollRequest;
 use berth_api::ids::NodeId;
 use berth_api::rest::{Image, Node};
 use berth_controller_core::liveness::Liveness;
-use berth_controller_core::placement::Candidate;
 use berth_ledger::keys::PublicKey;
 use serde_json::json;
 
@@ -132,55 +129,6 @@ impl Db<'_> {
             .prepare_cached("SELECT MAX(disk_mib) FROM node_image WHERE name = ?1")?
             .query_row([image], |row| row.get(0))?;
         Ok(largest.map(gib_of))
-    }
-
-    /// All nodes as placement sees them.
-    pub(crate) fn candidates(
-        &self,
-        image: &str,
-        with_slots: bool,
-    ) -> Result<Vec<Candidate>, StoreError> {
-        let mut slots = if with_slots {
-            self.slot_candidates()?
-        } else {
-            BTreeMap::new()
-        };
-        let mut select = self.conn.prepare_cached(
-            "SELECT node.node_id, last_sync_at, vcpus, memory_mib, node.disk_mib, kvm,
-             node_image.name IS NOT NULL, vcpus_used, memory_used_mib
-             FROM node LEFT JOIN node_image ON node_image.node_id = node.node_id AND node_image.name = ?1",
-        )?;
-        let rows = select
-            .query_map([image], |row| {
-                Ok((
-                    row.get::<_, String>(0)?,
-                    Candidate {
-                        node_id: NodeId::generate(),
-                        liveness: Liveness::judge(row.get(1)?, self.now),
-                        capacity: Capacity {
-                            vcpus: row.get(2)?,
-                            memory_mib: row.get(3)?,
-                            disk_mib: row.get(4)?,
-                            kvm: row.get(5)?,
-                        },
-                        has_image: row.get(6)?,
-                        vcpus_used: row.get(7)?,
-                        memory_used_mib: row.get(8)?,
-                        slots: Vec::new(),
-                    },
-                ))
-            })?
-            .collect::<Result<Vec<_>, _>>()?;
-        rows.into_iter()
-            .map(|(id, candidate)| {
-                let node_id = parsed(&id, "node id")?;
-                Ok(Candidate {
-                    node_id,
-                    slots: slots.remove(&node_id).unwrap_or_default(),
-                    ..candidate
-                })
-            })
-            .collect()
     }
 
     fn node_row(&self, row: &Row<'_>) -> crate::sql::Result<Result<Node, StoreError>> {

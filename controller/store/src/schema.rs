@@ -10,6 +10,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0002_slots.sql"),
     include_str!("../migrations/0003_projects_and_quotas.sql"),
     include_str!("../migrations/0004_log.sql"),
+    include_str!("../migrations/0005_placement.sql"),
 ];
 
 /// The newest schema that this program knows.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use berth_api::ids::{NodeId, ProjectId, SlotId, TenantId, VmId};
 use berth_api::rest::{Vm, VmState};
-use berth_controller_core::placement::{Decision, Demand, Placement, Reasons, SlotWish, place};
+use berth_controller_core::placement::{Decision, Demand, Placement, Reasons, SlotWish};
 use berth_controller_core::quota::{QuotaDenied, Resource};
 use berth_controller_core::shape::Shape;
 use berth_controller_core::slot::Obstacle;
@@ -264,8 +264,7 @@ impl Db<'_> {
         };
         // No image has the empty name: one that the tenant may not know of is on no node.
         let image = wanted.image.as_deref().unwrap_or("");
-        let nodes = self.candidates(image, !shape.slots.is_empty())?;
-        Ok(match place(&demand, &nodes) {
+        Ok(match self.decide_placement(image, &demand)? {
             Decision::Chosen(placement) => Ok(Some(placement)),
             Decision::Wait(_) => Ok(None),
             Decision::NoCapacity(reasons) => Err(CreateVmDenied::NoCapacity(reasons)),
@@ -512,7 +511,7 @@ impl WriteTx<'_> {
                 // A VM with slots was placed when it was accepted.
                 slots: Vec::new(),
             };
-            let decision = place(&demand, &self.candidates(&stored.vm.image, false)?);
+            let decision = self.decide_placement(&stored.vm.image, &demand)?;
             if let Decision::Chosen(placement) = decision {
                 self.put_on_node(vm_id, placement.node_id, &Cause::controller())?;
                 woken.push(placement.node_id);

@@ -94,14 +94,21 @@ impl Db<'_> {
         vm: &VmRef,
     ) -> Result<Option<(StoredVm, Option<i64>)>, StoreError> {
         let (filter, text) = match vm {
-            VmRef::Id(id) => ("vm.vm_id = ?1", id.to_string()),
-            VmRef::Name(name) => ("vm.name = ?1 AND vm.state <> 'deleted'", name.clone()),
+            VmRef::Id(id) => (
+                "vm.vm_id = ?1 AND (?2 IS NULL OR vm.tenant_id = ?2)",
+                id.to_string(),
+            ),
+            // A plain comparison of both, as the index of live names needs it.
+            VmRef::Name(name) => (
+                "vm.tenant_id = ?2 AND vm.name = ?1 AND vm.state <> 'deleted'",
+                name.clone(),
+            ),
         };
         // A name means nothing outside one namespace.
         if tenant.is_none() && matches!(vm, VmRef::Name(_)) {
             return Ok(None);
         }
-        let sql = format!("{SELECT} WHERE {filter} AND (?2 IS NULL OR vm.tenant_id = ?2)");
+        let sql = format!("{SELECT} WHERE {filter}");
         let row = self
             .conn
             .prepare_cached(&sql)?

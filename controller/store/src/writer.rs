@@ -129,7 +129,8 @@ fn write_until_closed(mut link: WriterLink, keys: &Keys, waiting: &Receiver<Box<
         if commit.is_err() {
             link.give_up();
         }
-        let is_disk_lost = matches!(&commit, Err(LogError::Commit(cause)) if cause.is_disk_failure());
+        let is_disk_lost =
+            matches!(&commit, Err(LogError::Commit(cause)) if cause.is_disk_failure());
         let commit = commit.map_err(|cause| Unwritten::Commit(Arc::new(cause)));
         for job in batch {
             job.finish(commit.clone());

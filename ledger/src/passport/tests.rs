@@ -1,1 +1,230 @@
+use serde_json::json;
 
+use super::*;
+use crate::model::ModelLog;
+
+const ORIGIN: &str = "ledger.example/d/e1";
+
+/// What happened to one slot of a VM, in this order.
+struct Story {
+    log: ModelLog,
+    slot_id: SlotId,
+    node_id: NodeId,
+    vm_id: VmId,
+}
+
+impl Story {
+    fn new() -> Self {
+        let mut log = ModelLog::new(ORIGIN, 1);
+        log.append_event(Some("other"), json!({ "event_type": "VM_STARTED" }));
+        Self {
+            log,
+            slot_id: SlotId::generate(),
+            node_id: NodeId::generate(),
+            vm_id: VmId::generate(),
+        }
+    }
+
+    fn event(&mut self, event_type: &str, mut detail: Value, tenant: Option<&str>) -> ProvenEntry {
+        detail["slot_id"] = json!(self.slot_id);
+        let vm_id = tenant.map(|_| self.vm_id);
+        self.log.append_event(
+            tenant,
+            json!({
+                "event_type": event_type, "node_id": self.node_id, "vm_id": vm_id,
+                "actor": { "kind": "node", "token_id": null }, "detail": detail,
+            }),
+        )
+    }
+
+    fn wipe(&mut self, epoch: u64) -> ProvenEntry {
+        let detail = json!({ "kind": "wipe", "fencing_epoch": epoch, "sha256": "ab" });
+        self.event("SLOT_WIPED", detail, None)
+    }
+
+    fn approval(&mut self) -> ProvenEntry {
+        let detail = json!({ "kind": "approval", "sha256": "cd" });
+        self.event("SLOT_RECEIPT_STORED", detail, None)
+    }
+
+    fn unheard(&mut self, epoch: u64) -> ProvenEntry {
+        let detail = json!({ "fencing_epoch": epoch, "because": NEVER_HEARD });
+        self.event("SLOT_RELEASED", detail, None)
+    }
+
+    fn claim(&mut self, epoch: u64) -> ProvenEntry {
+        let detail = json!({ "fencing_epoch": epoch });
+        self.event("SLOT_CLAIMED", detail, Some("acme"))
+    }
+
+    fn passport(&self, before: Before, unused: &[ProvenEntry], claim: &ProvenEntry) -> Passport {
+        let size = self.log.size();
+        let prove = |entry: &ProvenEntry| self.log.prove(entry, size);
+        let before = match before {
+            Before::Wiped { event } => Before::Wiped {
+                event: prove(&event),
+            },
+            Before::Approved { event } => Before::Approved {
+                event: prove(&event),
+            },
+        };
+        Passport {
+            format: FORMAT.to_owned(),
+            checkpoint: self.log.note(size).to_string(),
+            log_keys: vec![self.log.vkey().to_string()],
+            vm_id: self.vm_id,
+            slots: vec![SlotPassage {
+                slot_id: self.slot_id,
+                claim: prove(claim),
+                before,
+                unused: unused.iter().map(prove).collect(),
+            }],
+        }
+    }
+
+    fn verify(&self, passport: &Passport) -> Result<PassportReport, VerifyPassportError> {
+        passport.verify(&[self.log.vkey()])
+    }
+}
+
+#[track_caller]
+fn check_refused(result: Result<PassportReport, VerifyPassportError>, expected: &str) {
+    let error = format!("{:?}", result.unwrap_err());
+    assert!(error.contains(expected), "{error} has no {expected}");
+}
+
+#[test]
+fn a_passport_shows_the_wipe_after_the_last_tenant_and_names_nobody() {
+    let mut story = Story::new();
+    let (wipe, unused) = (story.wipe(3), story.unheard(4));
+    let claim = story.claim(5);
+    let passport = story.passport(
+        Before::Wiped {
+            event: wipe.clone(),
+        },
+        &[unused],
+        &claim,
+    );
+    let text = serde_json::to_string(&passport).unwrap();
+    assert!(!text.contains("other"));
+    let read: Passport = serde_json::from_str(&text).unwrap();
+    let report = story.verify(&read).unwrap();
+    assert_eq!(
+        report.slots,
+        [ShownPassage {
+            slot_id: story.slot_id,
+            node_id: story.node_id,
+            was_wiped: true,
+            before_index: wipe.index,
+            receipt_sha256: "ab".to_owned(),
+            claim_index: claim.index,
+        }]
+    );
+}
+
+#[test]
+fn a_slot_that_nobody_had_stands_on_its_approval() {
+    let mut story = Story::new();
+    let (approval, claim) = (story.approval(), story.claim(1));
+    let passport = story.passport(Before::Approved { event: approval }, &[], &claim);
+    assert!(!story.verify(&passport).unwrap().slots[0].was_wiped);
+    // Not if somebody had it in between.
+    let mut story = Story::new();
+    let (approval, claim) = (story.approval(), story.claim(2));
+    let passport = story.passport(Before::Approved { event: approval }, &[], &claim);
+    check_refused(story.verify(&passport), "Epoch { found: 2, expected: 1 }");
+}
+
+#[test]
+fn a_claim_that_is_not_accounted_for_is_found() {
+    let mut story = Story::new();
+    let (wipe, unused, claim) = (story.wipe(3), story.unheard(5), story.claim(6));
+    let before = || Before::Wiped {
+        event: wipe.clone(),
+    };
+    check_refused(
+        story.verify(&story.passport(before(), &[], &claim)),
+        "Epoch { found: 6, expected: 4 }",
+    );
+    check_refused(
+        story.verify(&story.passport(before(), &[unused], &claim)),
+        "Epoch { found: 5, expected: 4 }",
+    );
+}
+
+#[test]
+fn events_of_another_kind_place_slot_or_holder_are_refused() {
+    let mut story = Story::new();
+    let (early_claim, wipe) = (story.claim(4), story.wipe(3));
+    let claim = story.claim(4);
+    let before = |event: &ProvenEntry| Before::Wiped {
+        event: event.clone(),
+    };
+    story
+        .verify(&story.passport(before(&wipe), &[], &claim))
+        .unwrap();
+    check_refused(
+        story.verify(&story.passport(before(&wipe), &[], &early_claim)),
+        "Order",
+    );
+    check_refused(
+        story.verify(&story.passport(before(&claim), &[], &claim)),
+        "event_type",
+    );
+    check_refused(
+        story.verify(&story.passport(before(&wipe), &[], &wipe)),
+        "event_type",
+    );
+    check_refused(
+        story.verify(&story.passport(before(&wipe), &[wipe.clone()], &claim)),
+        "event_type",
+    );
+    // A wipe that names its last tenant, at any depth.
+    let detail = json!({
+        "kind": "wipe", "fencing_epoch": 3, "sha256": "ab",
+        "steps": [{ "holder": { "tenant_id": "other" } }],
+    });
+    let naming = story.event("SLOT_WIPED", detail, None);
+    let later = story.claim(4);
+    check_refused(
+        story.verify(&story.passport(before(&naming), &[], &later)),
+        "NamesSomebody",
+    );
+    let mut of_another_vm = story.passport(before(&wipe), &[], &claim);
+    of_another_vm.vm_id = VmId::generate();
+    check_refused(story.verify(&of_another_vm), "vm_id");
+    let mut of_another_slot = story.passport(before(&wipe), &[], &claim);
+    of_another_slot.slots[0].slot_id = SlotId::generate();
+    check_refused(story.verify(&of_another_slot), "detail.slot_id");
+}
+
+#[test]
+fn a_changed_or_foreign_passport_is_refused() {
+    let mut story = Story::new();
+    let (wipe, claim) = (story.wipe(3), story.claim(4));
+    let sound = story.passport(Before::Wiped { event: wipe }, &[], &claim);
+    let check = |change: &dyn Fn(&mut Passport), expected: &str| {
+        let mut changed = sound.clone();
+        change(&mut changed);
+        check_refused(story.verify(&changed), expected);
+    };
+    check(&|passport| passport.format.push('x'), "Format");
+    check(&|passport| passport.slots.clear(), "Slots");
+    check(
+        &|passport| passport.slots.push(passport.slots[0].clone()),
+        "Slots",
+    );
+    check(
+        &|passport| passport.slots[0].claim.proof.clear(),
+        "Inclusion",
+    );
+    check(
+        &|passport| {
+            let body = &mut passport.slots[0].claim.body;
+            *body = body.replace(":4", ":9");
+        },
+        "Commitment",
+    );
+    let stranger = ModelLog::new(ORIGIN, 2).vkey();
+    check_refused(sound.verify(&[stranger]), "Checkpoint");
+}

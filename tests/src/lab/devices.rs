@@ -51,8 +51,9 @@ pub enum Device {
     NvmeTwins([Nvme; 2]),
     /// Two NVMe drives below a switch that does not keep its ports apart.
     NvmesBehindSwitch([Nvme; 2]),
-    /// An NVMe drive below a root port without access control services.
-    NvmeBehindOpenPort(Nvme),
+    /// Two NVMe drives, each below its own of two root ports that are functions of one device and have no
+    /// access control services.
+    NvmesBehindOpenPorts([Nvme; 2]),
     /// A display adapter and QEMU's test device behind a bridge to conventional PCI: one group.
     BehindPlainBridge,
     /// QEMU's test device on the root bus: it cannot be reset.
@@ -158,9 +159,22 @@ impl Device {
                 words.extend(pair(&name, drives, &places));
                 below_port(number, "", words)
             }
-            Self::NvmeBehindOpenPort(drive) => {
-                let words = drive.arguments(&name, &on_port, DRIVE);
-                below_port(number, ",disable-acs=on", words)
+            Self::NvmesBehindOpenPorts(drives) => {
+                // Above the places that QEMU gives away by itself.
+                let place = 16 + number;
+                let mut words = devices([
+                    format!(
+                        "pcie-root-port,id=left{number},chassis=1{number},addr={place:#x}.0,\
+                         multifunction=on,disable-acs=on"
+                    ),
+                    format!(
+                        "pcie-root-port,id=right{number},chassis=2{number},addr={place:#x}.1,\
+                         disable-acs=on"
+                    ),
+                ]);
+                let places = [format!("bus=left{number}"), format!("bus=right{number}")];
+                words.extend(pair(&name, drives, &places));
+                words
             }
             Self::BehindPlainBridge => {
                 let bridge = format!("pcie-pci-bridge,id=bridge{number},{on_port}");

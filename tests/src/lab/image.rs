@@ -17,7 +17,7 @@ use crate::workspace;
 /// Changes when the way images are made changes and the inputs do not show it.
 const RECIPE: &str = "1";
 
-const NODE_PACKAGES: &str = "busybox-static,ca-certificates,curl,dbus,fio,iperf3,iproute2,kmod,\
+const NODE_PACKAGES: &str = "busybox-static,ca-certificates,curl,dbus,dmsetup,fio,iperf3,iproute2,kmod,\
     linux-image-cloud-amd64,openssh-server,pciutils,procps,socat,systemd,systemd-sysv,udev";
 const GUEST_PACKAGES: &str = "dbus,fio,iperf3,iproute2,iputils-ping,login,nvme-cli,passwd,\
     pciutils,procps,socat,systemd,systemd-sysv,udev";

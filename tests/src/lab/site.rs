@@ -142,6 +142,22 @@ impl<H: Host> Site<H> {
         Ok(())
     }
 
+    /// Waits until the host tells, of the boot that it is in, that it can run VMs.
+    ///
+    /// # Errors
+    /// If it does not in time; the message has the host as it was last.
+    pub fn wait_returned(&self) -> Result<()> {
+        let boot_id = self.node.check("cat /proc/sys/kernel/random/boot_id")?;
+        let mut last = Value::Null;
+        let returned = super::ssh::wait_for(READY, || {
+            let mut list = self.expect(200, &self.admin_token, "GET", "/v1/nodes", None)?;
+            last = list["items"][0].take();
+            Ok(last["boot_id"] == boot_id.trim() && last["kvm"] == true)
+        })?;
+        ensure!(returned, "the host did not tell of its KVM: {last:#}");
+        Ok(())
+    }
+
     /// Imports the Debian guest as an image whose VMs run a script, say on their console what it
     /// prints, and power off.
     ///

@@ -159,7 +159,7 @@ impl Site {
             images: Images::new(below("images")).unwrap(),
             vmm: PathBuf::from("/nonexistent/berth-vmm"),
             kvm: PathBuf::from("/dev/null"),
-            host_facts: None,
+            host_facts: std::sync::OnceLock::new(),
             boot_id: "first-boot".to_owned(),
         };
         (host, inherited)

@@ -66,7 +66,10 @@ impl Traced {
         let pid = self.strace.id();
         let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
         for child in children.unwrap_or_default().split_whitespace() {
-            Command::new("kill").args(["-KILL", child]).status().unwrap();
+            Command::new("kill")
+                .args(["-KILL", child])
+                .status()
+                .unwrap();
         }
         self.strace.wait().unwrap();
     }

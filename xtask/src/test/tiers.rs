@@ -8,10 +8,10 @@ use anyhow::{Context as _, Result};
 use berth_tests::lab::scenario::{self, NodeKind};
 use berth_tests::progress::{Progress, say};
 
-use super::{Tally, cargo_tests};
+use super::{Tally, cargo_tests, verifiers};
 use crate::build::{cargo_command, logged};
 use crate::package::{self, Format};
-use crate::setup::Need;
+use crate::setup::{self, Need};
 use crate::{check, fuzz, lab};
 
 /// How many inputs each fuzz target gets, and for how long at most.
@@ -65,6 +65,12 @@ pub(super) const TIERS: &[Tier] = &[
         shows: "the controller and the command line",
         needs: &[Need::Compile],
         run: controller,
+    },
+    Tier {
+        name: "ledger",
+        shows: "the transparency log before verifiers that are not ours",
+        needs: &[Need::Compile],
+        run: ledger,
     },
     Tier {
         name: "agent",
@@ -160,6 +166,22 @@ fn controller(tally: &mut Tally) -> Result<()> {
     run_targets("controller", tally)
 }
 
+fn ledger(tally: &mut Tally) -> Result<()> {
+    // Without a network the tests run with those verifiers that are there.
+    if let Err(error) = setup::ensure(&[Need::Verifiers]) {
+        tally
+            .skipped
+            .push(format!("verifiers' packages: {error:#}"));
+    }
+    tally.skipped.extend(verifiers::make());
+    cargo_tests::run(
+        &["--package", "berth-ledger", "--lib"],
+        "test-ledger-lib",
+        tally,
+    )?;
+    run_targets("ledger", tally)
+}
+
 fn agent(tally: &mut Tally) -> Result<()> {
     run_targets("agent", tally)
 }
@@ -218,6 +240,7 @@ fn tier_of(target: &cargo_tests::Target) -> &'static str {
         ("berth-tests", "containment") => "containment",
         ("berth-tests", "cli" | "controller") => "controller",
         ("berth-tests", "agent") => "agent",
+        ("berth-tests", "ledger") => "ledger",
         ("berth-tests", "packages") => "package",
         (package, _) if package.starts_with("berth-vmm") => "native-kvm",
         (package, _) if package.starts_with("berth-controller") => "controller",

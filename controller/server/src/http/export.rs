@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::header;
-use axum::response::{IntoResponse as _, Response};
+use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use berth_api::ids::TenantId;
@@ -27,6 +27,7 @@ use tokio::sync::mpsc;
 use crate::api_error::ApiError;
 use crate::app::App;
 use crate::http::body::QueryOf;
+use crate::http::describe::{Answers, Sheet};
 use crate::http::gate::Scoped;
 use crate::http::tenants::namespace_or_named;
 use crate::ledger_desk::Shown;
@@ -40,7 +41,7 @@ pub(crate) async fn export(
     State(app): State<Arc<App>>,
     caller: Scoped,
     QueryOf(query): QueryOf<ExportQuery>,
-) -> Result<Response, ApiError> {
+) -> Result<Export, ApiError> {
     let tenant_id = namespace_or_named(&caller, query.tenant_id.as_deref())?;
     let event = NewEvent {
         event_type: "AUDIT_EXPORTED",
@@ -67,12 +68,34 @@ pub(crate) async fn export(
     };
     let header = header_of(&app, &shown, &filter, query.view_key == Some(true)).await?;
     let (lines, sent) = mpsc::channel(WAITING_PAGES);
-    tokio::spawn(send_all(Arc::clone(&app), header, filter, shown.size, lines));
-    let headers = [
-        (header::CONTENT_TYPE, "application/jsonl"),
-        (header::CACHE_CONTROL, "no-store"),
-    ];
-    Ok((headers, Body::from_stream(Lines(sent))).into_response())
+    tokio::spawn(send_all(
+        Arc::clone(&app),
+        header,
+        filter,
+        shown.size,
+        lines,
+    ));
+    Ok(Export(Lines(sent)))
+}
+
+/// A bundle on its way.
+pub(crate) struct Export(Lines);
+
+impl IntoResponse for Export {
+    fn into_response(self) -> Response {
+        let headers = [
+            (header::CONTENT_TYPE, "application/jsonl"),
+            (header::CACHE_CONTROL, "no-store"),
+        ];
+        (headers, Body::from_stream(self.0)).into_response()
+    }
+}
+
+impl Answers for Export {
+    fn describe(sheet: &mut Sheet<'_>) {
+        let text = schemars::json_schema!({ "type": "string" });
+        sheet.answer(200, &["Cache-Control"], Some(("application/jsonl", text)));
+    }
 }
 
 async fn header_of(

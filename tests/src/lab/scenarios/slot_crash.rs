@@ -166,6 +166,8 @@ impl CrashingHost<'_> {
             round.until(point).with_context(|| point.to_owned())?;
             before.node.cut_power();
             let after = place.insert(self.boot()?);
+            // Before that the controller shows the host as it was.
+            after.wait_returned().context("a host without power")?;
             let round = Round {
                 host: self,
                 site: after,

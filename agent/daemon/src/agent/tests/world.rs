@@ -153,7 +153,7 @@ impl World {
                 images: Images::new(self.path("images")).unwrap(),
                 vmm: PathBuf::from("/nonexistent/berth-vmm"),
                 kvm: PathBuf::from("/dev/null"),
-                host_facts: None,
+                host_facts: std::sync::OnceLock::new(),
                 boot_id: self.boot_id.clone(),
             };
             let trust = Trust {

@@ -20,8 +20,8 @@ const DRIVE_BYTES: u64 = 16 << 20;
 /// The stalling drive's length and its bytes in a second: it would take hours.
 const SLOW: (u64, u64) = (1 << 30, 64 << 10);
 /// The slots; each has a class and a drive of its own name.
-const SLOTS: [&str; 7] = [
-    "mounted", "unreset", "foreign", "liar", "stalling", "swapped", "live",
+const SLOTS: [&str; 8] = [
+    "mounted", "unreset", "foreign", "liar", "stalling", "swapped", "live", "starved",
 ];
 /// QEMU's id of the drive that is exchanged: devices count from 1, and the guest's image is the first.
 const SWAPPED_ID: (&str, &str) = ("dev7", "port7");
@@ -77,6 +77,7 @@ fn all(site: &Site, say: fn(&str)) -> Result<()> {
     work.liar().context("no wipe that is allowed")?;
     work.swapped().context("another drive in its place")?;
     work.live().context("while a tenant has it")?;
+    work.starved().context("too little locked memory")?;
     work.stalled().context("the end of the stalled wipe")
 }
 
@@ -275,6 +276,27 @@ impl Work<'_> {
         ensure!(told, "the other drive was not told apart: {last:#}");
         ensure!(last["claimable"] == false, "the other drive can be claimed");
         (self.say)(&format!("  swapped: {}", last["problem"]["message"]));
+        Ok(())
+    }
+
+    /// A process that may not lock its guest's memory cannot let a device reach it. What has to be
+    /// changed is said; the slot was in nobody's hands, and the next guest gets it.
+    fn starved(&self) -> Result<()> {
+        let limits = "/run/systemd/system/berth-vm-.service.d";
+        self.check(&format!(
+            "mkdir -p {limits} && printf '[Service]\\nLimitMEMLOCK=16M\\n' >{limits}/starved.conf && \
+             systemctl daemon-reload"
+        ))?;
+        self.claim_is_refused("starved", "LimitMEMLOCK=")?;
+        slots::wait_slot(self.site, "starved", "free", LIMIT)?;
+        self.check(&format!(
+            "rm {limits}/starved.conf && systemctl daemon-reload"
+        ))?;
+        self.create("starved")?;
+        self.site
+            .wait_vm(&self.token, "starved", "running", LIMIT)?;
+        self.delete("starved")?;
+        slots::wait_slot(self.site, "starved", "free", LIMIT)?;
         Ok(())
     }
 

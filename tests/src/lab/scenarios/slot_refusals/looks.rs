@@ -76,6 +76,7 @@ fn devices() -> Result<Vec<Device>> {
     Ok(vec![
         Device::NvmeTwins([drive("twin0")?, drive("twin1")?]),
         Device::NvmesBehindSwitch([drive("left")?, drive("right")?]),
+        Device::NvmesBehindOpenPorts([drive("open0")?, drive("open1")?]),
         Device::BehindPlainBridge,
         Device::DisplaySlot,
         Device::Unresettable,
@@ -95,6 +96,7 @@ fn cases(node: &Node) -> Result<Vec<Case>> {
     let drive = |serial| address_of_drive(node, serial);
     let (twin, other_twin) = (drive("twin0")?, drive("twin1")?);
     let (left, right) = (drive("left")?, drive("right")?);
+    let (open, other_open) = (drive("open0")?, drive("open1")?);
     let (good, many, root) = (drive("good")?, drive("many")?, drive("root")?);
     let display = address_of(node, "0x1234", "0x1111")?;
     let gpu = address_of(node, "0x1af4", "0x1050")?;
@@ -125,6 +127,12 @@ fn cases(node: &Node) -> Result<Vec<Case>> {
             unsafe_,
             &[&right],
         ),
+        Case::new(
+            "root ports without access control services",
+            &open,
+            unsafe_,
+            &[&other_open, "IOMMU group"],
+        ),
         Case::new("no way to reset it", &unresettable, "reset_failed", &[]),
         Case::new(
             "its ways to be reset taken away",
@@ -141,6 +149,19 @@ fn cases(node: &Node) -> Result<Vec<Case>> {
         Case::new("swap", &good, "device_in_use", &["swap"]).with(
             format!("mkswap /dev/{block} && swapon /dev/{block}"),
             format!("swapoff /dev/{block}"),
+        ),
+        Case::new(
+            "a volume of the device mapper",
+            &good,
+            "device_in_use",
+            &["held by dm-0"],
+        )
+        .with(
+            format!(
+                "modprobe dm_mod && dmsetup create --noudevsync volume --table \
+                 \"0 $(cat /sys/class/block/{block}/size) linear /dev/{block} 0\""
+            ),
+            "dmsetup remove --noudevsync --retry volume".to_owned(),
         ),
         Case::new("the host's own system", &root, "device_in_use", &[]),
         Case::new("the host's network", &network, "device_in_use", &["eth0"]),
