@@ -42,4 +42,6 @@ mod stops;
 #[cfg(test)]
 mod system_calls;
 #[cfg(test)]
+mod tenants;
+#[cfg(test)]
 mod tokens;
