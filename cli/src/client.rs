@@ -157,6 +157,37 @@ impl Client {
         self.call("GET", &path, None)
     }
 
+    /// Read something as it comes, without an end to its length or to the time that it takes.
+    pub(crate) fn open(&self, path: &Path) -> Result<Box<dyn io::BufRead>, Failure> {
+        let Some(token) = &self.connection.token else {
+            return Err(Failure::NoToken {
+                tried: self.connection.tried.clone(),
+            });
+        };
+        let response = self
+            .agent
+            .get(format!("{}{}", self.connection.url, path.0))
+            .config()
+            .timeout_global(None)
+            .build()
+            .header("authorization", format!("Bearer {}", token.secret()))
+            .call()
+            .map_err(|error| self.transport_failure(error))?;
+        let status = response.status();
+        let mut body = response.into_body();
+        if status.is_success() {
+            return Ok(Box::new(io::BufReader::new(body.into_reader())));
+        }
+        let bytes = body
+            .read_to_vec()
+            .map_err(|error| self.transport_failure(error))?;
+        Err(Failure::Refused(Box::new(Refusal {
+            status: status.as_u16(),
+            request: format!("GET {}", path.0),
+            body: serde_json::from_slice(&bytes).unwrap_or_default(),
+        })))
+    }
+
     /// Make something or act on it.
     pub(crate) fn post(&self, path: Path, body: Option<&Value>) -> Result<Reply, Failure> {
         self.call("POST", &path, body)

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use berth_agent_core::slot::approval::{ProposeError, RenderApprovalError};
 use berth_api::rest::ErrorCode;
 use berth_inventory::ReadHostError;
+use berth_ledger::bundle::VerifyBundleError;
 use berth_ledger::checkpoint::OpenCheckpointError;
 use berth_ledger::keys::{GenerateKeyError, ReadKeyError};
 use berth_ledger::receipt::{ChainFault, ReceiptError};
@@ -137,6 +138,12 @@ pub(crate) enum Failure {
     /// The ledger is not what it says.
     #[error(transparent)]
     Ledger(#[from] EntryFault),
+    /// An export of the ledger is not what it says.
+    #[error("the export does not verify")]
+    Bundle(#[source] VerifyBundleError),
+    /// It could not be read.
+    #[error("the export could not be read")]
+    ReadBundle(#[source] io::Error),
     /// The ledger's checkpoint is not signed by the key.
     #[error("the ledger's checkpoint is not believed")]
     Checkpoint(#[source] OpenCheckpointError),
@@ -310,6 +317,8 @@ impl Failure {
             | Self::WaitHopeless { .. }
             | Self::Ledger(_)
             | Self::Checkpoint(_)
+            | Self::Bundle(_)
+            | Self::ReadBundle(_)
             | Self::LedgerKey { .. }
             | Self::Receipt { .. }
             | Self::ReceiptChain(_)
@@ -340,6 +349,8 @@ impl Failure {
             Self::WaitHopeless { .. } => "wait_hopeless",
             Self::Ledger(_) => "ledger_broken",
             Self::Checkpoint(_) => "ledger_checkpoint",
+            Self::Bundle(_) => "ledger_export",
+            Self::ReadBundle(_) => "file",
             Self::LedgerKey { .. } => "ledger_key",
             Self::Receipt { .. } => "receipt",
             Self::ReceiptChain(_) => "receipt_chain",
@@ -398,7 +409,8 @@ impl Failure {
             Self::WaitHopeless { .. } => {
                 "See `berthctl vm show` and `berthctl vm console`.".to_owned()
             }
-            Self::Ledger(_) | Self::Checkpoint(_) => {
+            Self::ReadBundle(_) => "Export it again.".to_owned(),
+            Self::Ledger(_) | Self::Checkpoint(_) | Self::Bundle(_) => {
                 "Keep a copy of the database and tell whoever audits this controller.".to_owned()
             }
             Self::LedgerKey { .. } => {

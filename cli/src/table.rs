@@ -106,6 +106,13 @@ impl Table {
         self.rows.push(cells.into());
     }
 
+    /// The rows alone, for output that goes on.
+    #[must_use]
+    pub(crate) fn without_headers(mut self) -> Self {
+        self.headers.clear();
+        self
+    }
+
     /// The text, every line ended, no line with trailing blanks.
     #[must_use]
     pub(crate) fn render(&self, style: Style) -> String {

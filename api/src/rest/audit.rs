@@ -200,3 +200,19 @@ pub struct ConsistencyProof {
     /// RFC 6962's proof, standard base64.
     pub hashes: Vec<String>,
 }
+
+/// Query of `GET /v1/audit/export`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct ExportQuery {
+    /// Whose entries: a tenant's own for a tenant; for an operator this tenant's, or a selection of all.
+    pub tenant_id: Option<String>,
+    /// From this index on.
+    pub from: Option<u64>,
+    /// Below this index.
+    pub to: Option<u64>,
+    /// Whether the tenant's view key is put in: with it the file shows that no entry was left out, and
+    /// whoever has the file can see which leaves of the log are this tenant's.
+    pub view_key: Option<bool>,
+}

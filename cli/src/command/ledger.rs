@@ -1,16 +1,25 @@
 //! `berthctl ledger` and `service-fs`: the same reader of the ledger under two names.
 
+use std::fs::File;
+use std::io::{BufRead as _, BufReader};
+use std::path::PathBuf;
+use std::time::Duration;
+
 use berth_api::rest::{AuditHead, Me};
 use berth_ledger::keys::PublicKey;
 use clap::{Args, Subcommand};
 
 use crate::client::{PAGE, Path};
 use crate::failure::Failure;
-use crate::ledger::filter::{Filter, Filters, Key, ReadEntry};
+use crate::ledger::bundle;
+use crate::ledger::filter::{Filter, Filters, Key, ReadEntry, Since};
 use crate::ledger::pages::{Pages, head};
 use crate::ledger::verify::{Verification, choose_key, open_checkpoint, parse_key};
 use crate::session::Session;
 use crate::table::{Cell, Table, Tone, optional};
+
+/// Pause between two looks for new entries.
+const WATCH_PAUSE: Duration = Duration::from_secs(1);
 
 /// What can be done with the ledger.
 #[derive(Subcommand, Debug)]
@@ -18,10 +27,21 @@ pub(crate) enum LedgerCommand {
     /// Print entries: when, what, for whom, under which token
     Read(ReadArguments),
     /// Check every entry, its place, and that all of them lead to the root that the ledger has signed
+    ///
+    /// With a file, the same for an export, and nothing is asked of a controller.
     Verify {
+        /// A file that `ledger export` wrote
+        #[arg(value_name = "FILE")]
+        file: Option<PathBuf>,
         #[command(flatten)]
         key: KeyArgument,
     },
+    /// Write entries with the proofs that the log has them, to be checked anywhere and for ever
+    ///
+    /// A tenant gets all of its own; an operator chooses a tenant, or gets everything.
+    Export(ExportArguments),
+    /// Print entries as they come, until interrupted
+    Watch(WatchArguments),
     /// Print the log's name, size and root, and the key that it is signed with
     Head,
 }
@@ -40,14 +60,51 @@ pub(crate) struct ReadArguments {
     /// At most this many
     #[arg(long, value_name = "N", default_value_t = 100)]
     limit: usize,
-    /// From this index on
-    #[arg(long, value_name = "INDEX", default_value_t = 0)]
-    since: u64,
+    /// From an index on, a time (2026-11-22T08:00:00Z), or so long ago (90s, 5m, 24h, 30d)
+    #[arg(long, value_name = "WHEN", default_value = "0")]
+    since: Since,
     /// Check the whole ledger first, and print only if it is right
     #[arg(long)]
     verify: bool,
     #[command(flatten)]
     key: KeyArgument,
+}
+
+/// Which entries to wait for.
+#[derive(Args, Debug)]
+pub(crate) struct WatchArguments {
+    /// Only entries with this; may be repeated, all must hold
+    #[arg(long, value_name = "KEY=VALUE")]
+    filter: Vec<Filter>,
+    /// Only entries of this type, such as TENANT_CREATED
+    #[arg(long, value_name = "TYPE")]
+    event_type: Option<String>,
+    /// End after this many
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// From an index on, a time (2026-11-22T08:00:00Z), or so long ago (90s, 5m, 24h, 30d)
+    #[arg(long, value_name = "WHEN", default_value = "0s")]
+    since: Since,
+}
+
+/// What to export.
+#[derive(Args, Debug)]
+pub(crate) struct ExportArguments {
+    /// Into this file instead of standard output
+    #[arg(long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// Only this tenant's (operators)
+    #[arg(long, value_name = "ID")]
+    tenant: Option<String>,
+    /// From this index on
+    #[arg(long, value_name = "INDEX")]
+    from: Option<u64>,
+    /// Below this index
+    #[arg(long, value_name = "INDEX")]
+    to: Option<u64>,
+    /// Put the tenant's view key in: it shows that nothing was left out, and to whom leaves belong
+    #[arg(long)]
+    with_view_key: bool,
 }
 
 /// The key that the caller trusts.
@@ -68,7 +125,13 @@ impl KeyArgument {
 pub(crate) fn run(session: &mut Session, command: LedgerCommand) -> Result<(), Failure> {
     match command {
         LedgerCommand::Read(arguments) => read(session, arguments),
-        LedgerCommand::Verify { key } => {
+        LedgerCommand::Export(arguments) => export(session, &arguments),
+        LedgerCommand::Watch(arguments) => watch(session, arguments),
+        LedgerCommand::Verify {
+            file: Some(file),
+            key,
+        } => verify_file(session, &file, &key),
+        LedgerCommand::Verify { file: None, key } => {
             let pinned = key.parse()?;
             let mut check = start(session, pinned.as_ref())?;
             walk_all(session, &mut check, |_| {})?;
@@ -84,20 +147,102 @@ pub(crate) fn run(session: &mut Session, command: LedgerCommand) -> Result<(), F
     }
 }
 
-fn read(session: &mut Session, arguments: ReadArguments) -> Result<(), Failure> {
-    let mut filters = arguments.filter;
-    filters.extend(arguments.event_type.map(|value| Filter {
+fn verify_file(
+    session: &mut Session,
+    path: &std::path::Path,
+    key: &KeyArgument,
+) -> Result<(), Failure> {
+    let pinned = key.parse()?;
+    let file = File::open(path).map_err(|cause| Failure::File {
+        doing: "reading",
+        path: path.to_owned(),
+        cause,
+    })?;
+    let screen = &mut session.screen;
+    let verified = bundle::verify(BufReader::new(file), pinned.as_ref(), |entries| {
+        if screen.is_live() {
+            screen.progress(&format!("verifying: {entries} entries"));
+        }
+    })?;
+    screen.say(&verified, &verified.sentence(pinned.is_some()))
+}
+
+fn export(session: &mut Session, arguments: &ExportArguments) -> Result<(), Failure> {
+    let path = Path::of(&["v1", "audit", "export"])
+        .with("tenant_id", arguments.tenant.as_deref())
+        .with("from", arguments.from)
+        .with("to", arguments.to)
+        .with("view_key", arguments.with_view_key.then_some(true));
+    let mut lines = session.client.open(&path)?;
+    let Some(name) = &arguments.file else {
+        let mut line = Vec::new();
+        while lines
+            .read_until(b'\n', &mut line)
+            .map_err(Failure::ReadBundle)?
+            > 0
+        {
+            session.screen.write(&line)?;
+            line.clear();
+        }
+        return Ok(());
+    };
+    let failed = |cause| Failure::File {
+        doing: "writing",
+        path: name.clone(),
+        cause,
+    };
+    let mut file = File::create(name).map_err(failed)?;
+    std::io::copy(&mut lines, &mut file).map_err(failed)?;
+    file.sync_all().map_err(failed)?;
+    session
+        .screen
+        .note("check it with `berthctl ledger verify FILE`");
+    Ok(())
+}
+
+/// Print what comes until as many are there as are wanted.
+fn watch(session: &mut Session, arguments: WatchArguments) -> Result<(), Failure> {
+    let filters = filters_of(arguments.filter, arguments.event_type);
+    let mut pages = Pages::new(&session.client, &filters, &arguments.since, PAGE);
+    let mut left = arguments.limit;
+    loop {
+        let page = pages.next_page()?;
+        let is_end = page.is_empty();
+        let read = page.into_iter().map(ReadEntry::from);
+        for entry in read.filter(|entry| filters.admit(entry)) {
+            let one = [entry];
+            let value = one.first().map(|entry| &entry.entry);
+            session
+                .screen
+                .show(&value, || entry_table(&one).without_headers())?;
+            left = left.map(|left| left.saturating_sub(1));
+            if left == Some(0) {
+                return Ok(());
+            }
+        }
+        if is_end {
+            std::thread::sleep(WATCH_PAUSE);
+        }
+    }
+}
+
+fn filters_of(mut filters: Vec<Filter>, event_type: Option<String>) -> Filters {
+    filters.extend(event_type.map(|value| Filter {
         key: Key::EventType,
         value,
     }));
-    let filters = Filters(filters);
+    Filters(filters)
+}
+
+fn read(session: &mut Session, arguments: ReadArguments) -> Result<(), Failure> {
+    let filters = filters_of(arguments.filter, arguments.event_type);
     let pinned = arguments.key.parse()?;
     // One more than is shown tells whether there are more.
     let enough = arguments.limit.saturating_add(1);
     let mut wanted = if arguments.verify {
-        read_verified(session, &filters, arguments.since, enough, pinned.as_ref())?
+        read_verified(session, &filters, &arguments.since, enough, pinned.as_ref())?
     } else {
-        read_as_served(session, &filters, arguments.since, enough)?
+        read_as_served(session, &filters, &arguments.since, enough)?
     };
     let more = wanted.get(arguments.limit).map(|entry| entry.entry.index);
     wanted.truncate(arguments.limit);
@@ -114,7 +259,7 @@ fn read(session: &mut Session, arguments: ReadArguments) -> Result<(), Failure> 
 fn read_as_served(
     session: &Session,
     filters: &Filters,
-    since: u64,
+    since: &Since,
     enough: usize,
 ) -> Result<Vec<ReadEntry>, Failure> {
     let page_size = u32::try_from(enough).unwrap_or(PAGE);
@@ -136,14 +281,14 @@ fn read_as_served(
 fn read_verified(
     session: &mut Session,
     filters: &Filters,
-    since: u64,
+    since: &Since,
     enough: usize,
     pinned: Option<&PublicKey>,
 ) -> Result<Vec<ReadEntry>, Failure> {
     let mut check = start(session, pinned)?;
     let mut wanted = Vec::new();
     walk_all(session, &mut check, |entry| {
-        if entry.entry.index >= since && wanted.len() < enough && filters.admit(&entry) {
+        if since.admits(&entry) && wanted.len() < enough && filters.admit(&entry) {
             wanted.push(entry);
         }
     })?;
@@ -182,7 +327,7 @@ fn walk_all(
     check: &mut Verification,
     mut visit: impl FnMut(ReadEntry),
 ) -> Result<(), Failure> {
-    let mut pages = Pages::new(&session.client, &Filters::default(), 0, PAGE);
+    let mut pages = Pages::new(&session.client, &Filters::default(), &Since::Index(0), PAGE);
     session.screen.progress("verifying");
     while !check.is_complete() {
         let page = pages.next_page()?;

@@ -7,6 +7,8 @@ use std::str::FromStr;
 
 use berth_api::rest::{AuditBody, AuditEntry};
 
+use crate::duration::parse_seconds;
+
 /// What a filter looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Key {
@@ -101,6 +103,69 @@ fn members(body: &AuditBody, key: Key) -> Vec<String> {
         Key::EventType => vec![body.event_type.clone()],
         Key::Outcome => vec![body.outcome.clone()],
         Key::TokenId => one(body.actor.token_id.map(|id| id.to_string())),
+    }
+}
+
+/// Where to begin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Since {
+    /// At an index.
+    Index(u64),
+    /// At a time, as the API takes it.
+    Time(jiff::Timestamp),
+}
+
+impl FromStr for Since {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(index) = text.parse() {
+            return Ok(Self::Index(index));
+        }
+        if let Ok(time) = text.parse() {
+            return Ok(Self::Time(time));
+        }
+        let seconds = parse_seconds(text)
+            .ok()
+            .and_then(|seconds| i64::try_from(seconds).ok())
+            .ok_or("write an index, a time such as 2026-11-22T08:00:00Z, or 90s, 5m, 24h, 30d")?;
+        let now = jiff::Timestamp::now().as_second();
+        jiff::Timestamp::from_second(now.saturating_sub(seconds))
+            .map(Self::Time)
+            .map_err(|_| "that is before all time".to_owned())
+    }
+}
+
+impl Since {
+    /// The least index that can match.
+    #[must_use]
+    pub(crate) fn index(&self) -> u64 {
+        match self {
+            Self::Index(index) => *index,
+            Self::Time(_) => 0,
+        }
+    }
+
+    /// The time for the controller to select by.
+    #[must_use]
+    pub(crate) fn time(&self) -> Option<String> {
+        match self {
+            Self::Index(_) => None,
+            Self::Time(time) => Some(time.to_string()),
+        }
+    }
+
+    /// Whether an entry is not older.
+    #[must_use]
+    pub(crate) fn admits(&self, entry: &ReadEntry) -> bool {
+        match self {
+            Self::Index(index) => entry.entry.index >= *index,
+            Self::Time(since) => entry
+                .body
+                .as_ref()
+                .and_then(|body| body.time.parse::<jiff::Timestamp>().ok())
+                .is_some_and(|time| time >= *since),
+        }
     }
 }
 

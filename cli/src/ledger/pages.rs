@@ -4,7 +4,7 @@ use berth_api::rest::{AuditEntry, AuditHead, Page};
 
 use crate::client::{Client, PAGE, Path};
 use crate::failure::Failure;
-use crate::ledger::filter::{Filters, Key};
+use crate::ledger::filter::{Filters, Key, Since};
 
 /// The ledger's head as the controller shows it.
 pub(crate) fn head(client: &Client) -> Result<AuditHead, Failure> {
@@ -23,7 +23,12 @@ pub(crate) struct Pages<'a> {
 impl<'a> Pages<'a> {
     /// All that match from `since` on, `page_size` (1 to 1000) at a time.
     #[must_use]
-    pub(crate) fn new(client: &'a Client, filters: &Filters, since: u64, page_size: u32) -> Self {
+    pub(crate) fn new(
+        client: &'a Client,
+        filters: &Filters,
+        since: &Since,
+        page_size: u32,
+    ) -> Self {
         let path = Path::of(&["v1", "audit", "entries"])
             .with("tenant_id", filters.value_of(Key::TenantId))
             .with("event_type", filters.value_of(Key::EventType))
@@ -31,11 +36,12 @@ impl<'a> Pages<'a> {
             .with("node_id", filters.value_of(Key::NodeId))
             .with("slot_id", filters.value_of(Key::SlotId))
             .with("outcome", filters.value_of(Key::Outcome))
-            .with("token_id", filters.value_of(Key::TokenId));
+            .with("token_id", filters.value_of(Key::TokenId))
+            .with("since", since.time());
         Self {
             client,
             path,
-            next: since,
+            next: since.index(),
             page_size: page_size.clamp(1, PAGE),
         }
     }

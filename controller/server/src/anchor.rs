@@ -104,7 +104,10 @@ impl Anchor {
         let write = || {
             std::fs::create_dir_all(folder)?;
             let held = File::open(folder)?;
-            let temporary = self.path.with_extension("new");
+            // Two controllers of one machine may share the anchor.
+            let temporary = self
+                .path
+                .with_extension(format!("{}.new", std::process::id()));
             let mut file = OpenOptions::new()
                 .write(true)
                 .create(true)

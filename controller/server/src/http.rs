@@ -10,6 +10,7 @@ mod body;
 mod console;
 mod describe;
 mod events;
+mod export;
 mod frame;
 mod gate;
 mod health;
@@ -200,6 +201,7 @@ fn for_tenants(routes: Table) -> Table {
         .add(Post, "/v1/tokens/verify", anybody, VERIFY, tokens::verify)
         .add(Get, "/v1/audit/entries", auditor, ENTRIES, audit::entries)
         .add(Get, "/v1/audit/head", auditor, HEAD, audit::head)
+        .add(Get, "/v1/audit/export", auditor, EXPORT, export::export)
         .add(Get, inclusion, auditor, INCLUSION, audit::inclusion)
         .add(Get, consistency, auditor, CONSISTENCY, audit::consistency)
         .add(Get, "/v1/events", auditor, STREAM, events::stream)
@@ -266,6 +268,10 @@ const VERIFY: Says = Says(
     &[],
 );
 const ENTRIES: Says = Says("Entries of the ledger in their order", NAMES_TENANT);
+const EXPORT: Says = Says(
+    "Entries with their proofs, one JSON line each, which verify without a network",
+    NAMES_TENANT,
+);
 const STREAM: Says = Says(
     "What happens, in the ledger's order, as server-sent events; goes on where `since` says",
     &[Code::RevisionGone, Code::RateLimited],

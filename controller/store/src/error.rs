@@ -68,6 +68,9 @@ pub enum StoreError {
         /// Which value.
         what: &'static str,
     },
+    /// More changes wait already than can be recorded soon.
+    #[error("too many changes wait to be recorded")]
+    Busy,
     /// The writing thread is gone.
     #[error("the database's writing thread has ended")]
     Stopped,
@@ -79,7 +82,7 @@ impl StoreError {
     #[must_use]
     pub fn is_unavailable(&self) -> bool {
         match self {
-            Self::Ledger(_) | Self::Commit(_) | Self::Stopped => true,
+            Self::Ledger(_) | Self::Commit(_) | Self::Busy | Self::Stopped => true,
             Self::Sql(cause) => cause.is_unavailable(),
             Self::Corrupt { .. } | Self::Unstorable { .. } => false,
         }

@@ -14,6 +14,8 @@ mod idempotency;
 mod ledger;
 mod log;
 mod log_check;
+mod log_epoch;
+mod log_tree;
 mod nodes;
 mod operations;
 mod placement;

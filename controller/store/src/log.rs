@@ -1,4 +1,4 @@
-//! The log's tree in the database: its head, the sealing of a batch, its nodes and tiles.
+//! The log in the database: its head, and the sealing of a batch.
 //!
 //! A batch of changes is one transaction, and its entries are sealed into the tree at the end of it,
 //! before the commit: leaves, nodes, root, signed checkpoint, head. Nothing of the tree is kept in
@@ -7,33 +7,20 @@
 
 use std::fmt;
 
-use berth_api::ids::ControllerId;
 use berth_ledger::checkpoint::{Checkpoint, OpenCheckpointError, SignedCheckpoint};
 use berth_ledger::keys::{PublicKey, SigningKey};
-use berth_ledger::leaf::{LEAF_BYTES, LeafKind, ViewKey};
-use berth_ledger::merkle::{
-    BuildProofError, Frontier, Hash, Node, consistency_proof, inclusion_proof, leaf_hash,
-    root_from_nodes,
-};
+use berth_ledger::leaf::{LEAF_BYTES, ViewKey};
+use berth_ledger::merkle::{Frontier, Hash, leaf_hash};
 use berth_ledger::note::{KeyKind, KeyName, Signer, Vkey};
-use berth_ledger::tile::{Resource, encode_entry};
-use serde_json::{Value, json};
 
 use crate::error::StoreError;
-use crate::ledger::{COLUMNS, Cause, NewEvent, StoredEntry, storable, stored_entry};
-use crate::sql::{Connection, OptionalExtension as _, SqlError};
-use crate::store::{Db, Keys};
-use crate::tenants::object;
-use crate::writer::WriteTx;
-
-/// The epoch that every log begins with.
-const FIRST_EPOCH: u64 = 1;
-/// What the origins of logs begin with whose operator gave no name of their own. `.internal` is
-/// reserved for private use.
-const DEFAULT_DOMAIN: &str = "ledger.berth.internal";
+use crate::ledger::{COLUMNS, StoredEntry, stored_entry};
+use crate::log_tree::TreeNodes;
+use crate::sql::{Connection, SqlError};
+use crate::store::Keys;
 
 /// What stands for a stored hash that is missing or cut: no tree leads to it.
-const NO_HASH: Hash = Hash([0; 32]);
+pub(crate) const NO_HASH: Hash = Hash([0; 32]);
 
 /// Which log, and where it ends.
 #[derive(Clone, PartialEq, Eq)]
@@ -50,7 +37,7 @@ pub struct LogHead {
     pub at: i64,
     /// The signed checkpoint.
     pub note: String,
-    view_secret: [u8; 32],
+    pub(crate) view_secret: [u8; 32],
 }
 
 /// The ledger as it stands inside a writing transaction.
@@ -99,7 +86,7 @@ pub enum LogFault {
         /// Which entry.
         index: u64,
     },
-    /// An entry can be found by what it does not say, or cannot by what it says.
+    /// An entry cannot be found by what it says.
     #[error("entry {index}: what it can be found by is not what its body says")]
     Terms {
         /// Which entry.
@@ -138,6 +125,9 @@ pub enum LogError {
     /// It could not be read or written.
     #[error("the ledger could not be read or written")]
     Sql(#[from] SqlError),
+    /// The transaction did not commit; whether it will be there after a restart is not known.
+    #[error("the transaction did not commit")]
+    Commit(#[source] SqlError),
     /// The first entry of a log could not be appended.
     #[error("the first entry of the log could not be appended")]
     Beginning(#[source] Box<StoreError>),
@@ -174,7 +164,7 @@ impl LogHead {
         ViewKey::derive(&self.view_secret, stream)
     }
 
-    fn signed(&self, key: &SigningKey) -> Result<String, LogFault> {
+    pub(crate) fn signed(&self, key: &SigningKey) -> Result<String, LogFault> {
         let seed = SigningKey::from_seed(key.seed()).map_err(|_| LogFault::Key)?;
         let signer = Signer::new(self.origin()?, seed);
         let checkpoint = Checkpoint {
@@ -342,253 +332,6 @@ pub(crate) fn stored_head(conn: &Connection) -> crate::sql::Result<LogHead> {
                 view_secret: row.get::<_, Vec<u8>>(6)?.try_into().unwrap_or_default(),
             })
         })
-}
-
-/// The stored nodes of one epoch.
-pub(crate) struct TreeNodes<'c> {
-    conn: &'c Connection,
-    epoch: u64,
-}
-
-impl<'c> TreeNodes<'c> {
-    pub(crate) fn of(conn: &'c Connection, epoch: u64) -> Self {
-        Self { conn, epoch }
-    }
-
-    pub(crate) fn read(&self, node: Node) -> crate::sql::Result<Hash> {
-        let hash: Option<Vec<u8>> = self
-            .conn
-            .prepare_cached(
-                "SELECT hash FROM ledger_node WHERE epoch = ?1 AND level = ?2 AND idx = ?3",
-            )?
-            .query_row((self.epoch, node.level, node.index), |row| row.get(0))
-            .optional()?;
-        Ok(hash
-            .and_then(|hash| Hash::from_bytes(&hash))
-            .unwrap_or(NO_HASH))
-    }
-
-    fn store(&self, node: Node, hash: Hash) -> crate::sql::Result<()> {
-        self.conn
-            .prepare_cached(
-                "INSERT INTO ledger_node (epoch, level, idx, hash) VALUES (?1, ?2, ?3, ?4)",
-            )?
-            .execute((self.epoch, node.level, node.index, hash.0.as_slice()))?;
-        Ok(())
-    }
-
-    /// The hashes of neighbours from `first` on, one after the other.
-    fn row_of(&self, first: Node, count: u64) -> crate::sql::Result<Vec<u8>> {
-        let mut select = self.conn.prepare_cached(
-            "SELECT hash FROM ledger_node WHERE epoch = ?1 AND level = ?2 AND idx >= ?3 AND idx < ?4
-             ORDER BY idx",
-        )?;
-        let end = first.index.saturating_add(count);
-        let hashes = select
-            .query_map((self.epoch, first.level, first.index, end), |row| {
-                row.get::<_, Vec<u8>>(0)
-            })?
-            .collect::<Result<Vec<_>, _>>()?;
-        Ok(hashes.concat())
-    }
-}
-
-impl Db<'_> {
-    /// Which log is written here, and where it ends.
-    pub fn log_head(&self) -> Result<LogHead, StoreError> {
-        Ok(stored_head(self.conn)?)
-    }
-
-    fn tree_nodes(&self) -> Result<TreeNodes<'_>, StoreError> {
-        Ok(TreeNodes::of(self.conn, self.log_head()?.epoch))
-    }
-
-    /// The root that the log had at a size that it has reached.
-    pub fn root_at(&self, size: u64) -> Result<Hash, StoreError> {
-        let nodes = self.tree_nodes()?;
-        Ok(root_from_nodes(size, |node| nodes.read(node))?)
-    }
-
-    /// That an entry is in the tree of a size that the log has reached.
-    pub fn prove_inclusion(
-        &self,
-        index: u64,
-        size: u64,
-    ) -> Result<Vec<Hash>, BuildProofError<SqlError>> {
-        let nodes = self.nodes_for_proof()?;
-        inclusion_proof(index, size, |node| nodes.read(node))
-    }
-
-    /// That the tree of one size is the beginning of the tree of a later one.
-    pub fn prove_consistency(
-        &self,
-        from: u64,
-        to: u64,
-    ) -> Result<Vec<Hash>, BuildProofError<SqlError>> {
-        let nodes = self.nodes_for_proof()?;
-        consistency_proof(from, to, |node| nodes.read(node))
-    }
-
-    fn nodes_for_proof(&self) -> Result<TreeNodes<'_>, BuildProofError<SqlError>> {
-        let head = stored_head(self.conn).map_err(BuildProofError::Read)?;
-        Ok(TreeNodes::of(self.conn, head.epoch))
-    }
-
-    /// The bytes of a tile or an entry bundle (C2SP tlog-tiles); `None` where a log of `size` entries,
-    /// which this one has reached, does not publish it.
-    pub fn published(&self, resource: &Resource, size: u64) -> Result<Option<Vec<u8>>, StoreError> {
-        match resource {
-            Resource::Checkpoint => Ok(None),
-            Resource::Tile(tile) if tile.is_in(size) => {
-                let nodes = self.tree_nodes()?;
-                let mut places = tile.nodes();
-                let first = places.next();
-                let row = first.map(|first| nodes.row_of(first, u64::from(tile.width())));
-                Ok(row.transpose()?)
-            }
-            Resource::Entries(bundle) if bundle.entries().end <= size => {
-                self.bundle(bundle.entries()).map(Some)
-            }
-            Resource::Tile(_) | Resource::Entries(_) => Ok(None),
-        }
-    }
-
-    fn bundle(&self, entries: std::ops::Range<u64>) -> Result<Vec<u8>, StoreError> {
-        let epoch = self.log_head()?.epoch;
-        let mut select = self.conn.prepare_cached(
-            "SELECT leaf FROM ledger_entry WHERE epoch = ?1 AND idx >= ?2 AND idx < ?3 ORDER BY idx",
-        )?;
-        let range = (epoch, storable(entries.start), storable(entries.end));
-        let leaves = select.query_map(range, |row| row.get::<_, Vec<u8>>(0))?;
-        let mut bundle = Vec::new();
-        for leaf in leaves {
-            encode_entry(&mut bundle, &leaf?).map_err(|_| StoreError::Corrupt { what: "leaf" })?;
-        }
-        Ok(bundle)
-    }
-}
-
-/// Begin the first log of a database that has none. Repeatable. Entries of the chain that came
-/// before the tree are kept and committed to by the first entry.
-pub(crate) fn begin_first(
-    conn: &Connection,
-    keys: &Keys,
-    controller: ControllerId,
-    now: i64,
-) -> Result<(), LogError> {
-    conn.begin_write()?;
-    let begun = begin_if_none(conn, keys, controller, now);
-    match begun {
-        Ok(()) => Ok(conn.commit()?),
-        Err(error) => {
-            conn.abandon();
-            Err(error)
-        }
-    }
-}
-
-fn begin_if_none(
-    conn: &Connection,
-    keys: &Keys,
-    controller: ControllerId,
-    now: i64,
-) -> Result<(), LogError> {
-    let known: u64 = conn.query_row("SELECT COUNT(*) FROM ledger_head", [], |row| row.get(0))?;
-    if known > 0 {
-        return Ok(());
-    }
-    let mut head = LogHead {
-        name: format!("{DEFAULT_DOMAIN}/{controller}"),
-        epoch: FIRST_EPOCH,
-        size: 0,
-        root: Hash::of_empty_tree(),
-        at: now,
-        note: String::new(),
-        view_secret: *SigningKey::generate().map_err(|_| LogFault::Key)?.seed(),
-    };
-    head.note = head.signed(&keys.ledger)?;
-    conn.execute(
-        "INSERT INTO ledger_head (one, name, epoch, size, root, at, note, view_secret)
-         VALUES (1, ?1, ?2, 0, ?3, ?4, ?5, ?6)",
-        (
-            &head.name,
-            head.epoch,
-            head.root.0.as_slice(),
-            head.at,
-            &head.note,
-            head.view_secret.as_slice(),
-        ),
-    )?;
-    let chain: Option<(u64, String)> = conn
-        .query_row(
-            "SELECT idx + 1, hash FROM ledger_event ORDER BY idx DESC LIMIT 1",
-            [],
-            |row| Ok((row.get(0)?, row.get(1)?)),
-        )
-        .optional()?;
-    let Some((size, hash)) = chain else {
-        return Ok(());
-    };
-    let mut tx = WriteTx {
-        db: Db { conn, now },
-        keys,
-        log: OpenLog::begin(conn, now)?,
-    };
-    tx.append_beginning(json!({ "form": "chain", "size": size, "hash": hash }))
-        .map_err(|cause| LogError::Beginning(Box::new(cause)))?;
-    tx.log.seal(conn, keys)
-}
-
-impl WriteTx<'_> {
-    /// The first entry of a log that others came before: which ones, as far as is known.
-    fn append_beginning(&mut self, previous: Value) -> Result<(), StoreError> {
-        let event = NewEvent {
-            event_type: "LEDGER_EPOCH_BEGUN",
-            outcome: "completed",
-            detail: object(json!({ "previous": previous })),
-            ..NewEvent::default()
-        };
-        self.append_kind(LeafKind::EpochStart, event, &Cause::controller())?;
-        Ok(())
-    }
-
-    /// End this log and begin the next one, whose first entry carries the newest checkpoint that is
-    /// known of the one that ends. Nothing may have been appended in this transaction.
-    pub(crate) fn begin_next_log(
-        &mut self,
-        last_known: Option<&str>,
-        reason: &str,
-    ) -> Result<(), StoreError> {
-        let unstorable = |_| StoreError::Unstorable { what: "new log" };
-        let old = self.log.head.clone();
-        let mut head = LogHead {
-            epoch: old.epoch.saturating_add(1),
-            size: 0,
-            root: Hash::of_empty_tree(),
-            at: self.log.at,
-            note: String::new(),
-            ..old.clone()
-        };
-        head.note = head.signed(&self.keys.ledger).map_err(unstorable)?;
-        self.conn.execute(
-            "UPDATE ledger_head SET epoch = ?1, size = 0, root = ?2, at = ?3, note = ?4
-             WHERE epoch = ?5",
-            (
-                head.epoch,
-                head.root.0.as_slice(),
-                head.at,
-                &head.note,
-                old.epoch,
-            ),
-        )?;
-        self.log.head = head;
-        self.append_beginning(json!({
-            "form": "log",
-            "checkpoint": last_known.unwrap_or(&old.note),
-            "kept_entries": old.size,
-            "reason": reason,
-        }))
-    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,8 @@ use berth_ledger::merkle::{Frontier, Hash, root_from_nodes};
 use berth_ledger::tenant_view::{FIRST_SEQUENCE, NO_PREVIOUS};
 
 use crate::ledger::{COLUMNS, EPOCH_STREAM, StoredEntry, stored_entry, stream_of, terms_of};
-use crate::log::{LogError, LogFault, LogHead, TreeNodes, check_entry, stored_head};
+use crate::log::{LogError, LogFault, LogHead, check_entry, stored_head};
+use crate::log_tree::TreeNodes;
 use crate::sql::Connection;
 use crate::store::Db;
 

@@ -14,7 +14,7 @@ use crate::rows::{clock_ms, parsed};
 use crate::seen_changes::SeenChanges;
 use crate::sql::{Connection, OptionalExtension as _, SqlError};
 use crate::writer::{WriteTx, Writer};
-use crate::{log, log_check, schema};
+use crate::{log_check, log_epoch, schema};
 
 /// The keys that sign inside transactions.
 #[derive(Debug)]
@@ -68,7 +68,7 @@ impl Store {
         let conn = prepared(&database)?;
         let controller_id = identity(&conn, &database)?;
         let ledger_key = keys.ledger.public();
-        log::begin_first(&conn, &keys, controller_id, clock_ms())
+        log_epoch::begin_first(&conn, &keys, controller_id, clock_ms())
             .map_err(OpenStoreError::Ledger)?;
         log_check::check_end(&conn, &ledger_key).map_err(OpenStoreError::Ledger)?;
         let last = last_change(&conn).map_err(|cause| not_opened(&database, cause))?;

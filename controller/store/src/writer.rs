@@ -5,7 +5,7 @@
 
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
 use crate::database::{Database, WriterLink};
 use crate::error::StoreError;
@@ -20,6 +20,8 @@ use crate::store::{Db, Keys};
 pub const WRITER_THREAD: &str = "store-writer";
 /// Most changes that share one commit.
 const MAX_BATCH: usize = 64;
+/// Most changes that wait. What cannot be recorded soon is refused at once, and does not happen.
+const MAX_WAITING: usize = 4096;
 
 /// One change inside the writing transaction. What it can do stands beside each table.
 #[derive(Debug)]
@@ -41,6 +43,7 @@ impl<'c> Deref for WriteTx<'c> {
 #[derive(Clone)]
 enum Unwritten {
     Stopped,
+    Busy,
     Commit(Arc<LogError>),
 }
 
@@ -75,6 +78,7 @@ where
         let answer = match (commit, self.result) {
             (Ok(()), Some(result)) => result,
             (Ok(()), None) | (Err(Unwritten::Stopped), _) => Err(StoreError::Stopped),
+            (Err(Unwritten::Busy), _) => Err(StoreError::Busy),
             (Err(Unwritten::Commit(cause)), _) => Err(StoreError::Commit(cause)),
         };
         (self.done)(answer);
@@ -83,7 +87,7 @@ where
 
 /// The way to the writing thread. The thread ends when this is dropped.
 pub(crate) struct Writer {
-    jobs: Sender<Box<dyn Job>>,
+    jobs: SyncSender<Box<dyn Job>>,
 }
 
 impl Writer {
@@ -93,7 +97,7 @@ impl Writer {
         seen: Arc<SeenChanges>,
         keys: Keys,
     ) -> std::io::Result<Self> {
-        let (jobs, waiting) = channel();
+        let (jobs, waiting) = sync_channel(MAX_WAITING);
         let link = WriterLink::new(database.clone(), conn, seen);
         std::thread::Builder::new()
             .name(WRITER_THREAD.to_owned())
@@ -111,8 +115,10 @@ impl Writer {
             result: None,
             done,
         });
-        if let Err(refused) = self.jobs.send(job) {
-            refused.0.finish(Err(Unwritten::Stopped));
+        match self.jobs.try_send(job) {
+            Ok(()) => {}
+            Err(TrySendError::Full(job)) => job.finish(Err(Unwritten::Busy)),
+            Err(TrySendError::Disconnected(job)) => job.finish(Err(Unwritten::Stopped)),
         }
     }
 }
@@ -126,10 +132,15 @@ fn write_until_closed(mut link: WriterLink, keys: &Keys, waiting: &Receiver<Box<
             Ok(()) => link.committed(),
             Err(_) => link.give_up(),
         }
+        let is_disk_lost =
+            matches!(&commit, Err(LogError::Commit(cause)) if cause.is_disk_failure());
         let commit = commit.map_err(|cause| Unwritten::Commit(Arc::new(cause)));
         for job in batch {
             job.finish(commit.clone());
         }
+        // After a flush that failed the page cache and the disk may differ for ever, and a second flush
+        // would say that all is well. Only a new process reads what is there.
+        assert!(!is_disk_lost, "the disk did not take a commit");
     }
 }
 
@@ -158,8 +169,7 @@ fn write_batch(
         }
     }
     tx.log.seal(conn, keys)?;
-    conn.commit()?;
-    Ok(())
+    conn.commit().map_err(LogError::Commit)
 }
 
 #[cfg(test)]

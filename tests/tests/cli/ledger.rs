@@ -139,6 +139,72 @@ fn an_entry_that_was_changed_is_named() {
     assert_eq!(read.expect(1).complains(&complaint).stdout, "");
 }
 
+#[test]
+fn an_export_verifies_without_a_controller_and_a_changed_byte_does_not() {
+    let bench = bench_with_two_tenants();
+    let token = bench.tenant_token("acme-corp");
+    let file = bench.path("acme.jsonl");
+    let key = bench
+        .berthctl(&["ledger", "head", "--json"])
+        .expect(0)
+        .json()["public_key"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let mut export = vec!["ledger", "export", "--with-view-key", "--file"];
+    export.push(&file);
+    bench.berthctl_as(&token, &export).expect(0);
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert!(!text.contains("rival"), "{text}");
+    let verify = ["ledger", "verify", &file, "--public-key", &key];
+    bench.without_controller(|| {
+        bench
+            .berthctl(&verify)
+            .expect(0)
+            .shows("all of one tenant from its first on, with the tags of its sequence")
+            .shows("the key that you gave");
+    });
+    let other = ["ledger", "verify", &file, "--public-key", OTHER_KEY];
+    bench.berthctl(&other).expect(1).complains("ledger_export");
+    let without_second = text.lines().enumerate().filter(|(n, _)| *n != 1);
+    let kept: Vec<_> = without_second.map(|(_, line)| line).collect();
+    for changed in [
+        text.replacen("completed", "accepted!", 1),
+        text.replacen("TENANT_CREATED", "TENANT_DELETED", 1),
+        kept.join("\n") + "\n",
+        text.lines().next().unwrap().to_owned() + "\n",
+    ] {
+        std::fs::write(&file, changed).unwrap();
+        bench.berthctl(&verify).expect(1).complains("ledger_export");
+    }
+}
+
+#[test]
+fn entries_are_followed_as_they_come() {
+    let bench = bench_with_two_tenants();
+    let watched = bench.berthctl(&[
+        "ledger",
+        "watch",
+        "--since",
+        "1h",
+        "--event-type",
+        "TENANT_CREATED",
+        "--limit",
+        "3",
+    ]);
+    assert_eq!(watched.expect(0).stdout.lines().count(), 3);
+    let read = ["ledger", "read", "--no-headers", "--since"];
+    let since = |when: &str| {
+        let arguments: Vec<&str> = read.iter().copied().chain([when]).collect();
+        bench.berthctl(&arguments).expect(0).stdout.lines().count()
+    };
+    assert!(since("1h") >= 3);
+    assert_eq!(since("2999-01-01T00:00:00Z"), 0);
+    bench
+        .berthctl(&["ledger", "read", "--since", "yesterday"])
+        .expect(2);
+}
+
 /// A man in the middle who replaces a text by another of the same length in every reply.
 fn liar(upstream: &str, truth: &'static str, lie: &'static str) -> String {
     assert_eq!(truth.len(), lie.len());

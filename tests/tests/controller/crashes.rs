@@ -241,3 +241,87 @@ fn init_twice_changes_nothing() {
     assert!(controller.offline(&["init"]).status.success());
     assert_eq!(before, read());
 }
+
+/// Copy the database's files into another folder, or back. Nobody has them open.
+fn copy_database(from: &std::path::Path, to: &std::path::Path) {
+    for name in ["berth.db", "berth.db-wal", "berth.db-shm"] {
+        let target = to.join(name);
+        if target.exists() {
+            std::fs::remove_file(&target).unwrap();
+        }
+        if from.join(name).exists() {
+            std::fs::copy(from.join(name), target).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_database_that_went_back_in_time_is_not_served() {
+    let mut controller = Controller::start_on(crate::database::TestDatabase::sqlite);
+    controller.tenant("acme", 1);
+    controller.kill();
+    let yesterday = tempfile::tempdir().unwrap();
+    copy_database(controller.folder(), yesterday.path());
+    controller.restart();
+    let admin = controller.admin();
+    let later = admin
+        .post("/v1/tenants", &crate::harness::tenant_body("later", 1))
+        .expect(201)
+        .json();
+    // A proof is given under a checkpoint that was anchored before it was shown.
+    let index = later["audit_index"].as_u64().unwrap();
+    let proof = admin
+        .get(&format!("/v1/audit/proof/inclusion?index={index}"))
+        .expect(200)
+        .json();
+    assert!(proof["size"].as_u64().unwrap() > index);
+    assert!(
+        proof["tlog_proof"]
+            .as_str()
+            .unwrap()
+            .starts_with("c2sp.org/tlog-proof@v1\n")
+    );
+    controller.kill();
+    copy_database(yesterday.path(), controller.folder());
+    let refused = controller.offline(&["serve", "--listen", "127.0.0.1:0"]);
+    assert_eq!(refused.status.code(), Some(78), "{refused:?}");
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(said.contains("went back in time"), "{said}");
+    assert!(said.contains("new-epoch"), "{said}");
+    let begun = controller.offline(&["new-epoch", "--reason", "the newer disk burnt"]);
+    assert!(begun.status.success(), "{begun:?}");
+    controller.restart();
+    let admin = controller.admin();
+    let head = admin.get("/v1/audit/head").expect(200).json();
+    assert!(head["origin"].as_str().unwrap().ends_with("/e2"), "{head}");
+    let first = &audit_bodies(&admin, "event_type=LEDGER_EPOCH_BEGUN")[0]["detail"]["previous"];
+    assert_eq!(first["reason"], "the newer disk burnt");
+    let known = first["checkpoint"].as_str().unwrap();
+    assert!(
+        known.contains(&format!("/e1\n{}\n", proof["size"])),
+        "{known}"
+    );
+    controller.assert_sound();
+}
+
+#[test]
+fn an_anchor_of_another_history_is_not_served_over() {
+    let mut controller = Controller::start_on(crate::database::TestDatabase::sqlite);
+    controller.tenant("acme", 1);
+    controller.kill();
+    let anchor = controller.folder().join("anchor/checkpoint");
+    let note = std::fs::read_to_string(&anchor).unwrap();
+    for (wrong, words) in [
+        (note.replace("/e1\n", "/e9\n"), "is not a checkpoint"),
+        ("nonsense".to_owned(), "is not a checkpoint"),
+    ] {
+        std::fs::write(&anchor, wrong).unwrap();
+        let refused = controller.offline(&["serve", "--listen", "127.0.0.1:0"]);
+        assert_eq!(refused.status.code(), Some(78), "{refused:?}");
+        let said = String::from_utf8(refused.stderr).unwrap();
+        assert!(said.contains(words), "{said}");
+    }
+    std::fs::write(&anchor, note).unwrap();
+    controller.restart();
+    controller.admin().get("/v1/audit/head").expect(200);
+}

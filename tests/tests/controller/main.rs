@@ -44,6 +44,8 @@ mod slots;
 #[cfg(test)]
 mod stops;
 #[cfg(test)]
+mod system_calls;
+#[cfg(test)]
 mod tenants;
 #[cfg(test)]
 mod token_attacks;

@@ -7,7 +7,8 @@ use berth_ledger::merkle::{Frontier, leaf_hash, verify_consistency, verify_inclu
 use berth_ledger::tile::{Resource, Tile};
 
 use super::*;
-use crate::ledger::EntryFilter;
+use crate::error::StoreError;
+use crate::ledger::{Cause, EntryFilter, NewEvent};
 use crate::store::Store;
 
 fn keys() -> Keys {

@@ -68,6 +68,26 @@ impl SqlError {
     }
 }
 
+impl SqlError {
+    /// Whether a disk here failed, rather than being full or absent.
+    #[must_use]
+    pub fn is_disk_failure(&self) -> bool {
+        match self {
+            Self::Sqlite(cause) => {
+                cause.sqlite_error_code() == Some(rusqlite::ErrorCode::SystemIoFailure)
+            }
+            Self::NoRows
+            | Self::Column { .. }
+            | Self::TooLarge
+            | Self::ParameterCount { .. }
+            | Self::Postgres(_)
+            | Self::Unreachable
+            | Self::ConnectTimeout
+            | Self::Runtime(_) => false,
+        }
+    }
+}
+
 /// Classes of SQLSTATE that say nothing against the statement: connection, read-only server, conflict
 /// with others, resources, locks that did not come, an operator's hand, the system.
 fn is_about_the_server(code: &tokio_postgres::error::SqlState) -> bool {
