@@ -32,6 +32,7 @@ pub const CLOCK_SKEW_SECONDS: i64 = 60;
 
 /// A DSSE envelope (<https://github.com/secure-systems-lab/dsse>, version 1.0.2) with Ed25519.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct SignedEnvelope {
     /// What the payload is.
@@ -45,6 +46,7 @@ pub struct SignedEnvelope {
 
 /// One signature of a [`SignedEnvelope`].
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct EnvelopeSignature {
     /// Standard base64 of the signer's 32-byte public key.
@@ -91,6 +93,7 @@ pub struct EnrollRequest {
 
 /// The controller's answer to an [`EnrollRequest`].
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct EnrollReply {
     /// The node's id from here on.
@@ -156,6 +159,7 @@ pub struct SyncRequest {
 
 /// The controller's answer to a [`SyncRequest`].
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct SyncReply {
     /// Tasks that the node has not answered yet, oldest first. The same task comes again until its
@@ -233,6 +237,7 @@ pub enum TaskAction {
 
 /// How a VM is stopped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum StopMode {
     /// Press the power button first.

@@ -89,6 +89,11 @@ macro_rules! typed_id { ($($(#[$doc:meta])* $name:ident = $prefix:literal),* $(,
             text.parse().map_err(serde::de::Error::custom)
         }
     }
+
+    text_schema!(
+        $name,
+        concat!("^", $prefix, "_[0-7][0-9a-hjkmnp-tv-z]{25}$")
+    );
 )*}}
 
 typed_id! {
@@ -123,6 +128,8 @@ macro_rules! label_id { ($($(#[$doc:meta])* $name:ident, $error:ident, $problem:
     #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize)]
     #[serde(transparent)]
     pub struct $name(String);
+
+    text_schema!($name, "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$");
 
     /// Why a text is not such an id.
     #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -5,6 +5,9 @@
 //! say to each other, `vmm` what the agent says to one VMM process.
 #![forbid(unsafe_code)]
 
+#[macro_use]
+mod schema;
+
 pub mod agent;
 pub mod ids;
 pub mod pci;

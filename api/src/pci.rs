@@ -19,6 +19,11 @@ pub struct PciAddress {
     pub function: u8,
 }
 
+text_schema!(
+    PciAddress,
+    "^[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\\.[0-7]$"
+);
+
 /// Why a text is not a PCI address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a PCI address is written as 0000:01:00.0")]
@@ -85,6 +90,8 @@ impl<'de> Deserialize<'de> for PciAddress {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PciId(pub u16);
 
+text_schema!(PciId, "^[0-9a-f]{4}$");
+
 /// Why a text is not such a number.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a PCI id is four lower-case hex digits, such as 1b36")]
@@ -130,6 +137,7 @@ impl<'de> Deserialize<'de> for PciId {
 /// Base class, subclass and programming interface, as config space has them from offset 9 on:
 /// `0x010802` is an NVMe drive.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(transparent)]
 pub struct PciClass(pub u32);
 

@@ -6,6 +6,7 @@
 
 mod audit;
 mod error;
+mod event;
 mod node;
 mod slot;
 mod tenant;
@@ -14,11 +15,14 @@ mod vm;
 
 pub use audit::*;
 pub use error::*;
+pub use event::*;
 pub use node::*;
 pub use slot::*;
 pub use tenant::*;
 pub use token::*;
 pub use vm::*;
+
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +31,7 @@ pub const DEFAULT_URL: &str = "http://127.0.0.1:9221";
 
 /// A page of a list.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Page<T> {
     /// Objects in creation order.
     pub items: Vec<T>,
@@ -36,6 +41,7 @@ pub struct Page<T> {
 
 /// Query of every list.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ListQuery {
     /// 1 to 1000; 100 unless given.
@@ -46,9 +52,28 @@ pub struct ListQuery {
 
 /// `GET /v1/version`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Version {
     /// The controller's version.
     pub version: String,
     /// What this controller can, for clients that must know.
     pub api_features: Vec<String>,
+}
+
+/// `GET /healthz`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Health {
+    /// `ok`.
+    pub status: String,
+}
+
+/// `GET /readyz`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Readiness {
+    /// `ok` or `failing`.
+    pub status: String,
+    /// The same for each part.
+    pub checks: BTreeMap<String, String>,
 }

@@ -18,6 +18,7 @@ pub const SLOT_TASK_PAYLOAD_TYPE: &str = "application/vnd.berth.slot-task+json;v
 
 /// What a device is, beyond where it is. Two devices are the same only if all of it is equal.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct DeviceIdentity {
     /// Who made the chip.
@@ -49,6 +50,7 @@ pub mod serial_kind {
 
 /// What a device is to its slot.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum DeviceKind {
     /// An NVMe drive: has to be wiped.
@@ -63,6 +65,7 @@ pub enum DeviceKind {
 
 /// One device of a slot as its host sees it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct SlotDevice {
     /// What it is to the slot.
@@ -79,6 +82,7 @@ pub struct SlotDevice {
 
 /// Where a slot stands. `free` needs a wipe receipt newer than the last claim, or the approval.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum SlotState {
     /// Its devices were seen, and nobody has judged them yet.
@@ -105,6 +109,7 @@ pub enum SlotState {
 
 /// Why a slot is not usable, as a code.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum SlotProblemCode {
     /// No approval names it.
@@ -139,6 +144,7 @@ pub enum SlotProblemCode {
 
 /// Why a slot is not usable.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct SlotProblem {
     /// As a code.

@@ -513,6 +513,7 @@ mod tests {
                 | ErrorCode::UnknownField
                 | ErrorCode::InvalidTenantId
                 | ErrorCode::TenantMismatch
+                | ErrorCode::FieldImmutable
                 | ErrorCode::ShapeNotSupported
                 | ErrorCode::PayloadTooLarge
                 | ErrorCode::UnsupportedMediaType => Exit::Usage,
@@ -531,10 +532,12 @@ mod tests {
                 | ErrorCode::InvalidState
                 | ErrorCode::TenantNotEmpty
                 | ErrorCode::ClaimConflict
+                | ErrorCode::PreconditionFailed
                 | ErrorCode::IdempotencyConflict => Exit::Conflict,
                 ErrorCode::PlacementImpossible | ErrorCode::NoCapacity => Exit::Capacity,
                 ErrorCode::QuotaExceeded | ErrorCode::RateLimited => Exit::Quota,
                 ErrorCode::MethodNotAllowed
+                | ErrorCode::RevisionGone
                 | ErrorCode::IommuGroupUnsafe
                 | ErrorCode::DeviceIdentityChanged
                 | ErrorCode::Internal

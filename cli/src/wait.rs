@@ -271,6 +271,7 @@ mod tests {
 
     fn operation(state: &str) -> Operation {
         Operation {
+            may_cancel: false,
             id: OperationId::generate(),
             vm_id: VmId::generate(),
             kind: "create".to_owned(),

@@ -7,6 +7,7 @@ use berth_tests::progress::{Progress, say};
 use berth_tests::workspace;
 
 use crate::build::{cargo_command, logged};
+use crate::openapi;
 use crate::setup::{self, Need};
 use crate::tidy;
 
@@ -38,6 +39,7 @@ pub(crate) const CHECKS: &[Check] = &[
     ("formatting", formatting),
     ("house rules", house_rules),
     ("lints", lints),
+    ("API document", openapi::check),
 ];
 
 fn formatting() -> Result<()> {

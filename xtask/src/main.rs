@@ -7,6 +7,7 @@ mod check;
 mod demo;
 mod fuzz;
 mod lab;
+mod openapi;
 mod package;
 mod setup;
 mod test;
@@ -42,6 +43,8 @@ enum Task {
     Fuzz(fuzz::Arguments),
     /// Build the .deb and .rpm packages
     Package(package::Arguments),
+    /// Write docs/openapi.json as the controller tells it
+    Openapi,
     /// Formatting, lints and house rules: the fast part of `test`
     Check,
 }
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         Task::Bench(arguments) => bench::run(arguments),
         Task::Fuzz(arguments) => fuzz::run(&arguments),
         Task::Package(arguments) => package::run(&arguments),
+        Task::Openapi => openapi::run(),
         Task::Check => check::run(),
     };
     match result {

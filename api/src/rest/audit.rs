@@ -7,6 +7,7 @@ use crate::ids::{EventId, NodeId, RequestId, SlotId, TenantId, TokenId, VmId};
 /// One ledger entry as served: `body` is the stored text, byte for byte, and `leaf` what the tree has
 /// of it (`berth_ledger::leaf`): a commitment that `nonce` opens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct AuditEntry {
     /// Position in the ledger, from 0.
     pub index: u64,
@@ -22,6 +23,7 @@ pub struct AuditEntry {
 
 /// What a ledger entry says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct AuditBody {
     /// Known before its index.
     pub event_id: EventId,
@@ -69,6 +71,7 @@ pub struct AuditBody {
 
 /// What an entry is about.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct AuditObject {
     /// Such as `token` or `image`.
     #[serde(rename = "type")]
@@ -79,6 +82,7 @@ pub struct AuditObject {
 
 /// Who did what an entry says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct AuditActor {
     /// `operator`, `tenant`, `node` or `controller`; `unknown` where nobody proved who they are.
     pub kind: String,
@@ -90,6 +94,7 @@ pub struct AuditActor {
 
 /// Where a request came from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct AuditRequest {
     /// Its id.
     pub id: RequestId,
@@ -105,6 +110,7 @@ pub struct AuditRequest {
 
 /// Query of `GET /v1/audit/entries`. All that is given must hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct AuditQuery {
     /// Only this tenant's.
@@ -131,6 +137,7 @@ pub struct AuditQuery {
 
 /// `GET /v1/audit/head`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct AuditHead {
     /// The log's name in its checkpoints.
     pub origin: String,
@@ -148,6 +155,7 @@ pub struct AuditHead {
 
 /// Query of `GET /v1/audit/proof/inclusion`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct InclusionQuery {
     /// The entry.
@@ -158,6 +166,7 @@ pub struct InclusionQuery {
 
 /// `GET /v1/audit/proof/inclusion`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct InclusionProof {
     /// The entry.
     pub index: u64,
@@ -171,6 +180,7 @@ pub struct InclusionProof {
 
 /// Query of `GET /v1/audit/proof/consistency`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ConsistencyQuery {
     /// The older tree's size.
@@ -181,6 +191,7 @@ pub struct ConsistencyQuery {
 
 /// `GET /v1/audit/proof/consistency`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ConsistencyProof {
     /// The older tree's size.
     pub from: u64,

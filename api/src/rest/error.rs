@@ -9,6 +9,7 @@ use crate::ids::RequestId;
 macro_rules! error_codes { ($($(#[$doc:meta])* $name:ident = $text:literal, $status:literal, $title:literal;)*) => {
     /// Every code that an error body can carry, with its HTTP status.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+    #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
     pub enum ErrorCode { $($(#[$doc])* #[serde(rename = $text)] $name),* }
 
     impl ErrorCode {
@@ -44,6 +45,8 @@ error_codes! {
     InvalidTenantId = "invalid_tenant_id", 400, "Invalid tenant id";
     /// The body names another tenant than the token.
     TenantMismatch = "tenant_mismatch", 400, "Tenant mismatch";
+    /// The field cannot be changed once the object exists.
+    FieldImmutable = "field_immutable", 400, "Field immutable";
     /// No host could ever run this shape.
     ShapeNotSupported = "shape_not_supported", 400, "Shape not supported";
     /// No credentials.
@@ -68,6 +71,8 @@ error_codes! {
     MethodNotAllowed = "method_not_allowed", 405, "Method not allowed";
     /// The wanted state did not come in time.
     WaitTimeout = "wait_timeout", 408, "Wait timed out";
+    /// That part of the event stream is not there.
+    RevisionGone = "revision_gone", 410, "Revision gone";
     /// A live object has that name.
     AlreadyExists = "already_exists", 409, "Already exists";
     /// The tenant exists or existed.
@@ -80,6 +85,8 @@ error_codes! {
     TenantNotEmpty = "tenant_not_empty", 409, "Tenant not empty";
     /// The same key with another body.
     IdempotencyConflict = "idempotency_conflict", 409, "Idempotency conflict";
+    /// The object is not what the caller has seen; `ETag` has its tag as it is.
+    PreconditionFailed = "precondition_failed", 412, "Precondition failed";
     /// The body is too long.
     PayloadTooLarge = "payload_too_large", 413, "Payload too large";
     /// The body is not `application/json`.
@@ -112,6 +119,7 @@ error_codes! {
 
 /// The one error body: RFC 9457 members and a stable `code`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ErrorBody {
     /// A URI that names the code.
     #[serde(rename = "type")]
@@ -153,6 +161,7 @@ pub struct ErrorBody {
 
 /// The numbers behind a `quota_exceeded`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct QuotaDetail {
     /// Such as `vms`; for slots `slots.` and a class.
     pub resource: String,

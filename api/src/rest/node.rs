@@ -6,6 +6,7 @@ use crate::ids::NodeId;
 
 /// `POST /v1/nodes/join-tokens`
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct CreateJoinToken {
     /// Bind it to one node name.
@@ -18,6 +19,7 @@ pub struct CreateJoinToken {
 /// `token` and `install_command` empty, as the secret is not kept: make another under a new key if
 /// the first answer was lost; the first ends by itself at `expires_at`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct IssuedJoinToken {
     /// For `berth-agent join`.
     pub token: String,
@@ -29,6 +31,7 @@ pub struct IssuedJoinToken {
 
 /// A node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Node {
     /// Its id.
     pub id: NodeId,

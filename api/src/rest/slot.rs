@@ -8,6 +8,7 @@ use crate::slot::{SlotDevice, SlotProblem, SlotState};
 
 /// `GET /v1/vms/{vm}/receipts`: a host's signed statement, as it came.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct StoredReceipt {
     /// Its id.
     pub receipt_id: ReceiptId,
@@ -35,6 +36,7 @@ pub struct StoredReceipt {
 
 /// A slot as operators see it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Slot {
     /// Its id.
     pub id: SlotId,
@@ -81,6 +83,7 @@ pub struct Slot {
 
 /// That an operator lets tenants have a slot, beside the approval on its host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SlotAdmission {
     /// RFC 3339.
     pub at: String,
@@ -92,6 +95,7 @@ pub struct SlotAdmission {
 
 /// That nobody gets a slot until an operator decides.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SlotQuarantine {
     /// RFC 3339.
     pub at: String,
@@ -103,6 +107,7 @@ pub struct SlotQuarantine {
 
 /// A claim as operators see it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SlotClaim {
     /// Its id.
     pub claim_id: ClaimId,
@@ -120,6 +125,7 @@ pub struct SlotClaim {
 
 /// `POST /v1/slots/{slot}/quarantine`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct QuarantineSlot {
     /// Why; 1 to 500 characters.
@@ -128,6 +134,7 @@ pub struct QuarantineSlot {
 
 /// `GET /v1/slot-classes`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SlotClass {
     /// Its name.
     pub class: String,

@@ -8,6 +8,7 @@ use crate::ids::{ProjectId, TenantId};
 
 /// `POST /v1/tenants`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct CreateTenant {
     /// Stable, never reused. Text here, so that a bad one gets its own error code.
@@ -71,6 +72,7 @@ pub const TENANT_ACTIONS: [&str; 5] = [
 
 /// A tenant.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Tenant {
     /// Its id.
     pub tenant_id: TenantId,
@@ -137,6 +139,7 @@ pub struct Tenant {
 
 /// `GET /v1/usage`: what a tenant or a project of it is charged for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct UsageReport {
     /// The tenant.
     pub tenant_id: TenantId,
@@ -157,6 +160,7 @@ pub struct UsageReport {
 
 /// One resource.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Usage {
     /// Such as `vms`; for slots `slots.` and a class.
     pub resource: String,
@@ -176,6 +180,7 @@ pub struct Usage {
 
 /// Another ceiling of a tenant for a while.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct QuotaOverride {
     /// Of which resource.
     pub resource: String,
@@ -189,6 +194,7 @@ pub struct QuotaOverride {
 
 /// `PUT /v1/tenants/{tenant}/quota-overrides/{resource}`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct OverrideQuota {
     /// The ceiling while it lasts.

@@ -6,6 +6,7 @@ use crate::ids::{TenantId, TokenId};
 
 /// `POST /v1/tenants/{tenant}/tokens`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct IssueToken {
     /// The holder's Ed25519 public key: base64 or base64url of 32 bytes, 64 hex digits, or an
@@ -21,6 +22,7 @@ pub struct IssueToken {
 
 /// One text or a list of them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(untagged)]
 pub enum OneOrMany {
     /// A single text.
@@ -44,6 +46,7 @@ impl OneOrMany {
 /// gets this again with an empty `token`, as the secret is not kept: revoke `token_id` and issue
 /// another under a new key if the first answer was lost.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct IssuedToken {
     /// The bearer token.
     pub token: String,
@@ -63,6 +66,7 @@ pub struct IssuedToken {
 
 /// A token's record, without the token.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct TokenRecord {
     /// Its id.
     pub token_id: TokenId,
@@ -84,6 +88,7 @@ pub struct TokenRecord {
 
 /// `GET /v1/me`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Me {
     /// The tenant, or `null` for an operator.
     pub tenant_id: Option<TenantId>,

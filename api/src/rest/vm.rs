@@ -10,6 +10,7 @@ use crate::slot::{SlotProblem, SlotState};
 
 /// `POST /v1/vms`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct CreateVm {
     /// 1 to 63 lower-case letters, digits and inner hyphens; made up when absent.
@@ -35,8 +36,20 @@ pub struct CreateVm {
     pub labels: BTreeMap<String, String>,
 }
 
+/// `PATCH /v1/vms/{vm}`: what is left out stays as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct ChangeVm {
+    /// 1 to 63 lower-case letters, digits and inner hyphens.
+    pub name: Option<String>,
+    /// All labels from here on.
+    pub labels: Option<BTreeMap<String, String>>,
+}
+
 /// Slots of one class, or one slot by its id.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct SlotRequest {
     /// A class as in `GET /v1/slot-classes`; not together with `slot_id`.
@@ -56,6 +69,7 @@ pub struct SlotRequest {
 
 /// A VM's state as its tenant sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum VmState {
     /// Accepted; no node yet.
@@ -84,6 +98,7 @@ pub enum VmState {
 
 /// Why a VM is in its state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct StateReason {
     /// A code such as `guest_shutdown`.
     pub code: String,
@@ -93,6 +108,7 @@ pub struct StateReason {
 
 /// A VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Vm {
     /// Its id.
     pub id: VmId,
@@ -136,6 +152,7 @@ pub struct Vm {
 
 /// A slot as the VM that holds it shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct VmSlot {
     /// Which slot.
     pub slot_id: SlotId,
@@ -151,6 +168,7 @@ pub struct VmSlot {
 
 /// `POST /v1/vms/{vm}/stop`; the body may be left out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct StopVm {
     /// `graceful` unless given.
@@ -162,6 +180,7 @@ pub struct StopVm {
 
 /// `GET /v1/images`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Image {
     /// Its name.
     pub name: String,
@@ -171,6 +190,7 @@ pub struct Image {
 
 /// A long action.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Operation {
     /// Its id.
     pub id: OperationId,
@@ -182,6 +202,9 @@ pub struct Operation {
     pub state: String,
     /// Where it stands, in a word.
     pub phase: String,
+    /// Whether `DELETE` ends it.
+    #[serde(default)]
+    pub may_cancel: bool,
     /// Why it failed.
     pub error: Option<StateReason>,
     /// RFC 3339.

@@ -90,6 +90,10 @@ fn texts(code: ErrorCode) -> (&'static str, &'static str) {
             "The request names another tenant than the token speaks for.",
             "Leave `tenant_id` out or use that tenant's token; `berthctl me` shows whose yours is.",
         ),
+        ErrorCode::FieldImmutable => (
+            "The field is fixed once the object exists.",
+            "Leave the field out; to have another value, make another object.",
+        ),
         ErrorCode::ShapeNotSupported => (
             "No host could ever run a VM of this size and kind.",
             "Ask for fewer vCPUs, less memory or a smaller disk, and for whole devices without a fabric.",
@@ -161,6 +165,14 @@ fn texts(code: ErrorCode) -> (&'static str, &'static str) {
         ErrorCode::IdempotencyConflict => (
             "The same Idempotency-Key came with another body.",
             "Use a new key for a new request; repeat a request only word for word.",
+        ),
+        ErrorCode::PreconditionFailed => (
+            "The object has changed since the tag in If-Match was given.",
+            "Read it again, decide again, and send its new ETag; or leave If-Match out.",
+        ),
+        ErrorCode::RevisionGone => (
+            "The event stream has no such revision, so events between may be lost.",
+            "Read the lists anew, then follow events without `since`.",
         ),
         ErrorCode::PayloadTooLarge => (
             "The body is longer than the API accepts.",

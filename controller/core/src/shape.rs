@@ -94,19 +94,13 @@ pub fn is_image_name(text: &str) -> bool {
 
 /// Check every field and fill in what was left out.
 pub fn validate(request: CreateVm) -> Result<Shape, ShapeDenied> {
-    if request.name.as_deref().is_some_and(|name| !is_name(name)) {
-        return Err(ShapeDenied::Field {
-            field: "name",
-            problem: "use 1 to 63 lower-case letters, digits and inner hyphens",
-        });
-    }
+    validate_names(request.name.as_deref(), Some(&request.labels))?;
     if !is_image_name(&request.image) {
         return Err(ShapeDenied::Field {
             field: "image",
             problem: "name an image as GET /v1/images lists it",
         });
     }
-    check_labels(&request.labels)?;
     let project = match &request.project_id {
         None => ProjectId::default(),
         Some(text) => text.parse().map_err(|_| ShapeDenied::Field {
@@ -216,6 +210,20 @@ fn in_range(
     } else {
         Ok(())
     }
+}
+
+/// Check what a VM is to be called from here on.
+pub fn validate_names(
+    name: Option<&str>,
+    labels: Option<&BTreeMap<String, String>>,
+) -> Result<(), ShapeDenied> {
+    if name.is_some_and(|name| !is_name(name)) {
+        return Err(ShapeDenied::Field {
+            field: "name",
+            problem: "use 1 to 63 lower-case letters, digits and inner hyphens",
+        });
+    }
+    labels.map_or(Ok(()), check_labels)
 }
 
 fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), ShapeDenied> {

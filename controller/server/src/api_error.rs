@@ -31,6 +31,8 @@ struct Problem {
     retry_after_s: Option<u64>,
     quota: Option<QuotaDetail>,
     reasons: BTreeMap<String, u32>,
+    /// The tag of the object as it is.
+    etag: Option<String>,
 }
 
 impl ApiError {
@@ -50,6 +52,7 @@ impl ApiError {
             retry_after_s: None,
             quota: None,
             reasons: BTreeMap::new(),
+            etag: None,
         }))
     }
 
@@ -106,6 +109,17 @@ impl ApiError {
         )
     }
 
+    /// The object is not what the caller has seen; its tag as it is goes back with the refusal.
+    pub(crate) fn precondition_failed(current: String) -> Self {
+        let mut error = Self::new(
+            ErrorCode::PreconditionFailed,
+            "the object has changed since its tag was given",
+            "Read it again; ETag is its tag as it is.",
+        );
+        error.0.etag = Some(current);
+        error
+    }
+
     pub(crate) fn internal() -> Self {
         Self::new(
             ErrorCode::Internal,
@@ -134,6 +148,20 @@ impl ApiError {
         .retryable();
         error.0.limit = Some(limit_rpm.into());
         error.0.retry_after_s = Some(retry_after_s);
+        error
+    }
+
+    /// The namespace has all the event streams that it may have.
+    pub(crate) fn too_many_streams() -> Self {
+        let most = crate::streams::MAX_PER_NAMESPACE;
+        let mut error = Self::new(
+            ErrorCode::RateLimited,
+            format!("more than {most} event streams at once"),
+            "End another stream, and try again.",
+        )
+        .retryable();
+        error.0.limit = u64::try_from(most).ok();
+        error.0.retry_after_s = Some(1);
         error
     }
 
@@ -431,6 +459,9 @@ impl IntoResponse for ApiError {
                 header::WWW_AUTHENTICATE,
                 HeaderValue::from_static(challenge),
             );
+        }
+        if let Some(tag) = self.0.etag.as_ref().and_then(|tag| tag.parse().ok()) {
+            headers.insert(header::ETAG, tag);
         }
         if let Some(seconds) = self.0.retry_after_s {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));

@@ -16,6 +16,7 @@ use crate::console_desk::ConsoleDesk;
 use crate::ledger_desk::LedgerDesk;
 use crate::node_links::NodeLinks;
 use crate::rates::Rates;
+use crate::streams::Streams;
 
 /// Denials of one source that are written down: one in this time.
 const DENIAL_SAMPLE: Duration = Duration::from_secs(1);
@@ -33,6 +34,7 @@ pub(crate) struct App {
     pub(crate) rates: Rates,
     pub(crate) links: NodeLinks,
     pub(crate) console: ConsoleDesk,
+    pub(crate) streams: Streams,
     pub(crate) ledger: LedgerDesk,
     revoked: RwLock<HashSet<TokenId>>,
     vms_changed: watch::Sender<u64>,
@@ -63,6 +65,7 @@ impl App {
             rates: Rates::new(),
             links: NodeLinks::default(),
             console: ConsoleDesk::default(),
+            streams: Streams::default(),
             revoked: RwLock::new(parts.revoked),
             vms_changed: watch::Sender::new(0),
             stopping: watch::Sender::new(false),

@@ -1,6 +1,6 @@
 //! `/etc/berth/controller.toml`: every key optional, unknown keys refused.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use berth_controller_store::{Database, PostgresServer};
@@ -12,6 +12,11 @@ use serde::Deserialize;
 pub(crate) struct Config {
     /// Address to listen on, without socket activation.
     pub(crate) listen: Option<std::net::SocketAddr>,
+    /// PEM of the certificate to show, and of those between it and its root. Needed on any address that
+    /// is not loopback.
+    pub(crate) tls_certificate: Option<PathBuf>,
+    /// PEM of its private key.
+    pub(crate) tls_key: Option<PathBuf>,
     /// What nodes are told to dial; the listening address unless set.
     pub(crate) public_url: Option<String>,
     /// The ledger.

@@ -1,157 +1,271 @@
-//! The HTTP surface: one line per route, and the layers around them.
+//! The HTTP surface: one row per route, and the layers around them.
 //!
-//! A route cannot be added without saying who may use it ([`gate::Access`]).
+//! A route cannot be added without saying who may use it ([`gate::Access`]), and not with a handler
+//! whose extractors and answer do not say what they are ([`describe`]).
 
 mod agent;
+mod answer;
 mod audit;
 mod body;
 mod console;
+mod describe;
+mod events;
 mod frame;
 mod gate;
 mod health;
 mod nodes;
 mod once;
+mod openapi;
+mod owned;
 mod page;
+mod precondition;
 mod slots;
+mod table;
 mod tenants;
 mod tokens;
+mod vm_orders;
 mod vms;
 mod waiting;
 
 use std::sync::Arc;
 
 use axum::Router;
-use axum::handler::Handler;
-use axum::middleware::from_fn_with_state;
-use axum::routing::{MethodFilter, MethodRouter, on};
+use berth_api::rest::ErrorCode as Code;
 use berth_token::Scope;
 
 use crate::app::App;
 use gate::Access;
-
-/// Builds the router so that every route names its rule.
-struct Routes {
-    app: Arc<App>,
-    router: Router<Arc<App>>,
-}
-
-impl Routes {
-    fn add<H, T>(mut self, method: MethodFilter, path: &str, access: Access, handler: H) -> Self
-    where
-        H: Handler<T, Arc<App>>,
-        T: 'static,
-    {
-        let rule = (Arc::clone(&self.app), access);
-        let guarded: MethodRouter<Arc<App>> =
-            on(method, handler).route_layer(from_fn_with_state(rule, gate::guard));
-        self.router = self.router.route(path, guarded);
-        self
-    }
-}
+use table::Method::{Delete, Get, Patch, Post};
+use table::{Says, Table};
 
 /// The whole service.
 pub(crate) fn router(app: Arc<App>) -> Router {
-    let routes = Routes {
-        app: Arc::clone(&app),
-        router: Router::new(),
-    };
-    let routes = for_everybody(routes);
+    let routes = table().into_router(&app);
+    frame::around(routes).with_state(app)
+}
+
+/// The API's document, as it is committed.
+pub(crate) fn document() -> &'static str {
+    openapi::text()
+}
+
+/// Every route of the service.
+fn table() -> Table {
+    let routes = for_everybody(Table::new());
     let routes = for_operators(routes);
     let routes = for_slots(routes);
     let routes = for_tenants(routes);
-    frame::around(for_vms(routes).router).with_state(app)
+    for_vms(routes)
 }
 
-const GET: MethodFilter = MethodFilter::GET;
-const POST: MethodFilter = MethodFilter::POST;
-const PATCH: MethodFilter = MethodFilter::PATCH;
-const DELETE: MethodFilter = MethodFilter::DELETE;
-
-fn for_everybody(routes: Routes) -> Routes {
+fn for_everybody(routes: Table) -> Table {
+    let public = Access::Public;
+    let checkpoint = "/v1/audit/checkpoint";
     routes
-        .add(GET, "/healthz", Access::Public, health::healthz)
-        .add(GET, "/readyz", Access::Public, health::readyz)
-        .add(GET, "/v1/version", Access::Public, health::version)
-        .add(
-            GET,
-            "/v1/audit/checkpoint",
-            Access::Public,
-            audit::checkpoint,
-        )
-        .add(GET, "/v1/audit/tile/{*path}", Access::Public, audit::tile)
-        .add(GET, "/v1/me", Access::AnyToken, health::me)
-        .add(POST, "/v1/agent/enroll", Access::Public, agent::enroll)
-        .add(POST, "/v1/agent/sync", Access::Public, agent::sync)
+        .add(Get, "/healthz", public, ALIVE, health::healthz)
+        .add(Get, "/readyz", public, READY, health::readyz)
+        .add(Get, "/openapi.json", public, DOCUMENT, openapi::document)
+        .add(Get, "/v1/version", public, VERSION, health::version)
+        .add(Get, checkpoint, public, CHECKPOINT, audit::checkpoint)
+        .add(Get, "/v1/audit/tile/{*path}", public, TILE, audit::tile)
+        .add(Get, "/v1/me", Access::AnyToken, ME, health::me)
+        .add(Post, "/v1/agent/enroll", public, ENROLL, agent::enroll)
+        .add(Post, "/v1/agent/sync", public, SYNC, agent::sync)
 }
 
-fn for_operators(routes: Routes) -> Routes {
+const ALIVE: Says = Says("Whether the process answers", &[]);
+const READY: Says = Says("Whether the service can do its work", &[]);
+const DOCUMENT: Says = Says("This document", &[]);
+const VERSION: Says = Says("Version, and what this controller can", &[]);
+const CHECKPOINT: Says = Says("The newest signed checkpoint of the ledger's log", &[]);
+const TILE: Says = Says("A tile of the ledger's log", &[Code::NotFound]);
+const ME: Says = Says("What the token in use may do", &[]);
+const ENROLL: Says = Says(
+    "Enrol a node; signed by its key",
+    &[Code::InvalidToken, Code::AlreadyExists],
+);
+const SYNC: Says = Says(
+    "A node's reports and its long poll for work; signed by its key",
+    &[Code::InvalidToken, Code::InvalidState],
+);
+
+fn for_operators(routes: Table) -> Table {
     let operator = Access::Operator(Scope::PlatformAdmin);
+    let tenant = "/v1/tenants/{tenant}";
+    let join = "/v1/nodes/join-tokens";
     routes
-        .add(POST, "/v1/tenants", operator, tenants::create)
-        .add(GET, "/v1/tenants", operator, tenants::list)
-        .add(PATCH, "/v1/tenants/{tenant}", operator, tenants::change)
-        .add(DELETE, "/v1/tenants/{tenant}", operator, tenants::delete)
-        .add(POST, "/v1/nodes/join-tokens", operator, nodes::join_token)
-        .add(GET, "/v1/nodes", operator, nodes::list)
-        .add(GET, "/v1/nodes/{node}", operator, nodes::get)
+        .add(Post, "/v1/tenants", operator, NEW_TENANT, tenants::create)
+        .add(Get, "/v1/tenants", operator, TENANTS, tenants::list)
+        .add(Patch, tenant, operator, CHANGE_TENANT, tenants::change)
+        .add(Delete, tenant, operator, DELETE_TENANT, tenants::delete)
+        .add(Post, join, operator, NEW_JOIN_TOKEN, nodes::join_token)
+        .add(Get, "/v1/nodes", operator, NODES, nodes::list)
+        .add(Get, "/v1/nodes/{node}", operator, NODE, nodes::get)
 }
 
-fn for_slots(routes: Routes) -> Routes {
+const NEW_TENANT: Says = Says(
+    "Make a tenant",
+    &[Code::InvalidTenantId, Code::TenantExists],
+);
+const TENANTS: Says = Says("All tenants", &[]);
+const CHANGE_TENANT: Says = Says(
+    "Change a tenant; a limit may be put below what is in use",
+    &[Code::FieldImmutable],
+);
+const DELETE_TENANT: Says = Says(
+    "Delete a tenant that owns nothing; its id is never used again",
+    &[Code::TenantNotEmpty],
+);
+const NEW_JOIN_TOKEN: Says = Says("Make a token with which one node can enrol", &[]);
+const NODES: Says = Says("All nodes", &[]);
+const NODE: Says = Says("One node", &[]);
+
+fn for_slots(routes: Table) -> Table {
     let operator = Access::Operator(Scope::PlatformAdmin);
     let reader = Access::Namespace(Scope::VmRead);
+    let approve = "/v1/slots/{slot}/approve";
+    let quarantine = "/v1/slots/{slot}/quarantine";
     let release = "/v1/slots/{slot}/release-quarantine";
+    let wipe = "/v1/slots/{slot}/wipe";
+    let receipts = "/v1/vms/{vm}/receipts";
     routes
-        .add(GET, "/v1/slots", operator, slots::list)
-        .add(GET, "/v1/slots/{slot}", operator, slots::get)
-        .add(POST, "/v1/slots/{slot}/approve", operator, slots::approve)
-        .add(
-            POST,
-            "/v1/slots/{slot}/quarantine",
-            operator,
-            slots::quarantine,
-        )
-        .add(POST, release, operator, slots::release_quarantine)
-        .add(POST, "/v1/slots/{slot}/wipe", operator, slots::wipe)
-        .add(GET, "/v1/slot-classes", reader, slots::classes)
-        .add(GET, "/v1/vms/{vm}/receipts", reader, slots::vm_receipts)
+        .add(Get, "/v1/slots", operator, SLOTS, slots::list)
+        .add(Get, "/v1/slots/{slot}", operator, SLOT, slots::get)
+        .add(Post, approve, operator, APPROVE_SLOT, slots::approve)
+        .add(Post, quarantine, operator, QUARANTINE, slots::quarantine)
+        .add(Post, release, operator, RELEASE, slots::release_quarantine)
+        .add(Post, wipe, operator, WIPE, slots::wipe)
+        .add(Get, "/v1/slot-classes", reader, CLASSES, slots::classes)
+        .add(Get, receipts, reader, RECEIPTS, slots::vm_receipts)
 }
 
-fn for_tenants(routes: Routes) -> Routes {
+/// What may stand against an order about a slot.
+const SLOT_ORDER: &[Code] = &[Code::InvalidState, Code::SlotNotApproved];
+const SLOTS: Says = Says("All slots", &[]);
+const SLOT: Says = Says("One slot, with its newest receipts", &[]);
+const APPROVE_SLOT: Says = Says("Let tenants have a slot", SLOT_ORDER);
+const QUARANTINE: Says = Says("Let nobody have a slot", SLOT_ORDER);
+const RELEASE: Says = Says("End a slot's quarantine", SLOT_ORDER);
+const WIPE: Says = Says("Wipe a slot", SLOT_ORDER);
+const CLASSES: Says = Says("Classes of slots, and how many are free", &[]);
+const RECEIPTS: Says = Says("What hosts signed about a VM's slots", &[]);
+
+fn for_tenants(routes: Table) -> Table {
     let reader = Access::TenantPath(Scope::VmRead);
     let admin = Access::TenantPath(Scope::TenantAdmin);
     let revoker = Access::Namespace(Scope::TokenRevoke);
     let auditor = Access::Namespace(Scope::LedgerRead);
+    let of_tenant = "/v1/tenants/{tenant}/tokens";
+    let token = "/v1/tokens/{token}";
+    let inclusion = "/v1/audit/proof/inclusion";
+    let consistency = "/v1/audit/proof/consistency";
     routes
-        .add(GET, "/v1/tenants/{tenant}", reader, tenants::get)
-        .add(POST, "/v1/tenants/{tenant}/tokens", admin, tokens::issue)
-        .add(GET, "/v1/tenants/{tenant}/tokens", admin, tokens::list)
-        .add(DELETE, "/v1/tokens/{token}", revoker, tokens::revoke)
-        .add(GET, "/v1/audit/entries", auditor, audit::entries)
-        .add(GET, "/v1/audit/head", auditor, audit::head)
-        .add(GET, "/v1/audit/proof/inclusion", auditor, audit::inclusion)
-        .add(
-            GET,
-            "/v1/audit/proof/consistency",
-            auditor,
-            audit::consistency,
-        )
+        .add(Get, "/v1/tenants/{tenant}", reader, TENANT, tenants::get)
+        .add(Post, of_tenant, admin, NEW_TOKEN, tokens::issue)
+        .add(Get, of_tenant, admin, TOKENS, tokens::list)
+        .add(Delete, token, revoker, REVOKE, tokens::revoke)
+        .add(Get, "/v1/audit/entries", auditor, ENTRIES, audit::entries)
+        .add(Get, "/v1/audit/head", auditor, HEAD, audit::head)
+        .add(Get, inclusion, auditor, INCLUSION, audit::inclusion)
+        .add(Get, consistency, auditor, CONSISTENCY, audit::consistency)
+        .add(Get, "/v1/events", auditor, STREAM, events::stream)
 }
 
-fn for_vms(routes: Routes) -> Routes {
+/// What may stand against naming a tenant in a query.
+const NAMES_TENANT: &[Code] = &[Code::TenantMismatch, Code::InvalidTenantId, Code::NotFound];
+const TENANT: Says = Says("One tenant", &[]);
+const NEW_TOKEN: Says = Says("Issue a token; it is shown this once", &[]);
+const TOKENS: Says = Says("A tenant's tokens, without the tokens themselves", &[]);
+const REVOKE: Says = Says("Revoke a token", &[]);
+const ENTRIES: Says = Says("Entries of the ledger in their order", NAMES_TENANT);
+const STREAM: Says = Says(
+    "What happens, in the ledger's order, as server-sent events; goes on where `since` says",
+    &[Code::RevisionGone, Code::RateLimited],
+);
+const INCLUSION: Says = Says("Proof that an entry is in the log", &[Code::NotFound]);
+const CONSISTENCY: Says = Says("Proof that the log only grew", &[Code::NotFound]);
+const HEAD: Says = Says("Where the ledger ends", &[]);
+
+fn for_vms(routes: Table) -> Table {
     let reader = Access::Namespace(Scope::VmRead);
     let creator = Access::Tenant(Scope::VmCreate);
     let control = Access::Tenant(Scope::VmControl);
     let console = Access::TenantUnrated(Scope::VmConsole);
+    let vm = "/v1/vms/{vm}";
+    let log = "/v1/vms/{vm}/console/log";
+    let operation = "/v1/operations/{operation}";
+    let await_end = "/v1/operations/{operation}/wait";
     routes
-        .add(POST, "/v1/vms", creator, vms::create)
-        .add(GET, "/v1/vms", reader, vms::list)
-        .add(GET, "/v1/vms/{vm}", reader, vms::get)
-        .add(DELETE, "/v1/vms/{vm}", control, vms::delete)
-        .add(POST, "/v1/vms/{vm}/start", control, vms::start)
-        .add(POST, "/v1/vms/{vm}/stop", control, vms::stop)
-        .add(GET, "/v1/vms/{vm}/wait", reader, vms::wait)
-        .add(GET, "/v1/vms/{vm}/console/log", console, console::log)
-        .add(GET, "/v1/operations/{operation}", reader, vms::operation)
-        .add(GET, "/v1/images", reader, vms::images)
-        .add(GET, "/v1/usage", reader, tenants::usage)
+        .add(Post, "/v1/vms", creator, NEW_VM, vms::create)
+        .add(Get, "/v1/vms", reader, VMS, vms::list)
+        .add(Get, vm, reader, VM, vms::get)
+        .add(Patch, vm, control, CHANGE_VM, vms::change)
+        .add(Delete, vm, control, DELETE_VM, vm_orders::delete)
+        .add(Post, "/v1/vms/{vm}/start", control, START, vm_orders::start)
+        .add(Post, "/v1/vms/{vm}/stop", control, STOP, vm_orders::stop)
+        .add(Get, "/v1/vms/{vm}/wait", reader, WAIT, vms::wait)
+        .add(Get, "/v1/vms/{vm}/events", reader, HISTORY, events::of_vm)
+        .add(Get, log, console, CONSOLE_LOG, console::log)
+        .add(
+            Get,
+            "/v1/operations",
+            reader,
+            OPERATIONS,
+            vm_orders::operations,
+        )
+        .add(Get, operation, reader, OPERATION, vm_orders::operation)
+        .add(Get, await_end, reader, AWAIT_END, vm_orders::wait_operation)
+        .add(
+            Delete,
+            operation,
+            control,
+            CANCEL,
+            vm_orders::cancel_operation,
+        )
+        .add(Get, "/v1/images", reader, IMAGES, vms::images)
+        .add(Get, "/v1/usage", reader, USAGE, tenants::usage)
 }
+
+const NEW_VM: Says = Says(
+    "Create a VM and start it",
+    &[
+        Code::TenantMismatch,
+        Code::ShapeNotSupported,
+        Code::NotFound,
+        Code::AlreadyExists,
+        Code::QuotaExceeded,
+        Code::SlotClassNotAllowed,
+        Code::SlotNotApproved,
+        Code::ClaimConflict,
+        Code::IommuGroupUnsafe,
+        Code::DeviceIdentityChanged,
+        Code::PlacementImpossible,
+        Code::NoCapacity,
+    ],
+);
+const VMS: Says = Says("The VMs that exist", NAMES_TENANT);
+const VM: Says = Says("One VM", &[]);
+const DELETE_VM: Says = Says("Delete a VM, whatever its state", &[Code::InvalidState]);
+const START: Says = Says("Start a VM", &[Code::InvalidState]);
+const STOP: Says = Says("Stop a VM", &[Code::InvalidState]);
+const WAIT: Says = Says("Wait until a VM is in a state", &[Code::WaitTimeout]);
+const CONSOLE_LOG: Says = Says(
+    "The end of what the guest wrote to its console",
+    &[
+        Code::NodeUnreachable,
+        Code::NodeTimeout,
+        Code::NodeError,
+        Code::Starting,
+    ],
+);
+const CHANGE_VM: Says = Says("Change what a VM is called", &[Code::AlreadyExists]);
+const HISTORY: Says = Says("What happened to a VM, in the ledger's order", &[]);
+const OPERATIONS: Says = Says("Operations, oldest first", &[]);
+const OPERATION: Says = Says("One operation", &[]);
+const AWAIT_END: Says = Says("Wait until an operation has ended", &[Code::WaitTimeout]);
+const CANCEL: Says = Says(
+    "Cancel an operation, where `may_cancel` says that it can be",
+    &[Code::InvalidState],
+);
+const IMAGES: Says = Says("Images from which VMs are made", &[]);
+const USAGE: Says = Says("Limits, and what is used of them", NAMES_TENANT);

@@ -12,7 +12,7 @@ pub(crate) const DEFAULT_LISTEN: &str = "127.0.0.1:9221";
 pub(crate) enum ListenError {
     /// The address would be reachable from outside, and there is no TLS.
     #[error(
-        "{address} is not a loopback address, and without TLS tokens would cross the network in the clear: listen on 127.0.0.1 or ::1 and put a TLS proxy in front"
+        "{address} is not a loopback address, and without TLS tokens would cross the network in the clear: set tls_certificate and tls_key in controller.toml (or pass the credentials tls-certificate and tls-key), or listen on 127.0.0.1 or ::1"
     )]
     NotLoopback {
         /// Which address.
@@ -29,8 +29,9 @@ pub(crate) enum ListenError {
     },
 }
 
-/// Take systemd's socket if there is one, else bind `address`.
-pub(crate) fn open(address: SocketAddr) -> Result<TcpListener, ListenError> {
+/// Take systemd's socket if there is one, else bind `address`. One that is reachable from outside is
+/// for TLS alone.
+pub(crate) fn open(address: SocketAddr, has_tls: bool) -> Result<TcpListener, ListenError> {
     let failed = |cause| ListenError::Bind {
         address: address.to_string(),
         cause,
@@ -41,17 +42,17 @@ pub(crate) fn open(address: SocketAddr) -> Result<TcpListener, ListenError> {
     let listener = match passed {
         Some(listener) => listener,
         None => {
-            must_be_loopback(address)?;
+            may_be_reached(address, has_tls)?;
             TcpListener::bind(address).map_err(failed)?
         }
     };
-    must_be_loopback(listener.local_addr().map_err(failed)?)?;
+    may_be_reached(listener.local_addr().map_err(failed)?, has_tls)?;
     listener.set_nonblocking(true).map_err(failed)?;
     Ok(listener)
 }
 
-fn must_be_loopback(address: SocketAddr) -> Result<(), ListenError> {
-    if address.ip().is_loopback() {
+fn may_be_reached(address: SocketAddr, has_tls: bool) -> Result<(), ListenError> {
+    if has_tls || address.ip().is_loopback() {
         Ok(())
     } else {
         Err(ListenError::NotLoopback { address })

@@ -8,6 +8,7 @@ mod api_error;
 mod app;
 mod config;
 mod console_desk;
+mod door;
 mod http;
 mod keys;
 mod ledger_desk;
@@ -18,6 +19,8 @@ mod offline;
 mod panics;
 mod rates;
 mod serve;
+mod streams;
+mod tls;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -52,6 +55,8 @@ enum Command {
     },
     /// Check every entry of the ledger; exit 1 naming the first that is not what was signed.
     VerifyLedger,
+    /// Print the API's OpenAPI document.
+    Openapi,
     /// End this ledger and begin a new one that says so. For a database that went back in time, whose
     /// newer entries are lost: agents refuse destructive work until somebody accepts it on their hosts.
     NewEpoch {
@@ -84,6 +89,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::VerifyLedger => offline::verify_ledger(&state),
         Command::NewEpoch { reason } => offline::new_epoch(&state, &config, &reason),
         Command::Check => offline::check(&state),
+        Command::Openapi => offline::say_document(http::document()),
         Command::Serve(options) => serve::run(&state, config, &options),
     }
 }

@@ -178,6 +178,12 @@ pub(crate) fn check(state: &StateDir) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::FAILURE)
 }
 
+/// Print the API's document as it is.
+pub(crate) fn say_document(document: &str) -> anyhow::Result<ExitCode> {
+    say(document.trim_end())?;
+    Ok(ExitCode::SUCCESS)
+}
+
 fn say(text: &str) -> anyhow::Result<()> {
     writeln!(std::io::stdout().lock(), "{text}").context("could not write to standard output")
 }

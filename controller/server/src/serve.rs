@@ -16,7 +16,8 @@ use crate::config::Config;
 use crate::ledger_desk::LedgerDesk;
 use crate::listener::{self, DEFAULT_LISTEN, ListenError};
 use crate::offline::{StateDir, say_error};
-use crate::{http, logging};
+use crate::tls::{Tls, TlsError, TlsFiles};
+use crate::{door, http, logging};
 
 /// `EX_CONFIG` of sysexits.h: a restart would not help.
 const EXIT_CONFIG: u8 = 78;
@@ -43,7 +44,14 @@ pub(crate) fn run(
     logging::install()?;
     let default = DEFAULT_LISTEN.parse().context("the default address")?;
     let wanted = options.listen.or(config.listen).unwrap_or(default);
-    let listener = match listener::open(wanted) {
+    let tls = match tls_of(&config) {
+        Ok(tls) => tls,
+        Err(error) => {
+            say_error(&error.into());
+            return Ok(ExitCode::from(EXIT_CONFIG));
+        }
+    };
+    let listener = match listener::open(wanted, tls.is_some()) {
         Ok(listener) => listener,
         Err(error @ ListenError::NotLoopback { .. }) => {
             say_error(&error.into());
@@ -51,6 +59,7 @@ pub(crate) fn run(
         }
         Err(error @ ListenError::Bind { .. }) => return Err(error.into()),
     };
+    let scheme = if tls.is_some() { "https" } else { "http" };
     let address = listener.local_addr()?;
     let (keys, store) = state.open()?;
     let store = Arc::new(store);
@@ -77,34 +86,43 @@ pub(crate) fn run(
         task_key: keys.task,
         public_url: config
             .public_url
-            .unwrap_or_else(|| format!("http://{address}")),
+            .unwrap_or_else(|| format!("{scheme}://{address}")),
         store,
         ledger,
     }));
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(serve(app, listener, options.port_file.as_deref()))?;
+    runtime.block_on(serve(app, listener, tls, options.port_file.as_deref()))?;
     // Reads still on blocking threads hold nothing that a kill could harm.
     runtime.shutdown_background();
     Ok(ExitCode::SUCCESS)
 }
 
+/// The identity that the settings or systemd's credentials name, if any.
+fn tls_of(config: &Config) -> Result<Option<Arc<Tls>>, TlsError> {
+    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    let files = TlsFiles::find(
+        config.tls_certificate.clone(),
+        config.tls_key.clone(),
+        credentials.as_deref(),
+    )?;
+    Ok(files.map(Tls::open).transpose()?.map(Arc::new))
+}
+
 async fn serve(
     app: Arc<App>,
     listener: std::net::TcpListener,
+    tls: Option<Arc<Tls>>,
     port_file: Option<&Path>,
 ) -> anyhow::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let address = listener.local_addr()?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let service =
-        http::router(Arc::clone(&app)).into_make_service_with_connect_info::<SocketAddr>();
-    let stopping = Arc::clone(&app);
-    let server = axum::serve(listener, service)
-        .with_graceful_shutdown(async move { stopping.stopped().await });
-    let mut server = tokio::spawn(async move { server.await });
+    let mut hangup = signal(SignalKind::hangup())?;
+    let router = http::router(Arc::clone(&app));
+    let mut server = tokio::spawn(door::serve(listener, tls.clone(), router, Arc::clone(&app)));
     if let Some(path) = port_file {
         listener::write_port_file(path, address)
             .with_context(|| format!("could not write {}", path.display()))?;
@@ -114,12 +132,15 @@ async fn serve(
     let watchdog = tokio::spawn(feed_watchdog(Arc::clone(&app)));
     let shown = Arc::clone(&app);
     let follower = tokio::spawn(async move { shown.ledger.run().await });
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-        ended = &mut server => {
-            ended??;
-            anyhow::bail!("the HTTP server ended by itself");
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => renew(tls.as_deref()),
+            ended = &mut server => {
+                ended?;
+                anyhow::bail!("the HTTP server ended by itself");
+            }
         }
     }
     notify(&[NotifyState::Stopping]);
@@ -128,13 +149,27 @@ async fn serve(
     follower.abort();
     app.stop();
     match tokio::time::timeout(STOP_PATIENCE, &mut server).await {
-        Ok(ended) => ended??,
+        Ok(ended) => ended?,
         Err(_) => {
             tracing::warn!("some requests did not end in time");
             server.abort();
         }
     }
     Ok(())
+}
+
+/// Read certificate and key anew, as SIGHUP asks for.
+fn renew(tls: Option<&Tls>) {
+    match tls.map(Tls::renew) {
+        None => tracing::info!("nothing to read anew: there is no certificate"),
+        Some(Ok(())) => tracing::info!("certificate and key were read anew"),
+        Some(Err(error)) => {
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "certificate and key could not be read; the old ones go on"
+            );
+        }
+    }
 }
 
 /// Tell systemd that we live, for as long as the database answers.

@@ -32,6 +32,7 @@ mod sync;
 mod tasks;
 mod tenants;
 mod tokens;
+mod vm_change;
 mod vm_create;
 mod vm_events;
 mod vms;
@@ -44,6 +45,7 @@ pub use idempotency::{IdempotencyKey, Remembered};
 pub use ledger::{Cause, EntryFilter, NewEvent, request_cause};
 pub use log::{LogError, LogFault, LogHead};
 pub use nodes::{EnrollDenied, NewJoinToken, NodeIdentity};
+pub use operations::OperationFilter;
 pub use quota::NewOverride;
 pub use slot_orders::{ActOnSlotDenied, SlotWish};
 pub use slots::SlotFilter;
@@ -56,6 +58,7 @@ pub use tenants::{
     Tier,
 };
 pub use tokens::NewTokenRecord;
+pub use vm_change::{ChangeVmDenied, VmChange};
 pub use vm_create::{CreateVmDenied, CreatedVm, PlannedVm};
 pub use vm_events::{ActOnVmDenied, VmWish};
 pub use vms::VmRef;

@@ -6,9 +6,25 @@ use berth_controller_core::vm::TaskKind;
 
 use crate::error::StoreError;
 use crate::rows::{parsed, rfc3339};
-use crate::sql::OptionalExtension as _;
+use crate::sql::{OptionalExtension as _, Row};
 use crate::store::Db;
 use crate::writer::WriteTx;
+
+/// Which operations to read.
+#[derive(Clone, Debug, Default)]
+pub struct OperationFilter {
+    /// Only this tenant's.
+    pub tenant_id: Option<TenantId>,
+    /// Only those in this state.
+    pub state: Option<String>,
+    /// Those after this id.
+    pub after: String,
+    /// At most so many.
+    pub limit: u32,
+}
+
+const COLUMNS: &str =
+    "operation_id, vm_id, kind, state, phase, error_code, error_message, created_at";
 
 struct OperationRow {
     operation_id: String,
@@ -28,40 +44,73 @@ impl Db<'_> {
         tenant: Option<&TenantId>,
         id: OperationId,
     ) -> Result<Option<Operation>, StoreError> {
+        let sql = format!(
+            "SELECT {COLUMNS} FROM operation
+             WHERE operation_id = ?1 AND (?2 IS NULL OR tenant_id = ?2)"
+        );
         let row = self
             .conn
-            .prepare_cached(
-                "SELECT operation_id, vm_id, kind, state, phase, error_code, error_message, created_at
-                 FROM operation WHERE operation_id = ?1 AND (?2 IS NULL OR tenant_id = ?2)",
-            )?
-            .query_row((id.to_string(), tenant.map(TenantId::as_str)), |row| {
-                Ok(OperationRow {
-                    operation_id: row.get(0)?,
-                    vm_id: row.get(1)?,
-                    kind: row.get(2)?,
-                    state: row.get(3)?,
-                    phase: row.get(4)?,
-                    error_code: row.get(5)?,
-                    error_message: row.get(6)?,
-                    created_at: row.get(7)?,
-                })
-            })
+            .prepare_cached(&sql)?
+            .query_row(
+                (id.to_string(), tenant.map(TenantId::as_str)),
+                operation_row,
+            )
             .optional()?;
-        row.map(|row| {
-            Ok(Operation {
-                id: parsed(&row.operation_id, "operation id")?,
-                vm_id: parsed(&row.vm_id, "VM id")?,
-                kind: row.kind,
-                state: row.state,
-                phase: row.phase,
-                error: row.error_code.map(|code| StateReason {
-                    code,
-                    message: row.error_message.unwrap_or_default(),
-                }),
-                created_at: rfc3339(row.created_at),
-            })
+        row.map(OperationRow::into_operation).transpose()
+    }
+
+    /// Operations in the order of their beginning.
+    pub fn operations(&self, filter: &OperationFilter) -> Result<Vec<Operation>, StoreError> {
+        let sql = format!(
+            "SELECT {COLUMNS} FROM operation
+             WHERE (?1 IS NULL OR tenant_id = ?1) AND (?2 IS NULL OR state = ?2)
+             AND operation_id > ?3 ORDER BY operation_id LIMIT ?4"
+        );
+        let mut select = self.conn.prepare_cached(&sql)?;
+        let rows = select
+            .query_map(
+                (
+                    filter.tenant_id.as_ref().map(TenantId::as_str),
+                    filter.state.as_deref(),
+                    filter.after.as_str(),
+                    filter.limit,
+                ),
+                operation_row,
+            )?
+            .collect::<Result<Vec<_>, _>>()?;
+        rows.into_iter().map(OperationRow::into_operation).collect()
+    }
+}
+
+fn operation_row(row: &Row<'_>) -> crate::sql::Result<OperationRow> {
+    Ok(OperationRow {
+        operation_id: row.get(0)?,
+        vm_id: row.get(1)?,
+        kind: row.get(2)?,
+        state: row.get(3)?,
+        phase: row.get(4)?,
+        error_code: row.get(5)?,
+        error_message: row.get(6)?,
+        created_at: row.get(7)?,
+    })
+}
+
+impl OperationRow {
+    fn into_operation(self) -> Result<Operation, StoreError> {
+        Ok(Operation {
+            id: parsed(&self.operation_id, "operation id")?,
+            vm_id: parsed(&self.vm_id, "VM id")?,
+            kind: self.kind,
+            state: self.state,
+            phase: self.phase,
+            // A signed order is its node's to carry out.
+            may_cancel: false,
+            error: self.error_code.map(|code| StateReason {
+                code,
+                message: self.error_message.unwrap_or_default(),
+            }),
+            created_at: rfc3339(self.created_at),
         })
-        .transpose()
     }
 }
 

@@ -159,23 +159,7 @@ impl Device {
                 words.extend(pair(&name, drives, &places));
                 below_port(number, "", words)
             }
-            Self::NvmesBehindOpenPorts(drives) => {
-                // Above the places that QEMU gives away by itself.
-                let place = 16 + number;
-                let mut words = devices([
-                    format!(
-                        "pcie-root-port,id=left{number},chassis=1{number},addr={place:#x}.0,\
-                         multifunction=on,disable-acs=on"
-                    ),
-                    format!(
-                        "pcie-root-port,id=right{number},chassis=2{number},addr={place:#x}.1,\
-                         disable-acs=on"
-                    ),
-                ]);
-                let places = [format!("bus=left{number}"), format!("bus=right{number}")];
-                words.extend(pair(&name, drives, &places));
-                words
-            }
+            Self::NvmesBehindOpenPorts(drives) => open_ports(number, &name, drives),
             Self::BehindPlainBridge => {
                 let bridge = format!("pcie-pci-bridge,id=bridge{number},{on_port}");
                 let display = format!("bochs-display,bus=bridge{number},addr=1");
@@ -219,6 +203,24 @@ fn below_port(number: usize, options: &str, below: Vec<OsString>) -> Vec<OsStrin
     let port = format!("pcie-root-port,id=port{number},slot={number},chassis={number}{options}");
     let mut words = devices([port]);
     words.extend(below);
+    words
+}
+
+/// Two functions of one device on the root bus, each a root port that isolates nothing.
+fn open_ports(number: usize, name: &str, drives: &[Nvme; 2]) -> Vec<OsString> {
+    // Above the places that QEMU gives away by itself.
+    let place = 16 + number;
+    let mut words = devices([
+        format!(
+            "pcie-root-port,id=left{number},chassis=1{number},addr={place:#x}.0,\
+             multifunction=on,disable-acs=on"
+        ),
+        format!(
+            "pcie-root-port,id=right{number},chassis=2{number},addr={place:#x}.1,disable-acs=on"
+        ),
+    ]);
+    let places = [format!("bus=left{number}"), format!("bus=right{number}")];
+    words.extend(pair(name, drives, &places));
     words
 }
 

@@ -222,7 +222,7 @@ fn an_address_that_others_can_reach_is_refused_with_the_remedy() {
     assert_eq!(output.status.code(), Some(78));
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(
-        said.contains("not a loopback address") && said.contains("TLS proxy"),
+        said.contains("not a loopback address") && said.contains("tls_certificate"),
         "{said}"
     );
 }

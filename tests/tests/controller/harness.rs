@@ -253,6 +253,14 @@ impl Drop for Controller {
             for line in log.iter().skip(log.len().saturating_sub(30)) {
                 eprintln!("{line}");
             }
+        } else {
+            // What is answered and not in the document is a fault of the table of routes.
+            let untold: Vec<_> = self
+                .log()
+                .into_iter()
+                .filter(|line| line.contains("undocumented answer"))
+                .collect();
+            assert!(untold.is_empty(), "{untold:#?}");
         }
     }
 }
@@ -308,6 +316,27 @@ impl Client {
                 .collect(),
             text: answer.body_mut().read_to_string().ok()?,
         })
+    }
+
+    /// The lines of an answer that does not end by itself; the connection ends with the reader.
+    #[track_caller]
+    pub(crate) fn follow(
+        &self,
+        path: &str,
+        headers: &[(&str, &str)],
+    ) -> impl Iterator<Item = String> + use<> {
+        let mut request = ureq::http::Request::builder().uri(format!("{}{path}", self.url));
+        if let Some(authorization) = &self.authorization {
+            request = request.header("authorization", authorization);
+        }
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let answer = self.http.run(request.body(()).unwrap()).unwrap();
+        assert_eq!(answer.status(), 200, "{path}");
+        BufReader::new(answer.into_body().into_reader())
+            .lines()
+            .map_while(Result::ok)
     }
 
     #[track_caller]

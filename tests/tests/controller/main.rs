@@ -18,6 +18,8 @@ mod isolation;
 #[cfg(test)]
 mod life_of_a_vm;
 #[cfg(test)]
+mod matrix;
+#[cfg(test)]
 mod nodes;
 #[cfg(test)]
 mod quota;

@@ -59,7 +59,7 @@ fn bad_tenants_are_refused_field_by_field() {
         "/v1/tenants/acme",
         &json!({ "tenant_id": "other" }),
     );
-    assert!(change.refused(400, "invalid_request")["fields"]["tenant_id"].is_string());
+    assert!(change.refused(400, "field_immutable")["fields"]["tenant_id"].is_string());
     admin
         .send_json("PATCH", "/v1/tenants/nobody", &json!({ "max_vms": 1 }))
         .refused(404, "not_found");

@@ -158,19 +158,22 @@ impl SystemdUnits {
     }
 
     async fn state_at(&self, path: &OwnedObjectPath) -> Result<UnitState, UnitError> {
+        // Before its start was begun a unit is inactive with a job. Asked for first: a job that ends
+        // between the two questions leaves the unit active.
+        let (job, _): (u32, OwnedObjectPath) = self.property(path, UNIT, "Job").await?;
         let active: String = self.property(path, UNIT, "ActiveState").await?;
         let sub: String = self.property(path, UNIT, "SubState").await?;
-        match (active.as_str(), sub.as_str()) {
-            ("active", "exited") | ("failed", _) => self.end_at(path).await.map(UnitState::Ended),
-            ("active" | "activating" | "reloading", _) => {
+        match course(&active, &sub, job != 0) {
+            Course::Over => self.end_at(path).await.map(UnitState::Ended),
+            Course::UnderWay => {
                 let id: Vec<u8> = self.property(path, UNIT, "InvocationID").await?;
                 Ok(UnitState::Running {
                     pid: self.property(path, SERVICE, "MainPID").await?,
                     invocation_id: id.iter().map(|byte| format!("{byte:02x}")).collect(),
                 })
             }
-            ("deactivating", _) => Ok(UnitState::Ending),
-            _ => Ok(UnitState::Absent),
+            Course::Ending => Ok(UnitState::Ending),
+            Course::None => Ok(UnitState::Absent),
         }
     }
 
@@ -234,6 +237,26 @@ fn ensure_open_to_all(path: &Path) -> io::Result<()> {
         Ok(()) | Err(_) => {}
     }
     std::fs::set_permissions(path, Permissions::from_mode(0o755))
+}
+
+/// Where a unit stands, before anything is asked of its process.
+#[derive(Debug, PartialEq, Eq)]
+enum Course {
+    None,
+    UnderWay,
+    Ending,
+    Over,
+}
+
+fn course(active: &str, sub: &str, has_job: bool) -> Course {
+    match (active, sub) {
+        ("active", "exited") | ("failed", _) => Course::Over,
+        ("active" | "activating" | "reloading", _) => Course::UnderWay,
+        ("deactivating", _) => Course::Ending,
+        // Its start is still in systemd's queue.
+        _ if has_job => Course::UnderWay,
+        _ => Course::None,
+    }
 }
 
 impl VmmUnits for SystemdUnits {
@@ -406,6 +429,22 @@ fn names(error: &UnitError, wanted: &[&str]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_unit_whose_start_has_not_begun_is_not_taken_for_one_that_was_stopped() {
+        for (active, sub, has_job, expected) in [
+            ("inactive", "dead", true, Course::UnderWay),
+            ("inactive", "dead", false, Course::None),
+            ("activating", "start", true, Course::UnderWay),
+            ("active", "running", false, Course::UnderWay),
+            ("active", "exited", false, Course::Over),
+            ("failed", "failed", false, Course::Over),
+            ("deactivating", "stop-sigterm", true, Course::Ending),
+        ] {
+            let found = course(active, sub, has_job);
+            assert_eq!(found, expected, "{active} {sub} {has_job}");
+        }
+    }
 
     #[test]
     fn an_object_path_is_read_as_systemd_writes_it() {

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use berth_api::agent::{
     ENROLL_PAYLOAD_TYPE, EnrollReply, EnrollRequest, LONG_POLL_SECONDS, PROTOCOL_VERSION,
     SYNC_PAYLOAD_TYPE, SignedEnvelope, SyncReply, SyncRequest,
@@ -20,6 +19,7 @@ use serde::de::DeserializeOwned;
 
 use crate::api_error::ApiError;
 use crate::app::App;
+use crate::http::answer::Created;
 use crate::http::body::AgentJson;
 use crate::http::gate::Source;
 use crate::http::nodes::{is_node_name, secret_hash};
@@ -31,7 +31,7 @@ pub(crate) async fn enroll(
     State(app): State<Arc<App>>,
     Source(source): Source,
     AgentJson(envelope): AgentJson<SignedEnvelope>,
-) -> Result<(StatusCode, Json<EnrollReply>), ApiError> {
+) -> Result<Created<EnrollReply>, ApiError> {
     let (key, request) = open::<EnrollRequest>(ENROLL_PAYLOAD_TYPE, &envelope)?;
     must_speak(request.protocol_version)?;
     must_be_whole(&key, &request)?;
@@ -53,15 +53,12 @@ pub(crate) async fn enroll(
             ),
         })?;
     tracing::info!(node_id = %node.node_id, "node enrolled");
-    Ok((
-        StatusCode::CREATED,
-        Json(EnrollReply {
-            node_id: node.node_id,
-            node_epoch: node.epoch,
-            task_public_keys: vec![app.task_key.public().to_base64()],
-            ledger_public_key: app.store.ledger_key().to_base64(),
-        }),
-    ))
+    Ok(Created::new(EnrollReply {
+        node_id: node.node_id,
+        node_epoch: node.epoch,
+        task_public_keys: vec![app.task_key.public().to_base64()],
+        ledger_public_key: app.store.ledger_key().to_base64(),
+    }))
 }
 
 fn must_be_whole(key: &PublicKey, request: &EnrollRequest) -> Result<(), ApiError> {

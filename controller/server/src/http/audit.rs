@@ -8,9 +8,10 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::{FromRequestParts, Path, State};
 use axum::http::header;
-use axum::response::{IntoResponse as _, Response};
+use axum::http::request::Parts;
+use axum::response::{IntoResponse, Response};
 use berth_api::rest::{
     AuditEntry, AuditHead, AuditQuery, ConsistencyProof, ConsistencyQuery, ErrorCode,
     InclusionProof, InclusionQuery, Page,
@@ -24,6 +25,7 @@ use berth_ledger::tile::Resource;
 use crate::api_error::ApiError;
 use crate::app::App;
 use crate::http::body::QueryOf;
+use crate::http::describe::{Answers, Sheet, Takes};
 use crate::http::gate::Scoped;
 use crate::http::page::{limit_of, page};
 use crate::http::tenants::namespace_or_named;
@@ -98,29 +100,86 @@ pub(crate) async fn head(
     }))
 }
 
-pub(crate) async fn checkpoint(State(app): State<Arc<App>>) -> Response {
-    let headers = [
-        (header::CONTENT_TYPE, "text/plain; charset=utf-8"),
-        (header::CACHE_CONTROL, FRESH),
-    ];
-    (headers, app.ledger.shown().note).into_response()
+/// A signed checkpoint.
+#[derive(Clone, Debug)]
+pub(crate) struct Checkpoint(String);
+
+impl IntoResponse for Checkpoint {
+    fn into_response(self) -> Response {
+        let headers = [
+            (header::CONTENT_TYPE, "text/plain; charset=utf-8"),
+            (header::CACHE_CONTROL, FRESH),
+        ];
+        (headers, self.0).into_response()
+    }
+}
+
+impl Answers for Checkpoint {
+    fn describe(sheet: &mut Sheet<'_>) {
+        let text = schemars::json_schema!({ "type": "string" });
+        sheet.answer(200, &["Cache-Control"], Some(("text/plain", text)));
+    }
+}
+
+pub(crate) async fn checkpoint(State(app): State<Arc<App>>) -> Checkpoint {
+    Checkpoint(app.ledger.shown().note)
+}
+
+/// What follows `/v1/audit/tile/`: the name of something public.
+#[derive(Clone, Debug)]
+pub(crate) struct TilePath(String);
+
+impl<S: Send + Sync> FromRequestParts<S> for TilePath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        Path::<String>::from_request_parts(parts, state)
+            .await
+            .map(|Path(path)| Self(path))
+            .map_err(|_| ApiError::not_found())
+    }
+}
+
+impl Takes for TilePath {
+    fn describe(sheet: &mut Sheet<'_>) {
+        sheet.path("path", "A tile's path as C2SP's tlog-tiles has it");
+        sheet.refuses(&[ErrorCode::NotFound]);
+    }
+}
+
+/// A tile's bytes.
+#[derive(Clone, Debug)]
+pub(crate) struct Tile(Vec<u8>);
+
+impl IntoResponse for Tile {
+    fn into_response(self) -> Response {
+        let headers = [
+            (header::CONTENT_TYPE, "application/octet-stream"),
+            (header::CACHE_CONTROL, IMMUTABLE),
+        ];
+        (headers, self.0).into_response()
+    }
+}
+
+impl Answers for Tile {
+    fn describe(sheet: &mut Sheet<'_>) {
+        let bytes = schemars::json_schema!({ "type": "string", "format": "binary" });
+        let kind = "application/octet-stream";
+        sheet.answer(200, &["Cache-Control"], Some((kind, bytes)));
+    }
 }
 
 pub(crate) async fn tile(
     State(app): State<Arc<App>>,
-    Path(path): Path<String>,
-) -> Result<Response, ApiError> {
+    TilePath(path): TilePath,
+) -> Result<Tile, ApiError> {
     let resource = Resource::parse(&format!("tile/{path}")).map_err(|_| ApiError::not_found())?;
     let size = app.ledger.shown().size;
     let bytes = app
         .read(move |db| db.published(&resource, size))
         .await?
         .ok_or_else(ApiError::not_found)?;
-    let headers = [
-        (header::CONTENT_TYPE, "application/octet-stream"),
-        (header::CACHE_CONTROL, IMMUTABLE),
-    ];
-    Ok((headers, bytes).into_response())
+    Ok(Tile(bytes))
 }
 
 pub(crate) async fn inclusion(

@@ -5,9 +5,11 @@ use axum::extract::{FromRequest, FromRequestParts, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
 use berth_api::rest::ErrorCode;
+use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 
 use crate::api_error::ApiError;
+use crate::http::describe::{Sheet, Takes};
 
 /// Longest body of a tenant's or operator's request, in bytes.
 const MAX_BODY_BYTES: usize = 256 * 1024;
@@ -106,6 +108,56 @@ impl<T: DeserializeOwned, S: Sync> FromRequestParts<S> for QueryOf<T> {
         Query::<T>::try_from_uri(&parts.uri)
             .map(|Query(value)| Self(value))
             .map_err(|rejection| explain(&rejection.body_text(), None))
+    }
+}
+
+/// How any body can be refused.
+const BODY_REFUSALS: &[ErrorCode] = &[ErrorCode::InvalidRequest, ErrorCode::PayloadTooLarge];
+/// How a JSON body can be refused beyond that.
+const JSON_REFUSALS: &[ErrorCode] = &[
+    ErrorCode::UnknownField,
+    ErrorCode::ShapeNotSupported,
+    ErrorCode::UnsupportedMediaType,
+];
+
+impl<T: JsonSchema> Takes for Json<T> {
+    fn describe(sheet: &mut Sheet<'_>) {
+        sheet.body::<T>(true);
+        sheet.refuses(BODY_REFUSALS);
+        sheet.refuses(JSON_REFUSALS);
+    }
+}
+
+impl<T: JsonSchema> Takes for OptionalJson<T> {
+    fn describe(sheet: &mut Sheet<'_>) {
+        sheet.body::<T>(false);
+        sheet.refuses(BODY_REFUSALS);
+        sheet.refuses(JSON_REFUSALS);
+    }
+}
+
+impl<T: JsonSchema> Takes for AgentJson<T> {
+    fn describe(sheet: &mut Sheet<'_>) {
+        sheet.body::<T>(true);
+        sheet.refuses(BODY_REFUSALS);
+        sheet.refuses(JSON_REFUSALS);
+    }
+}
+
+impl Takes for NoBody {
+    fn describe(sheet: &mut Sheet<'_>) {
+        sheet.refuses(BODY_REFUSALS);
+    }
+}
+
+impl<T: JsonSchema> Takes for QueryOf<T> {
+    fn describe(sheet: &mut Sheet<'_>) {
+        sheet.query::<T>();
+        sheet.refuses(&[
+            ErrorCode::InvalidRequest,
+            ErrorCode::UnknownField,
+            ErrorCode::ShapeNotSupported,
+        ]);
     }
 }
 

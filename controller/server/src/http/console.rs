@@ -3,23 +3,24 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Path, State};
-use axum::http::header;
-use axum::response::{IntoResponse as _, Response};
+use axum::extract::State;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use berth_api::agent::{MAX_CONSOLE_BYTES, TASK_PAYLOAD_TYPE, Task, TaskAction, TaskOutcome};
 use berth_api::ids::TaskId;
-use berth_api::rest::ErrorCode;
+use berth_api::rest::{ErrorCode, Vm};
 use berth_controller_core::liveness::Liveness;
 use berth_controller_store::{VmRef, VmTarget};
 use berth_ledger::envelope;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::api_error::ApiError;
 use crate::app::App;
+use crate::http::answer::ConsoleText;
 use crate::http::body::QueryOf;
 use crate::http::gate::Scoped;
+use crate::http::owned::Owned;
 
 /// How long the node has to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -27,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const TASK_LIFETIME_S: i64 = 60;
 
 /// `GET /v1/vms/{vm}/console/log`
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct LogQuery {
     /// Bytes from the end.
@@ -37,9 +38,9 @@ pub(crate) struct LogQuery {
 pub(crate) async fn log(
     State(app): State<Arc<App>>,
     caller: Scoped,
-    Path(vm): Path<String>,
+    vm: Owned<Vm>,
     QueryOf(query): QueryOf<LogQuery>,
-) -> Result<Response, ApiError> {
+) -> Result<ConsoleText, ApiError> {
     let tail_bytes = query.tail.unwrap_or(MAX_CONSOLE_BYTES);
     if !(1..=MAX_CONSOLE_BYTES).contains(&tail_bytes) {
         return Err(ApiError::field(
@@ -48,13 +49,16 @@ pub(crate) async fn log(
         ));
     }
     let namespace = caller.namespace().cloned();
-    let vm = VmRef::parse(&vm);
+    let vm = VmRef::Id(vm.id);
     let target = app
         .read(move |db| db.vm_target(namespace.as_ref(), &vm))
         .await?
         .ok_or_else(ApiError::not_found)?;
     let Some((node, epoch, liveness)) = target.node else {
-        return Ok(text(0, Vec::new()));
+        return Ok(ConsoleText {
+            offset: 0,
+            bytes: Vec::new(),
+        });
     };
     if liveness == Liveness::Unreachable {
         return Err(ApiError::timed_out(
@@ -111,7 +115,7 @@ fn console_task(
     }
 }
 
-fn answer(outcome: TaskOutcome) -> Result<Response, ApiError> {
+fn answer(outcome: TaskOutcome) -> Result<ConsoleText, ApiError> {
     let failed = |what: &str| {
         ApiError::new(
             ErrorCode::NodeError,
@@ -124,26 +128,10 @@ fn answer(outcome: TaskOutcome) -> Result<Response, ApiError> {
             let bytes = STANDARD
                 .decode(data)
                 .map_err(|_| failed("the node's answer is not readable"))?;
-            Ok(text(offset, bytes))
+            Ok(ConsoleText { offset, bytes })
         }
         TaskOutcome::Done { .. } => Err(failed("the node's answer carries no console")),
         TaskOutcome::Refused { .. } => Err(failed("the node refused to read the console")),
         TaskOutcome::Failed { .. } => Err(failed("the node could not read the console")),
     }
-}
-
-/// The bytes are the guest's own: plain text to whoever looks, never anything that is run.
-fn text(offset: u64, bytes: Vec<u8>) -> Response {
-    (
-        [
-            (header::CONTENT_TYPE, "text/plain; charset=utf-8".to_owned()),
-            (header::X_CONTENT_TYPE_OPTIONS, "nosniff".to_owned()),
-            (
-                header::HeaderName::from_static("x-console-offset"),
-                offset.to_string(),
-            ),
-        ],
-        bytes,
-    )
-        .into_response()
 }

@@ -1,16 +1,17 @@
 //! Is the controller alive, ready, and which one; who am I.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::response::{IntoResponse as _, Response};
-use berth_api::rest::{Me, Version};
-use serde_json::json;
+use axum::response::{IntoResponse, Response};
+use berth_api::rest::{Health, Me, Readiness, Version};
 
 use crate::api_error::ApiError;
 use crate::app::App;
+use crate::http::describe::{Answers, Sheet};
 use crate::http::gate::Scoped;
 use crate::http::tokens::rfc3339_s;
 
@@ -22,26 +23,50 @@ const API_FEATURES: &[&str] = &[
     "vm-stop-mode",
     "console-log",
     "slots",
+    "openapi",
+    "etag-if-match",
 ];
 
-pub(crate) async fn healthz() -> Json<serde_json::Value> {
-    Json(json!({ "status": "ok" }))
+pub(crate) async fn healthz() -> Json<Health> {
+    Json(Health {
+        status: "ok".to_owned(),
+    })
 }
 
 /// Ready when the database can be read and the ledger's transaction can be written. The keys were
 /// read before the socket was opened.
-pub(crate) async fn readyz(State(app): State<Arc<App>>) -> Response {
+pub(crate) async fn readyz(State(app): State<Arc<App>>) -> Ready {
     let database = app.read(|db| db.log_head()).await.is_ok();
     let ledger = app.write(|_| Ok(())).await.is_ok();
-    let word = |good: bool| if good { "ok" } else { "failing" };
-    let body = Json(json!({
-        "status": word(database && ledger),
-        "checks": { "database": word(database), "ledger": word(ledger), "keys": "ok" },
-    }));
-    if database && ledger {
-        body.into_response()
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, body).into_response()
+    let word = |good: bool| if good { "ok" } else { "failing" }.to_owned();
+    Ready(Readiness {
+        status: word(database && ledger),
+        checks: BTreeMap::from([
+            ("database".to_owned(), word(database)),
+            ("ledger".to_owned(), word(ledger)),
+            ("keys".to_owned(), word(true)),
+        ]),
+    })
+}
+
+/// 200 if all is well, 503 with the same body if not.
+#[derive(Clone, Debug)]
+pub(crate) struct Ready(Readiness);
+
+impl IntoResponse for Ready {
+    fn into_response(self) -> Response {
+        if self.0.status == "ok" {
+            Json(self.0).into_response()
+        } else {
+            (StatusCode::SERVICE_UNAVAILABLE, Json(self.0)).into_response()
+        }
+    }
+}
+
+impl Answers for Ready {
+    fn describe(sheet: &mut Sheet<'_>) {
+        sheet.json_answer::<Readiness>(200, &[]);
+        sheet.json_answer::<Readiness>(503, &[]);
     }
 }
 

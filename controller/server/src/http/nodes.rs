@@ -3,13 +3,11 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
-use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use berth_api::agent::{JOIN_TOKEN_PREFIX, JoinToken};
-use berth_api::ids::NodeId;
 use berth_api::rest::{CreateJoinToken, IssuedJoinToken, ListQuery, Node, Page};
 use berth_controller_store::NewJoinToken;
 use ring::digest::{SHA256, digest};
@@ -17,9 +15,11 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 
 use crate::api_error::ApiError;
 use crate::app::App;
+use crate::http::answer::{Created, Shown};
 use crate::http::body::{OptionalJson, QueryOf};
 use crate::http::gate::Scoped;
-use crate::http::once::{Idempotency, Once, once};
+use crate::http::once::{Idempotency, once};
+use crate::http::owned::Owned;
 use crate::http::page::{limit_of, page};
 use crate::http::tokens::rfc3339_s;
 
@@ -46,7 +46,7 @@ pub(crate) async fn join_token(
     caller: Scoped,
     idempotency: Idempotency,
     body: OptionalJson<CreateJoinToken>,
-) -> Result<Response, ApiError> {
+) -> Result<Created<IssuedJoinToken>, ApiError> {
     let key = idempotency.key(&caller, &body.bytes);
     let (new, issued) = fresh_join_token(&app, body.value)?;
     let cause = caller.cause();
@@ -66,10 +66,7 @@ pub(crate) async fn join_token(
         },
     )
     .await?;
-    Ok(match done {
-        Once::Replayed(answer) => answer,
-        Once::Done(issued) => (StatusCode::CREATED, Json(issued)).into_response(),
-    })
+    Ok(done.answer(Created::new))
 }
 
 /// A join token with a new secret: what is stored of it, and what its holder is told.
@@ -127,14 +124,6 @@ pub(crate) async fn list(
     Ok(page(nodes, limit, |node| node.id.to_string()))
 }
 
-pub(crate) async fn get(
-    State(app): State<Arc<App>>,
-    _caller: Scoped,
-    Path(node): Path<String>,
-) -> Result<Json<Node>, ApiError> {
-    let id: NodeId = node.parse().map_err(|_| ApiError::not_found())?;
-    app.read(move |db| db.node(id))
-        .await?
-        .map(Json)
-        .ok_or_else(ApiError::not_found)
+pub(crate) async fn get(node: Owned<Node>) -> Shown<Node> {
+    Shown(node.into_inner())
 }

@@ -6,14 +6,18 @@ use axum::body::Body;
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode, header};
-use axum::response::{IntoResponse as _, Response};
+use axum::response::{IntoResponse, Response};
+use berth_api::ids::TenantId;
 use berth_api::rest::ErrorCode;
 use berth_controller_store::{IdempotencyKey, Remembered, StoreError, WriteTx};
 use ring::digest::{Context, SHA256};
 use serde::Serialize;
+use serde_json::json;
 
 use crate::api_error::ApiError;
 use crate::app::App;
+use crate::http::answer::{Changed, tag_of};
+use crate::http::describe::{Sheet, Takes};
 use crate::http::gate::Scoped;
 
 const MAX_KEY_CHARS: usize = 128;
@@ -40,23 +44,26 @@ impl<S: Sync> FromRequestParts<S> for Idempotency {
                     "must be 1 to 128 visible ASCII characters",
                 )
             })?;
-        Ok(Self(Some((key.to_owned(), parts.uri.path().to_owned()))))
+        let target = parts
+            .uri
+            .path_and_query()
+            .map_or("", |target| target.as_str());
+        Ok(Self(Some((key.to_owned(), target.to_owned()))))
     }
 }
 
 impl Idempotency {
     /// The key under which this caller's request is remembered.
     pub(crate) fn key(self, caller: &Scoped, body: &[u8]) -> Option<IdempotencyKey> {
-        let (key, path) = self.0?;
+        let (key, target) = self.0?;
         let mut digest = Context::new(&SHA256);
-        digest.update(path.as_bytes());
+        digest.update(target.as_bytes());
         digest.update(&[0]);
         digest.update(body);
-        let scope = caller
-            .namespace()
-            .map_or_else(|| "_platform".to_owned(), ToString::to_string);
+        let namespace = caller.namespace().map_or("_platform", TenantId::as_str);
         Some(IdempotencyKey {
-            scope,
+            // An old answer is for whoever got it: another holder's key of that name is another key.
+            scope: format!("{namespace} {}", caller.grant.holder.to_base64url()),
             route: format!("{} {}", caller.request.method, caller.request.route),
             key,
             digest: digest.finish().as_ref().to_vec(),
@@ -70,7 +77,36 @@ pub(crate) enum Once<T> {
     /// It happened.
     Done(T),
     /// It had happened; the answer of then.
-    Replayed(Response),
+    Replayed(Replay),
+}
+
+/// An answer from memory.
+#[derive(Clone, Debug)]
+pub(crate) struct Replay {
+    status: u16,
+    body: String,
+}
+
+impl<T> Once<T> {
+    /// The answer: made of what was done, or the one of then.
+    pub(crate) fn answer<V, const STATUS: u16>(
+        self,
+        fresh: impl FnOnce(T) -> Changed<V, STATUS>,
+    ) -> Changed<V, STATUS> {
+        match self {
+            Self::Done(done) => fresh(done),
+            Self::Replayed(replay) => Changed::Replayed(replay),
+        }
+    }
+}
+
+impl Takes for Idempotency {
+    fn describe(sheet: &mut Sheet<'_>) {
+        let about = "The same key with the same request is the same change, for 24 hours";
+        let schema = json!({ "type": "string", "minLength": 1, "maxLength": MAX_KEY_CHARS });
+        sheet.header("Idempotency-Key", about, &schema);
+        sheet.refuses(&[ErrorCode::InvalidRequest, ErrorCode::IdempotencyConflict]);
+    }
 }
 
 /// Do a change once per key. `shown` is what the caller is told and what is remembered; a refusal is
@@ -109,7 +145,7 @@ where
         .await??;
     Ok(match outcome {
         Ok(done) => Once::Done(done),
-        Err((status, body)) => Once::Replayed(replay(status, body)),
+        Err((status, body)) => Once::Replayed(Replay { status, body }),
     })
 }
 
@@ -121,15 +157,21 @@ fn conflict() -> ApiError {
     )
 }
 
-fn replay(status: u16, body: String) -> Response {
-    let mut response = Body::from(body).into_response();
-    *response.status_mut() =
-        StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let headers = response.headers_mut();
-    headers.insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("application/json"),
-    );
-    headers.insert("idempotency-replayed", HeaderValue::from_static("true"));
-    response
+impl IntoResponse for Replay {
+    fn into_response(self) -> Response {
+        let tag = tag_of(self.body.as_bytes());
+        let mut response = Body::from(self.body).into_response();
+        *response.status_mut() =
+            StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let headers = response.headers_mut();
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/json"),
+        );
+        headers.insert("idempotency-replayed", HeaderValue::from_static("true"));
+        if let Ok(tag) = HeaderValue::try_from(tag) {
+            headers.insert(header::ETAG, tag);
+        }
+        response
+    }
 }

@@ -3,20 +3,22 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
-use axum::response::{IntoResponse as _, Response};
-use berth_api::ids::{NodeId, SlotId};
+use berth_api::ids::NodeId;
 use berth_api::rest::{ListQuery, Page, QuarantineSlot, Slot, SlotClass, StoredReceipt};
 use berth_api::slot::SlotState;
-use berth_controller_store::{IdempotencyKey, SlotFilter, SlotWish, VmRef};
+use berth_controller_store::{IdempotencyKey, SlotFilter, SlotWish};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::api_error::ApiError;
 use crate::app::App;
+use crate::http::answer::{Accepted, Changed, Done, Shown};
 use crate::http::body::{self, NoBody, QueryOf};
 use crate::http::gate::Scoped;
-use crate::http::once::{Idempotency, Once, once};
+use crate::http::once::{Idempotency, once};
+use crate::http::owned::{Owned, VmOrTombstone};
 use crate::http::page::{limit_of, page};
 
 /// Receipts that one slot is shown with.
@@ -24,7 +26,7 @@ const SHOWN_RECEIPTS: u32 = 10;
 const MAX_REASON_CHARS: usize = 500;
 
 /// `GET /v1/slots`
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SlotListQuery {
     limit: Option<u32>,
@@ -58,39 +60,28 @@ pub(crate) async fn list(
 
 pub(crate) async fn get(
     State(app): State<Arc<App>>,
-    _caller: Scoped,
-    Path(slot): Path<String>,
-) -> Result<Json<Slot>, ApiError> {
-    let id: SlotId = slot.parse().map_err(|_| ApiError::not_found())?;
-    app.read(move |db| {
-        let Some(mut slot) = db.slot(id)? else {
-            return Ok(None);
-        };
-        slot.receipts = db.slot_receipts(id, SHOWN_RECEIPTS)?;
-        Ok(Some(slot))
-    })
-    .await?
-    .map(Json)
-    .ok_or_else(ApiError::not_found)
+    slot: Owned<Slot>,
+) -> Result<Shown<Slot>, ApiError> {
+    let mut slot = slot.into_inner();
+    let id = slot.id;
+    slot.receipts = app
+        .read(move |db| db.slot_receipts(id, SHOWN_RECEIPTS))
+        .await?;
+    Ok(Shown(slot))
 }
 
-async fn act(
+/// `STATUS` is 200 for what is done at once, 202 where the host does its part later.
+async fn act<const STATUS: u16>(
     app: Arc<App>,
     caller: Scoped,
-    slot: &str,
+    slot: Owned<Slot>,
     wish: SlotWish,
     key: Option<IdempotencyKey>,
-) -> Result<Response, ApiError> {
-    let id: SlotId = slot.parse().map_err(|_| ApiError::not_found())?;
+) -> Result<Changed<Slot, STATUS>, ApiError> {
+    let id = slot.id;
     let cause = caller.cause();
     let by = caller.token_id()?.to_string();
-    // An admission is done at once; of the others the host does its part later.
-    let status = match &wish {
-        SlotWish::Admit => StatusCode::OK,
-        SlotWish::Quarantine { .. } | SlotWish::ReleaseQuarantine | SlotWish::Wipe => {
-            StatusCode::ACCEPTED
-        }
-    };
+    let status = StatusCode::from_u16(STATUS).map_err(|_| ApiError::internal())?;
     let taken = wish.clone();
     let done = once(
         &app,
@@ -104,33 +95,31 @@ async fn act(
         Clone::clone,
     )
     .await?;
-    let slot = match done {
-        Once::Replayed(answer) => return Ok(answer),
-        Once::Done(slot) => slot,
-    };
-    tracing::info!(slot_id = %slot.id, node_id = %slot.node_id, request_id = %caller.request.id, ?wish, "wish accepted");
-    app.links.wake(slot.node_id);
-    Ok((status, Json(slot)).into_response())
+    Ok(done.answer(|slot| {
+        tracing::info!(slot_id = %slot.id, node_id = %slot.node_id, request_id = %caller.request.id, ?wish, "wish accepted");
+        app.links.wake(slot.node_id);
+        Changed::new(slot)
+    }))
 }
 
 pub(crate) async fn approve(
     State(app): State<Arc<App>>,
     caller: Scoped,
-    Path(slot): Path<String>,
+    slot: Owned<Slot>,
     idempotency: Idempotency,
     _: NoBody,
-) -> Result<Response, ApiError> {
+) -> Result<Done<Slot>, ApiError> {
     let key = idempotency.key(&caller, b"");
-    act(app, caller, &slot, SlotWish::Admit, key).await
+    act(app, caller, slot, SlotWish::Admit, key).await
 }
 
 pub(crate) async fn quarantine(
     State(app): State<Arc<App>>,
     caller: Scoped,
-    Path(slot): Path<String>,
+    slot: Owned<Slot>,
     idempotency: Idempotency,
     body: body::Json<QuarantineSlot>,
-) -> Result<Response, ApiError> {
+) -> Result<Accepted<Slot>, ApiError> {
     let reason = body.value.reason;
     let fits = (1..=MAX_REASON_CHARS).contains(&reason.chars().count());
     if !fits || reason.chars().any(char::is_control) {
@@ -140,29 +129,29 @@ pub(crate) async fn quarantine(
         ));
     }
     let key = idempotency.key(&caller, &body.bytes);
-    act(app, caller, &slot, SlotWish::Quarantine { reason }, key).await
+    act(app, caller, slot, SlotWish::Quarantine { reason }, key).await
 }
 
 pub(crate) async fn release_quarantine(
     State(app): State<Arc<App>>,
     caller: Scoped,
-    Path(slot): Path<String>,
+    slot: Owned<Slot>,
     idempotency: Idempotency,
     _: NoBody,
-) -> Result<Response, ApiError> {
+) -> Result<Accepted<Slot>, ApiError> {
     let key = idempotency.key(&caller, b"");
-    act(app, caller, &slot, SlotWish::ReleaseQuarantine, key).await
+    act(app, caller, slot, SlotWish::ReleaseQuarantine, key).await
 }
 
 pub(crate) async fn wipe(
     State(app): State<Arc<App>>,
     caller: Scoped,
-    Path(slot): Path<String>,
+    slot: Owned<Slot>,
     idempotency: Idempotency,
     _: NoBody,
-) -> Result<Response, ApiError> {
+) -> Result<Accepted<Slot>, ApiError> {
     let key = idempotency.key(&caller, b"");
-    act(app, caller, &slot, SlotWish::Wipe, key).await
+    act(app, caller, slot, SlotWish::Wipe, key).await
 }
 
 pub(crate) async fn classes(
@@ -182,8 +171,7 @@ pub(crate) async fn classes(
 /// Of a VM that is gone too, by its id: its wipes are proved after its end.
 pub(crate) async fn vm_receipts(
     State(app): State<Arc<App>>,
-    caller: Scoped,
-    Path(vm): Path<String>,
+    vm: Owned<VmOrTombstone>,
     QueryOf(query): QueryOf<ListQuery>,
 ) -> Result<Json<Page<StoredReceipt>>, ApiError> {
     let limit = limit_of(query.limit)?;
@@ -192,22 +180,10 @@ pub(crate) async fn vm_receipts(
         .map(|text| text.parse())
         .transpose()
         .map_err(|_| ApiError::field("page_token", "must be one that a page before this gave"))?;
-    let namespace = caller.namespace().cloned();
-    let vm = VmRef::parse(&vm);
+    let id = vm.id;
     let receipts = app
-        .read(move |db| {
-            let found = match &vm {
-                VmRef::Id(id) => db
-                    .vm_or_tombstone(*id)?
-                    .filter(|vm| namespace.as_ref().is_none_or(|own| *own == vm.tenant_id)),
-                VmRef::Name(_) => db.vm(namespace.as_ref(), &vm)?,
-            };
-            found
-                .map(|vm| db.vm_receipts(vm.id, after, limit + 1))
-                .transpose()
-        })
-        .await?
-        .ok_or_else(ApiError::not_found)?;
+        .read(move |db| db.vm_receipts(id, after, limit + 1))
+        .await?;
     Ok(page(receipts, limit, |receipt| {
         receipt.audit_index.to_string()
     }))

@@ -4,28 +4,31 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
-use axum::http::{HeaderName, StatusCode, header};
-use axum::response::{IntoResponse as _, Response};
+use axum::extract::State;
+use axum::http::StatusCode;
 use berth_api::ids::TenantId;
 use berth_api::rest::{CreateTenant, ErrorCode, ListQuery, Page, Tenant, UsageReport};
 use berth_controller_core::quota::{Ceilings, QuotaScope, Resource};
 use berth_controller_core::slot::is_class_name;
 use berth_controller_store::{CreateTenantDenied, NewTenant, TenantChange, TenantProfile};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::api_error::ApiError;
 use crate::app::App;
+use crate::http::answer::{Created, NoContent, Shown};
 use crate::http::body::{self, QueryOf};
 use crate::http::gate::Scoped;
-use crate::http::once::{Idempotency, Once, once};
+use crate::http::once::{Idempotency, once};
+use crate::http::owned::Owned;
 use crate::http::page::{limit_of, page};
+use crate::http::precondition::IfMatch;
 
 const MAX_DISPLAY_NAME_CHARS: usize = 200;
 const MAX_SLOT_CLASSES: usize = 64;
 
 /// `PATCH /v1/tenants/{tenant}`
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ChangeTenant {
     display_name: Option<String>,
@@ -33,11 +36,12 @@ pub(crate) struct ChangeTenant {
     storage_quota_gb: Option<u32>,
     api_rate_limit_rpm: Option<u32>,
     slot_limits: Option<BTreeMap<String, u32>>,
+    #[schemars(skip)]
     tenant_id: Option<serde::de::IgnoredAny>,
 }
 
 /// `GET /v1/usage`
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct UsageQuery {
     tenant_id: Option<String>,
@@ -48,7 +52,7 @@ pub(crate) async fn create(
     caller: Scoped,
     idempotency: Idempotency,
     body: body::Json<CreateTenant>,
-) -> Result<Response, ApiError> {
+) -> Result<Created<Tenant>, ApiError> {
     let tenant_id: TenantId = body.value.tenant_id.parse().map_err(|_| bad_tenant_id())?;
     must_be_display_name(&body.value.display_name)?;
     must_be_rate(body.value.api_rate_limit_rpm)?;
@@ -73,18 +77,10 @@ pub(crate) async fn create(
         Clone::clone,
     )
     .await?;
-    Ok(match done {
-        Once::Replayed(answer) => answer,
-        Once::Done(tenant) => {
-            let location = format!("/v1/tenants/{}", tenant.tenant_id);
-            (
-                StatusCode::CREATED,
-                [(header::LOCATION, location)],
-                Json(tenant),
-            )
-                .into_response()
-        }
-    })
+    Ok(done.answer(|tenant| {
+        let location = format!("/v1/tenants/{}", tenant.tenant_id);
+        Created::at(tenant, location)
+    }))
 }
 
 fn exists(denied: CreateTenantDenied) -> ApiError {
@@ -154,29 +150,24 @@ pub(crate) async fn list(
     Ok(page(tenants, limit, |tenant| tenant.tenant_id.to_string()))
 }
 
-pub(crate) async fn get(State(app): State<Arc<App>>, caller: Scoped) -> Result<Response, ApiError> {
-    let id = caller.tenant()?.clone();
-    let tenant = app
-        .read(move |db| db.tenant(&id))
-        .await?
-        .ok_or_else(ApiError::not_found)?;
-    Ok(tagged(tenant))
-}
-
-fn tagged(tenant: Tenant) -> Response {
-    let tag: (HeaderName, String) = (header::ETAG, format!("\"{}\"", tenant.revision));
-    ([tag], Json(tenant)).into_response()
+pub(crate) async fn get(tenant: Owned<Tenant>) -> Shown<Tenant> {
+    Shown(tenant.into_inner())
 }
 
 pub(crate) async fn change(
     State(app): State<Arc<App>>,
     caller: Scoped,
-    Path(tenant): Path<String>,
+    tenant: Owned<Tenant>,
+    if_match: IfMatch,
     body: body::Json<ChangeTenant>,
-) -> Result<Response, ApiError> {
+) -> Result<Shown<Tenant>, ApiError> {
     let asked = body.value;
     if asked.tenant_id.is_some() {
-        return Err(ApiError::field("tenant_id", "a tenant's id never changes"));
+        return Err(ApiError::field_as(
+            ErrorCode::FieldImmutable,
+            "tenant_id",
+            "a tenant's id never changes",
+        ));
     }
     asked
         .display_name
@@ -187,7 +178,7 @@ pub(crate) async fn change(
         .slot_limits
         .as_ref()
         .map_or(Ok(()), must_be_slot_limits)?;
-    let id: TenantId = tenant.parse().map_err(|_| ApiError::not_found())?;
+    let id = tenant.tenant_id.clone();
     let named = [
         (Resource::Vms, asked.max_vms),
         (Resource::StorageGb, asked.storage_quota_gb),
@@ -204,32 +195,44 @@ pub(crate) async fn change(
     };
     let cause = caller.cause();
     let tenant = app
-        .write(move |tx| tx.change_tenant(&id, change, &cause))
-        .await?
-        .ok_or_else(ApiError::not_found)?;
+        .write(move |tx| {
+            if let Some(current) = tx.tenant(&id)?
+                && let Err(stale) = if_match.check(&current)
+            {
+                return Ok(Err(stale));
+            }
+            let changed = tx.change_tenant(&id, change, &cause)?;
+            Ok(changed.ok_or_else(ApiError::not_found))
+        })
+        .await??;
     app.rates.set(&tenant.tenant_id, tenant.api_rate_limit_rpm);
-    Ok(tagged(tenant))
+    Ok(Shown(tenant))
 }
 
 pub(crate) async fn delete(
     State(app): State<Arc<App>>,
     caller: Scoped,
-    Path(tenant): Path<String>,
-) -> Result<StatusCode, ApiError> {
-    let id: TenantId = tenant.parse().map_err(|_| ApiError::not_found())?;
+    tenant: Owned<Tenant>,
+    if_match: IfMatch,
+) -> Result<NoContent, ApiError> {
+    let id = tenant.tenant_id.clone();
     let cause = caller.cause();
     let deleted = id.clone();
     let tokens = app
         .write(move |tx| {
+            if let Some(current) = tx.tenant(&deleted)?
+                && let Err(stale) = if_match.check(&current)
+            {
+                return Ok(Err(stale));
+            }
             let outcome = tx.delete_tenant(&deleted, &cause)?;
             let tokens = tx.token_ids(&deleted)?;
-            Ok(outcome.map(|()| tokens))
+            Ok(outcome.map(|()| tokens).map_err(ApiError::from))
         })
-        .await?
-        .map_err(ApiError::from)?;
+        .await??;
     app.revoke(tokens);
     app.rates.forget(&id);
-    Ok(StatusCode::NO_CONTENT)
+    Ok(NoContent)
 }
 
 pub(crate) async fn usage(

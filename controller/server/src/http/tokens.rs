@@ -3,9 +3,8 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
-use axum::response::{IntoResponse as _, Response};
 use berth_api::ids::TokenId;
 use berth_api::rest::{IssueToken, IssuedToken, ListQuery, Page, TokenRecord};
 use berth_controller_store::NewTokenRecord;
@@ -13,9 +12,11 @@ use berth_token::{NewLink, Scope, ScopeSet, SubjectKey};
 
 use crate::api_error::ApiError;
 use crate::app::App;
+use crate::http::answer::{Created, NoContent};
 use crate::http::body::{self, QueryOf};
 use crate::http::gate::Scoped;
-use crate::http::once::{Idempotency, Once, once};
+use crate::http::once::{Idempotency, once};
+use crate::http::owned::InNamespace;
 use crate::http::page::{limit_of, page};
 
 const LIFETIME_S: std::ops::RangeInclusive<u64> = 60..=2_592_000;
@@ -33,7 +34,7 @@ pub(crate) async fn issue(
     caller: Scoped,
     idempotency: Idempotency,
     body: body::Json<IssueToken>,
-) -> Result<Response, ApiError> {
+) -> Result<Created<IssuedToken>, ApiError> {
     let key = idempotency.key(&caller, &body.bytes);
     let link = link_for(&caller, body.value.clone())?;
     // A wrong label must not cost a signature.
@@ -79,10 +80,7 @@ pub(crate) async fn issue(
         },
     )
     .await?;
-    Ok(match done {
-        Once::Replayed(answer) => answer,
-        Once::Done(issued) => (StatusCode::CREATED, Json(issued)).into_response(),
-    })
+    Ok(done.answer(Created::new))
 }
 
 fn link_for(caller: &Scoped, asked: IssueToken) -> Result<NewLink, ApiError> {
@@ -157,17 +155,16 @@ pub(crate) async fn list(
 pub(crate) async fn revoke(
     State(app): State<Arc<App>>,
     caller: Scoped,
-    Path(token): Path<String>,
-) -> Result<StatusCode, ApiError> {
-    let token: TokenId = token.parse().map_err(|_| ApiError::not_found())?;
-    let tenant = caller.namespace().cloned();
+    token: InNamespace<TokenId>,
+) -> Result<NoContent, ApiError> {
+    let InNamespace { namespace, id } = token;
     let cause = caller.cause();
     let found = app
-        .write(move |tx| tx.revoke_token(tenant.as_ref(), token, &cause))
+        .write(move |tx| tx.revoke_token(namespace.as_ref(), id, &cause))
         .await?;
     if !found {
         return Err(ApiError::not_found());
     }
-    app.revoke([token]);
-    Ok(StatusCode::NO_CONTENT)
+    app.revoke([id]);
+    Ok(NoContent)
 }

@@ -1,53 +1,94 @@
-//! `/v1/vms`, `/v1/operations`, `/v1/images`.
+//! `/v1/vms` and `/v1/images`: making, listing and reading VMs. Orders about them are in `vm_orders`.
 
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse as _, Response};
-use berth_api::ids::OperationId;
-use berth_api::rest::{
-    CreateVm, ErrorCode, Image, ListQuery, Operation, Page, StopVm, Vm, VmState,
-};
+use axum::extract::State;
+use axum::http::StatusCode;
+use berth_api::ids::TenantId;
+use berth_api::rest::{ChangeVm, CreateVm, ErrorCode, Image, ListQuery, Page, Vm, VmState};
 use berth_controller_core::shape;
-use berth_controller_core::stop::StopOrder;
-use berth_controller_store::{CreatedVm, IdempotencyKey, VmRef, VmWish};
+use berth_controller_store::{ChangeVmDenied, CreatedVm, Db, StoreError, VmChange, VmRef};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::api_error::{ApiError, wire};
 use crate::app::App;
-use crate::http::body::{self, NoBody, OptionalJson, QueryOf};
+use crate::http::answer::{Created, Shown};
+use crate::http::body::{self, QueryOf};
 use crate::http::gate::Scoped;
 use crate::http::once::{Idempotency, Once, once};
+use crate::http::owned::{Owned, VmOrTombstone};
 use crate::http::page::{limit_of, page};
+use crate::http::precondition::IfMatch;
 use crate::http::tenants::namespace_or_named;
-use crate::http::waiting::{WaitQuery, patience, wait_for};
+use crate::http::waiting::{Patience, WaitQuery, patience, settled, wait_for};
+
+/// Times that one page of a list reads on for VMs that pass its filters.
+const MAX_READS: u32 = 10;
 
 /// `GET /v1/vms`
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct VmListQuery {
+    /// 1 to 1000; 100 unless given.
     limit: Option<u32>,
+    /// From the page before.
     page_token: Option<String>,
+    /// For operators: only this tenant's.
     tenant_id: Option<String>,
+    /// Only VMs in this state.
+    state: Option<VmState>,
+    /// Only VMs with this label: `key=value`.
+    label: Option<String>,
 }
 
 /// `GET /v1/vms/{vm}/wait`
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct StateQuery {
+    /// What to wait for.
     state: VmState,
+    /// Seconds, 0 to 120; 30 unless given.
     timeout: Option<u64>,
+}
+
+/// Which VMs a list shows.
+#[derive(Debug, Default)]
+struct Sieve {
+    state: Option<VmState>,
+    label: Option<(String, String)>,
+}
+
+impl Sieve {
+    fn of(state: Option<VmState>, label: Option<&str>) -> Result<Self, ApiError> {
+        let label = label
+            .map(|text| {
+                text.split_once('=')
+                    .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                    .ok_or_else(|| ApiError::field("label", "must be key=value"))
+            })
+            .transpose()?;
+        Ok(Self { state, label })
+    }
+
+    fn lets_pass(&self, vm: &Vm) -> bool {
+        self.state.is_none_or(|state| state == vm.state)
+            && self
+                .label
+                .as_ref()
+                .is_none_or(|(key, value)| vm.labels.get(key) == Some(value))
+    }
 }
 
 pub(crate) async fn create(
     State(app): State<Arc<App>>,
     caller: Scoped,
     QueryOf(query): QueryOf<WaitQuery>,
+    prefer: Patience,
     idempotency: Idempotency,
     body: body::Json<CreateVm>,
-) -> Result<Response, ApiError> {
+) -> Result<Created<Vm>, ApiError> {
     let wish = query.wish()?;
     namespace_or_named(&caller, body.value.tenant_id.as_deref())?;
     let tenant = caller.tenant()?.clone();
@@ -67,21 +108,23 @@ pub(crate) async fn create(
     )
     .await?;
     let CreatedVm { mut vm, wake } = match done {
-        Once::Replayed(answer) => return Ok(answer),
+        Once::Replayed(replay) => return Ok(Created::Replayed(replay)),
         Once::Done(created) => created,
     };
     tracing::info!(vm_id = %vm.id, tenant_id = %vm.tenant_id, request_id = %caller.request.id, "VM accepted");
     app.vms_changed(wake);
     if let Some((state, patience)) = wish {
         vm = wait_for(&app, vm.id, state, patience).await?.unwrap_or(vm);
+    } else if let (Some(patience), Some(operation)) = (prefer.asked(), vm.operation) {
+        settled(&app, operation, patience).await?;
+        let id = vm.id;
+        vm = app
+            .read(move |db| db.vm_or_tombstone(id))
+            .await?
+            .unwrap_or(vm);
     }
     let location = format!("/v1/vms/{}", vm.id);
-    Ok((
-        StatusCode::CREATED,
-        [(header::LOCATION, location)],
-        Json(vm),
-    )
-        .into_response())
+    Ok(Created::at(vm, location))
 }
 
 pub(crate) async fn list(
@@ -91,49 +134,68 @@ pub(crate) async fn list(
 ) -> Result<Json<Page<Vm>>, ApiError> {
     let limit = limit_of(query.limit)?;
     let tenant = namespace_or_named(&caller, query.tenant_id.as_deref())?;
+    let sieve = Sieve::of(query.state, query.label.as_deref())?;
     let after = query.page_token.unwrap_or_default();
-    let vms = app
-        .read(move |db| db.vms(tenant.as_ref(), &after, limit + 1))
+    let found = app
+        .read(move |db| sifted(db, tenant.as_ref(), after, limit, &sieve))
         .await?;
-    Ok(page(vms, limit, |vm| vm.id.to_string()))
+    Ok(Json(found))
 }
 
-async fn find(app: &Arc<App>, caller: &Scoped, text: &str) -> Result<Vm, ApiError> {
-    let namespace = caller.namespace().cloned();
-    let vm = VmRef::parse(text);
-    app.read(move |db| db.vm(namespace.as_ref(), &vm))
-        .await?
-        .ok_or_else(ApiError::not_found)
+/// A page of those that pass. After many that do not it ends early, and the next page goes on there.
+fn sifted(
+    db: &Db<'_>,
+    tenant: Option<&TenantId>,
+    mut after: String,
+    limit: u32,
+    sieve: &Sieve,
+) -> Result<Page<Vm>, StoreError> {
+    let room = usize::try_from(limit).unwrap_or(usize::MAX);
+    let mut items: Vec<Vm> = Vec::new();
+    for _ in 0..MAX_READS {
+        let read = db.vms(tenant, &after, limit + 1)?;
+        let is_end = read.len() <= room;
+        for vm in read {
+            let id = vm.id.to_string();
+            if sieve.lets_pass(&vm) {
+                if items.len() == room {
+                    return Ok(Page {
+                        items,
+                        next_page_token: Some(after),
+                    });
+                }
+                items.push(vm);
+            }
+            after = id;
+        }
+        if is_end {
+            return Ok(Page {
+                items,
+                next_page_token: None,
+            });
+        }
+    }
+    Ok(Page {
+        items,
+        next_page_token: Some(after),
+    })
 }
 
-pub(crate) async fn get(
-    State(app): State<Arc<App>>,
-    caller: Scoped,
-    Path(vm): Path<String>,
-) -> Result<Json<Vm>, ApiError> {
-    find(&app, &caller, &vm).await.map(Json)
+pub(crate) async fn get(vm: Owned<Vm>) -> Shown<Vm> {
+    Shown(vm.into_inner())
 }
 
+/// Of a VM that is gone its tenant may still learn that it is gone.
 pub(crate) async fn wait(
     State(app): State<Arc<App>>,
-    caller: Scoped,
-    Path(vm): Path<String>,
+    vm: Owned<VmOrTombstone>,
     QueryOf(query): QueryOf<StateQuery>,
 ) -> Result<Json<Vm>, ApiError> {
     let patience = patience(query.timeout)?;
-    // Of a VM that is gone its tenant may still learn that it is gone.
-    let id = match VmRef::parse(&vm) {
-        VmRef::Id(id) if query.state == VmState::Deleted => {
-            let namespace = caller.namespace().cloned();
-            app.read(move |db| db.vm_or_tombstone(id))
-                .await?
-                .filter(|vm| namespace.is_none_or(|own| own == vm.tenant_id))
-                .ok_or_else(ApiError::not_found)?
-                .id
-        }
-        VmRef::Id(_) | VmRef::Name(_) => find(&app, &caller, &vm).await?.id,
-    };
-    let vm = wait_for(&app, id, query.state, patience)
+    if vm.is_gone() && query.state != VmState::Deleted {
+        return Err(ApiError::not_found());
+    }
+    let vm = wait_for(&app, vm.id, query.state, patience)
         .await?
         .ok_or_else(ApiError::not_found)?;
     if vm.state == query.state {
@@ -146,98 +208,47 @@ pub(crate) async fn wait(
     ))
 }
 
-async fn act(
-    app: Arc<App>,
+/// What the VM is called; what it is made of does not change.
+pub(crate) async fn change(
+    State(app): State<Arc<App>>,
     caller: Scoped,
-    vm: &str,
-    wish: VmWish,
-    query: WaitQuery,
-    key: Option<IdempotencyKey>,
-) -> Result<Response, ApiError> {
-    let waiting = query.wish()?;
-    let tenant = caller.tenant()?.clone();
-    let cause = caller.cause();
-    let vm = VmRef::parse(vm);
-    let done = once(
-        &app,
-        key,
-        StatusCode::ACCEPTED,
-        move |tx| {
-            Ok(tx
-                .act_on_vm(&tenant, &vm, wish, &cause)?
-                .map_err(ApiError::from))
-        },
-        |(_, operation)| operation.clone(),
-    )
-    .await?;
-    let (vm, mut operation) = match done {
-        Once::Replayed(answer) => return Ok(answer),
-        Once::Done(taken) => taken,
+    vm: Owned<Vm>,
+    if_match: IfMatch,
+    body: body::Json<ChangeVm>,
+) -> Result<Shown<Vm>, ApiError> {
+    let asked = body.value;
+    shape::validate_names(asked.name.as_deref(), asked.labels.as_ref())?;
+    let change = VmChange {
+        name: asked.name,
+        labels: asked.labels,
     };
-    tracing::info!(vm_id = %vm.id, tenant_id = %vm.tenant_id, request_id = %caller.request.id, operation_id = %operation.id, ?wish, "wish accepted");
-    app.vms_changed(vm.node_id);
-    if let Some((state, patience)) = waiting {
-        wait_for(&app, vm.id, state, patience).await?;
-        let id = operation.id;
-        if let Some(now) = app.read(move |db| db.operation(None, id)).await? {
-            operation = now;
-        }
+    let tenant = caller.tenant()?.clone();
+    let id = vm.id;
+    let cause = caller.cause();
+    let changed = app
+        .write(move |tx| {
+            if let Some(current) = tx.vm(Some(&tenant), &VmRef::Id(id))?
+                && let Err(stale) = if_match.check(&current)
+            {
+                return Ok(Err(stale));
+            }
+            Ok(tx
+                .change_vm(&tenant, id, change, &cause)?
+                .map_err(unchangeable))
+        })
+        .await??;
+    Ok(Shown(changed))
+}
+
+fn unchangeable(denied: ChangeVmDenied) -> ApiError {
+    match denied {
+        ChangeVmDenied::NotFound => ApiError::not_found(),
+        ChangeVmDenied::NameTaken => ApiError::new(
+            ErrorCode::AlreadyExists,
+            denied.to_string(),
+            "Choose another name, or delete the VM that has it.",
+        ),
     }
-    let location = format!("/v1/operations/{}", operation.id);
-    Ok((
-        StatusCode::ACCEPTED,
-        [(header::LOCATION, location)],
-        Json(operation),
-    )
-        .into_response())
-}
-
-pub(crate) async fn start(
-    State(app): State<Arc<App>>,
-    caller: Scoped,
-    Path(vm): Path<String>,
-    QueryOf(query): QueryOf<WaitQuery>,
-    idempotency: Idempotency,
-    _: NoBody,
-) -> Result<Response, ApiError> {
-    let key = idempotency.key(&caller, b"");
-    act(app, caller, &vm, VmWish::Start, query, key).await
-}
-
-pub(crate) async fn stop(
-    State(app): State<Arc<App>>,
-    caller: Scoped,
-    Path(vm): Path<String>,
-    QueryOf(query): QueryOf<WaitQuery>,
-    idempotency: Idempotency,
-    body: OptionalJson<StopVm>,
-) -> Result<Response, ApiError> {
-    let order = StopOrder::try_from(body.value)
-        .map_err(|error| ApiError::field("timeout_s", &error.to_string()))?;
-    let key = idempotency.key(&caller, &body.bytes);
-    act(app, caller, &vm, VmWish::Stop(order), query, key).await
-}
-
-pub(crate) async fn delete(
-    State(app): State<Arc<App>>,
-    caller: Scoped,
-    Path(vm): Path<String>,
-    QueryOf(query): QueryOf<WaitQuery>,
-) -> Result<Response, ApiError> {
-    act(app, caller, &vm, VmWish::Delete, query, None).await
-}
-
-pub(crate) async fn operation(
-    State(app): State<Arc<App>>,
-    caller: Scoped,
-    Path(operation): Path<String>,
-) -> Result<Json<Operation>, ApiError> {
-    let id: OperationId = operation.parse().map_err(|_| ApiError::not_found())?;
-    let namespace = caller.namespace().cloned();
-    app.read(move |db| db.operation(namespace.as_ref(), id))
-        .await?
-        .map(Json)
-        .ok_or_else(ApiError::not_found)
 }
 
 pub(crate) async fn images(

@@ -3,21 +3,28 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_api::ids::VmId;
-use berth_api::rest::{Vm, VmState};
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
+use berth_api::ids::{OperationId, VmId};
+use berth_api::rest::{Operation, Vm, VmState};
+use schemars::JsonSchema;
 use serde::Deserialize;
+use serde_json::json;
 
 use crate::api_error::ApiError;
 use crate::app::App;
+use crate::http::describe::{Sheet, Takes};
 
 const MAX_WAIT_S: u64 = 120;
 const DEFAULT_WAIT_S: u64 = 30;
 
 /// `?wait=<state>&timeout=<seconds>` of a change.
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct WaitQuery {
+    /// Answer when the VM is in this state.
     wait: Option<VmState>,
+    /// Or after this many seconds, 0 to 120; 30 unless given.
     timeout: Option<u64>,
 }
 
@@ -26,6 +33,76 @@ impl WaitQuery {
     pub(crate) fn wish(self) -> Result<Option<(VmState, Duration)>, ApiError> {
         let patience = patience(self.timeout)?;
         Ok(self.wait.map(|state| (state, patience)))
+    }
+}
+
+/// `Prefer: wait=<seconds>` (RFC 7240): answer when the operation has ended, or after that long as if
+/// nothing had been preferred. A preference that is not understood is none.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience(Option<Duration>);
+
+impl Patience {
+    pub(crate) fn asked(self) -> Option<Duration> {
+        self.0
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Patience {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        let seconds = parts
+            .headers
+            .get_all("prefer")
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|text| text.split(','))
+            .find_map(|part| {
+                part.trim()
+                    .strip_prefix("wait=")?
+                    .trim()
+                    .parse::<u64>()
+                    .ok()
+            });
+        Ok(Self(seconds.map(|seconds| {
+            Duration::from_secs(seconds.min(MAX_WAIT_S))
+        })))
+    }
+}
+
+impl Takes for Patience {
+    fn describe(sheet: &mut Sheet<'_>) {
+        let about = "`wait=<seconds>`, at most 120: answer when the operation has ended";
+        sheet.header("Prefer", about, &json!({ "type": "string" }));
+    }
+}
+
+/// The operation once it has ended, or as it is when the time is over.
+pub(crate) async fn settled(
+    app: &Arc<App>,
+    id: OperationId,
+    patience: Duration,
+) -> Result<Operation, ApiError> {
+    let mut changes = app.watch_vms();
+    let end = tokio::time::Instant::now() + patience;
+    loop {
+        changes.mark_unchanged();
+        let operation = app
+            .read(move |db| db.operation(None, id))
+            .await?
+            .ok_or_else(ApiError::not_found)?;
+        if operation.state != "running" {
+            return Ok(operation);
+        }
+        tokio::select! {
+            changed = changes.changed() => {
+                if changed.is_err() {
+                    return Ok(operation);
+                }
+            }
+            () = tokio::time::sleep_until(end) => return Ok(operation),
+            () = app.stopped() => return Ok(operation),
+        }
     }
 }
 

@@ -1,0 +1,79 @@
+//! Changing what a tenant calls a VM. What the VM is made of does not change here.
+
+use std::collections::BTreeMap;
+
+use berth_api::ids::{TenantId, VmId};
+use berth_api::rest::Vm;
+use serde_json::json;
+
+use crate::error::StoreError;
+use crate::ledger::{Cause, NewEvent};
+use crate::tenants::object;
+use crate::vms::VmRef;
+use crate::writer::WriteTx;
+
+/// What is to be different; `None` leaves a thing as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VmChange {
+    /// The new name.
+    pub name: Option<String>,
+    /// All labels from here on.
+    pub labels: Option<BTreeMap<String, String>>,
+}
+
+/// Why a VM was not changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChangeVmDenied {
+    /// There is no such VM in this namespace.
+    #[error("there is no such VM")]
+    NotFound,
+    /// Another live VM of the tenant has the name.
+    #[error("a VM of that name exists already")]
+    NameTaken,
+}
+
+impl WriteTx<'_> {
+    /// Change a live VM of this tenant. What is as wished already is no change and no event.
+    pub fn change_vm(
+        &mut self,
+        tenant: &TenantId,
+        id: VmId,
+        change: VmChange,
+        cause: &Cause,
+    ) -> Result<Result<Vm, ChangeVmDenied>, StoreError> {
+        let named = VmRef::Id(id);
+        let Some(vm) = self.vm(Some(tenant), &named)? else {
+            return Ok(Err(ChangeVmDenied::NotFound));
+        };
+        let name = change.name.unwrap_or_else(|| vm.name.clone());
+        let labels = change.labels.unwrap_or_else(|| vm.labels.clone());
+        if name == vm.name && labels == vm.labels {
+            return Ok(Ok(vm));
+        }
+        let taken = self.vm(Some(tenant), &VmRef::Name(name.clone()))?;
+        if taken.is_some_and(|found| found.id != id) {
+            return Ok(Err(ChangeVmDenied::NameTaken));
+        }
+        let index = self.append(
+            NewEvent {
+                event_type: "VM_CHANGED",
+                tenant_id: Some(tenant.clone()),
+                vm_id: Some(id),
+                node_id: vm.node_id,
+                outcome: "accepted",
+                detail: object(json!({ "name": name, "labels": labels })),
+                ..NewEvent::default()
+            },
+            cause,
+        )?;
+        let labels = serde_json::to_string(&labels)
+            .map_err(|_| StoreError::Unstorable { what: "label list" })?;
+        self.conn
+            .prepare_cached(
+                "UPDATE vm SET name = ?2, labels = ?3, audit_index = ?4 WHERE vm_id = ?1",
+            )?
+            .execute((id.to_string(), &name, &labels, index))?;
+        let changed = self.vm(Some(tenant), &named)?;
+        Ok(changed.ok_or(ChangeVmDenied::NotFound))
+    }
+}

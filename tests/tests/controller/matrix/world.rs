@@ -1,0 +1,364 @@
+//! What stands around the matrix: two tenants with things of their own, and all who must not get
+//! through.
+
+use std::cell::RefCell;
+
+use berth_api::ids::{ControllerId, NodeId, OperationId, SlotId, TokenId, VmId};
+use berth_tests::simulated_agent::SimulatedAgent;
+use serde_json::{Value, json};
+
+use super::document::Route;
+use crate::harness::{Client, Controller, vm_body};
+use crate::routes::minted;
+use crate::slots::{node_with_slots, tenant};
+
+/// Whose ids fill a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Caller {
+    /// Whom the others must not reach.
+    Victim,
+    /// The other tenant.
+    Other,
+}
+
+/// Somebody else's name of a thing, and one of nothing.
+pub(super) struct Pair {
+    pub(super) foreign: String,
+    pub(super) absent: String,
+    /// An id; else a name that means something inside a namespace alone.
+    pub(super) is_id: bool,
+}
+
+/// One tenant's things.
+struct Things {
+    tenant: String,
+    vm: String,
+    vm_name: String,
+    operation: String,
+    token: String,
+}
+
+pub(super) struct World {
+    pub(super) operator: Client,
+    pub(super) other: Client,
+    victim: Client,
+    narrow: Client,
+    narrower: Client,
+    metrics: Client,
+    strangers: Vec<(&'static str, Client, &'static str)>,
+    victims: Things,
+    others: Things,
+    slot: String,
+    node: String,
+    agents: RefCell<[SimulatedAgent; 2]>,
+}
+
+fn things(
+    controller: &Controller,
+    agent: &mut SimulatedAgent,
+    name: &str,
+    slots: &Value,
+) -> (Client, Things) {
+    let client = tenant(controller, name, &json!({ "nvme": 1 }));
+    let mut body = vm_body(&format!("secret-of-{name}"));
+    body["slots"] = slots.clone();
+    let vm = client.post("/v1/vms", &body).expect(201).json();
+    agent.settle().unwrap();
+    let tokens = client
+        .get(&format!("/v1/tenants/{name}/tokens"))
+        .expect(200)
+        .json();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let things = Things {
+        tenant: name.to_owned(),
+        vm: text(&vm["id"]),
+        vm_name: text(&vm["name"]),
+        operation: text(&vm["operation"]),
+        token: text(&tokens["items"][0]["token_id"]),
+    };
+    (client, things)
+}
+
+impl World {
+    pub(super) fn new(controller: &Controller) -> Self {
+        let (mut agent, slots) = node_with_slots(controller, 1);
+        let slot = slots.first().unwrap().to_string();
+        let (victim, victims) = things(
+            controller,
+            &mut agent,
+            "acme",
+            &json!([{ "class": "nvme" }]),
+        );
+        let (_, others) = things(controller, &mut agent, "other", &json!([]));
+        // Without the class, so that a slot's id tells it nothing.
+        controller
+            .admin()
+            .send_json("PATCH", "/v1/tenants/other", &json!({ "slot_limits": {} }))
+            .expect(200);
+        let far = 4_000_000_000;
+        controller.tenant("doomed", 1);
+        let doomed = controller.token("doomed", "service:tenant-admin");
+        controller.admin().delete("/v1/tenants/doomed").expect(204);
+        let authorized = |text: String| {
+            let mut client = controller.stranger();
+            client.authorization = Some(text);
+            client
+        };
+        let expired = minted(controller, "acme", 1_000_000_100, None);
+        let elsewhere = minted(controller, "acme", far, Some(ControllerId::generate()));
+        let naked = victim.authorization.clone().unwrap();
+        let naked = naked.trim_start_matches("Bearer ").to_owned();
+        let strangers = vec![
+            ("none", controller.stranger(), "unauthorized"),
+            ("naked token", authorized(naked.clone()), "unauthorized"),
+            (
+                "other scheme",
+                authorized(format!("Basic {naked}")),
+                "unauthorized",
+            ),
+            (
+                "malformed",
+                controller.with_token("nonsense"),
+                "invalid_token",
+            ),
+            (
+                "too long",
+                controller.with_token(&"a".repeat(7000)),
+                "invalid_token",
+            ),
+            (
+                "forged",
+                controller.with_token(&bent(&naked)),
+                "invalid_token",
+            ),
+            (
+                "other controller",
+                controller.with_token(&elsewhere),
+                "invalid_token",
+            ),
+            ("expired", controller.with_token(&expired), "token_expired"),
+            ("revoked", doomed, "token_revoked"),
+        ];
+        let second = controller.agent("node-2", 4096);
+        let node = agent.node_id.to_string();
+        Self {
+            operator: controller.admin(),
+            other: controller.token("other", "service:tenant-admin"),
+            victim,
+            narrow: controller.token("acme", "vm.console"),
+            narrower: controller.token("acme", "token.revoke"),
+            metrics: controller.with_token(&crate::routes::minted_operator(controller)),
+            strangers,
+            victims,
+            others,
+            slot,
+            node,
+            agents: RefCell::new([agent, second]),
+        }
+    }
+
+    pub(super) fn strangers(&self) -> impl Iterator<Item = (&'static str, &Client, &'static str)> {
+        self.strangers
+            .iter()
+            .map(|(name, client, code)| (*name, client, *code))
+    }
+
+    /// A tenant's token that does not cover this scope.
+    pub(super) fn narrow(&self, scope: &str) -> &Client {
+        if scope == "vm.console" {
+            &self.narrower
+        } else {
+            &self.narrow
+        }
+    }
+
+    /// An operator's token that covers nearly nothing.
+    pub(super) fn narrow_operator(&self) -> &Client {
+        &self.metrics
+    }
+
+    /// What every segment and field that names a thing can be filled with; `None` for one that nobody
+    /// has thought of.
+    pub(super) fn pairs(&self, name: &str) -> Option<Vec<Pair>> {
+        let id = |foreign: &str, absent: String| Pair {
+            foreign: foreign.to_owned(),
+            absent,
+            is_id: true,
+        };
+        let victims = &self.victims;
+        Some(match name {
+            "tenant" | "tenant_id" => vec![id(&victims.tenant, "nobody".to_owned())],
+            "vm" | "vm_id" => vec![
+                id(&victims.vm, VmId::generate().to_string()),
+                Pair {
+                    foreign: victims.vm_name.clone(),
+                    absent: "nothing".to_owned(),
+                    is_id: false,
+                },
+            ],
+            "operation" => vec![id(&victims.operation, OperationId::generate().to_string())],
+            "token" | "token_id" => vec![id(&victims.token, TokenId::generate().to_string())],
+            "slot_id" => vec![id(&self.slot, SlotId::generate().to_string())],
+            "node_id" => vec![id(&self.node, NodeId::generate().to_string())],
+            _ => return None,
+        })
+    }
+
+    fn segment(&self, name: &str, caller: Caller) -> Option<String> {
+        let things = match caller {
+            Caller::Victim => &self.victims,
+            Caller::Other => &self.others,
+        };
+        Some(match name {
+            "tenant" => things.tenant.clone(),
+            "vm" => things.vm.clone(),
+            "operation" => things.operation.clone(),
+            "token" => things.token.clone(),
+            "slot" => self.slot.clone(),
+            "node" => self.node.clone(),
+            _ => return None,
+        })
+    }
+
+    /// The route's path with one's own things, and with what the query has to have; `None` for a path
+    /// with a segment that nobody has thought of.
+    pub(super) fn path(&self, route: &Route, caller: Caller) -> Option<String> {
+        let mut path = route.path.clone();
+        for name in &route.segments {
+            path = path.replace(&format!("{{{name}}}"), &self.segment(name, caller)?);
+        }
+        Some(path + &required_query(route, &[]))
+    }
+
+    /// As [`World::path`], with one segment of another's.
+    pub(super) fn path_with(
+        &self,
+        route: &Route,
+        caller: Caller,
+        segment: &str,
+        text: &str,
+    ) -> String {
+        let mut path = route.path.replace(&format!("{{{segment}}}"), text);
+        for name in &route.segments {
+            let own = self.segment(name, caller).unwrap_or_default();
+            path = path.replace(&format!("{{{name}}}"), &own);
+        }
+        path + &required_query(route, &[])
+    }
+
+    /// The other tenant's own path, with these in the query.
+    pub(super) fn with_query(&self, route: &Route, fields: &[(&str, &str)]) -> String {
+        let mut path = route.path.clone();
+        for name in &route.segments {
+            let own = self.segment(name, Caller::Other).unwrap_or_default();
+            path = path.replace(&format!("{{{name}}}"), &own);
+        }
+        path + &required_query(route, fields)
+    }
+
+    /// A body that is good but for one field.
+    pub(super) fn body(&self, route: &Route, field: &str, text: &str) -> Value {
+        let mut body = match route.path.as_str() {
+            "/v1/vms" => vm_body("mine"),
+            _ => json!({}),
+        };
+        let mut place = &mut body;
+        for part in field.split('.') {
+            place = match part.strip_suffix("[]") {
+                Some(list) => {
+                    place[list] = json!([{}]);
+                    &mut place[list][0]
+                }
+                None => &mut place[part],
+            };
+        }
+        *place = json!(text);
+        body
+    }
+
+    /// Ids and names of the victim that nobody else may read.
+    pub(super) fn secrets(&self) -> [&str; 4] {
+        [
+            &self.victims.vm,
+            &self.victims.vm_name,
+            &self.victims.operation,
+            &self.victims.token,
+        ]
+    }
+
+    /// The other tenant's stream from the ledger's beginning until its own VM runs, which was after all
+    /// that the victim did.
+    pub(super) fn what_the_other_hears(&self, route: &Route) -> Vec<String> {
+        let path = self.with_query(route, &[("since", "0")]);
+        let mut heard = Vec::new();
+        for line in self.other.follow(&path, &[]) {
+            let is_last = line.contains(&self.others.vm) && line.contains("VM_STARTED");
+            heard.push(line);
+            if is_last {
+                return heard;
+            }
+        }
+        panic!("the stream ended: {heard:?}");
+    }
+
+    /// How the victim's things stand.
+    pub(super) fn picture(&self) -> Vec<Value> {
+        let tenant = format!("/v1/tenants/{}", self.victims.tenant);
+        [
+            "/v1/vms",
+            "/v1/usage",
+            tenant.as_str(),
+            &format!("{tenant}/tokens"),
+        ]
+        .iter()
+        .map(|path| self.victim.get(path).expect(200).json())
+        .collect()
+    }
+
+    /// Syncs that one node signs in the name of another.
+    pub(super) fn sync_as_another_node(&self) -> Vec<(u16, String)> {
+        let mut agents = self.agents.borrow_mut();
+        let [first, second] = &mut *agents;
+        let first_id = first.node_id;
+        let mut answers = Vec::new();
+        for (liar, named) in [(&mut *first, second.node_id), (&mut *second, first_id)] {
+            let mut request = liar.next_sync(0);
+            request.node_id = named;
+            let sealed = liar.seal(&request).unwrap();
+            answers.push(liar.send(&sealed).unwrap());
+        }
+        answers
+    }
+}
+
+fn required_query(route: &Route, fields: &[(&str, &str)]) -> String {
+    let mut query: Vec<String> = fields
+        .iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
+    for name in &route.required_query {
+        if fields.iter().all(|(given, _)| given != name) {
+            let value = match name.as_str() {
+                "state" => "running",
+                other => panic!("{route}: what is `{other}` to be?"),
+            };
+            query.push(format!("{name}={value}"));
+        }
+    }
+    if query.is_empty() {
+        String::new()
+    } else {
+        format!("?{}", query.join("&"))
+    }
+}
+
+/// A token of which one bit is another.
+fn bent(token: &str) -> String {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    let mut bytes = URL_SAFE_NO_PAD
+        .decode(token.trim_start_matches("v4.public."))
+        .unwrap();
+    bytes[20] ^= 1;
+    format!("v4.public.{}", URL_SAFE_NO_PAD.encode(bytes))
+}
