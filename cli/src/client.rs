@@ -4,12 +4,14 @@
 //! goes to the controller that was named and nowhere else.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use ureq::http;
+use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
 
 use crate::connection::Connection;
 use crate::failure::{Failure, Refusal};
@@ -120,12 +122,18 @@ impl Client {
     /// A client; nothing is sent yet.
     #[must_use]
     pub(crate) fn new(connection: Connection) -> Self {
+        let tls = TlsConfig::builder()
+            .provider(TlsProvider::Rustls)
+            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .root_certs(RootCerts::new_with_certs(&connection.roots))
+            .build();
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .allow_non_standard_methods(true)
             .max_redirects(0)
             .max_redirects_will_error(false)
             .proxy(None)
+            .tls_config(tls)
             .timeout_connect(Some(CONNECT_TIMEOUT))
             .timeout_recv_response(Some(REPLY_TIMEOUT))
             .timeout_global(Some(REPLY_TIMEOUT * 2))

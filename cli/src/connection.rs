@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use berth_api::rest::DEFAULT_URL;
 use clap::Args;
+use ureq::tls::{Certificate, PemItem, parse_pem};
 
 use crate::failure::Failure;
 
@@ -24,6 +25,15 @@ pub(crate) struct ConnectionArguments {
     /// Other users of this machine can read a command line: prefer BERTH_TOKEN or a file.
     #[arg(long, global = true, env = "BERTH_TOKEN", hide_env_values = true)]
     pub(crate) token: Option<String>,
+    /// PEM of the authority that vouches for the controller's certificate; needed for https
+    #[arg(
+        long,
+        global = true,
+        env = "BERTH_CA",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
+    pub(crate) ca: Option<PathBuf>,
 }
 
 impl std::fmt::Debug for ConnectionArguments {
@@ -71,6 +81,8 @@ pub(crate) struct Connection {
     pub(crate) token: Option<Token>,
     /// Where a token was looked for.
     pub(crate) tried: String,
+    /// Who may vouch for the controller; empty without TLS.
+    pub(crate) roots: Vec<Certificate<'static>>,
     /// Remarks for standard error.
     pub(crate) warnings: Vec<String>,
 }
@@ -92,15 +104,25 @@ fn resolve_with(arguments: &ConnectionArguments, files: &[PathBuf]) -> Result<Co
     // An empty variable is how some shells unset one.
     let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
     let url = checked_url(given(&arguments.url).as_deref().unwrap_or(DEFAULT_URL))?;
+    let roots = match (&arguments.ca, url.starts_with("https://")) {
+        (Some(file), true) => authorities(file)?,
+        (None, true) => {
+            return Err(Failure::Usage {
+                sentence: format!("{url} needs TLS, and nobody is named who vouches for it"),
+                remedy: "Give --ca FILE or BERTH_CA with the PEM of its authority.".to_owned(),
+            });
+        }
+        (_, false) => Vec::new(),
+    };
     let mut warnings = Vec::new();
     let token = match &given(&arguments.token) {
         Some(text) => Some(Token::parse(text, "--token or BERTH_TOKEN")?),
         None => token_from_files(files, &mut warnings)?,
     };
-    if token.is_some() && !is_loopback(&url) {
+    if token.is_some() && roots.is_empty() && !is_loopback(&url) {
         warnings.push(format!(
             "warning: {url} is not this machine and the connection is not encrypted; the token can \
-             be read on the way. Use an SSH tunnel."
+             be read on the way. Use https:// or an SSH tunnel."
         ));
     }
     let places: Vec<String> = files
@@ -110,6 +132,7 @@ fn resolve_with(arguments: &ConnectionArguments, files: &[PathBuf]) -> Result<Co
     Ok(Connection {
         url,
         token,
+        roots,
         tried: format!("--token, BERTH_TOKEN, {}", places.join(", ")),
         warnings,
     })
@@ -143,24 +166,41 @@ fn checked_url(text: &str) -> Result<String, Failure> {
             remedy: remedy.to_owned(),
         })
     };
-    if text.starts_with("https://") {
-        return usage(
-            format!("{text} asks for TLS, which this version does not speak"),
-            "Use http:// to a loopback address, through an SSH tunnel if it is far.",
-        );
-    }
-    let authority = text
-        .strip_prefix("http://")
-        .map(|rest| rest.strip_suffix('/').unwrap_or(rest));
-    match authority {
-        Some(host) if !host.is_empty() && !host.contains(['/', '?', '#', '@', ' ']) => {
-            Ok(format!("http://{host}"))
+    let parts = ["http", "https"].iter().find_map(|scheme| {
+        let rest = text.strip_prefix(scheme)?.strip_prefix("://")?;
+        Some((scheme, rest.strip_suffix('/').unwrap_or(rest)))
+    });
+    match parts {
+        Some((scheme, host)) if !host.is_empty() && !host.contains(['/', '?', '#', '@', ' ']) => {
+            Ok(format!("{scheme}://{host}"))
         }
         _ => usage(
             format!("`{text}` is not a controller's URL"),
-            "Write it as http://HOST:PORT.",
+            "Write it as http://HOST:PORT or https://HOST:PORT.",
         ),
     }
+}
+
+/// The certificates of a PEM file.
+fn authorities(file: &Path) -> Result<Vec<Certificate<'static>>, Failure> {
+    let unusable = |why: String| Failure::Usage {
+        sentence: format!("{} holds no certificate: {why}", file.display()),
+        remedy: "Give the PEM of the authority that signed the controller's certificate."
+            .to_owned(),
+    };
+    let pem = std::fs::read(file).map_err(|error| unusable(error.to_string()))?;
+    let mut found = Vec::new();
+    for item in parse_pem(&pem) {
+        if let PemItem::Certificate(certificate) =
+            item.map_err(|error| unusable(error.to_string()))?
+        {
+            found.push(certificate);
+        }
+    }
+    if found.is_empty() {
+        return Err(unusable("there is none in it".to_owned()));
+    }
+    Ok(found)
 }
 
 fn is_loopback(url: &str) -> bool {
@@ -183,6 +223,7 @@ mod tests {
         ConnectionArguments {
             url: url.map(str::to_owned),
             token: token.map(str::to_owned),
+            ca: None,
         }
     }
 
@@ -233,10 +274,25 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_plain_http_address_is_a_usage_error() {
+    fn https_needs_somebody_who_vouches() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ca.pem");
+        std::fs::write(&file, "not PEM").unwrap();
+        for ca in [None, Some(file), Some(folder.path().join("absent"))] {
+            let asked = ConnectionArguments {
+                ca,
+                ..arguments(Some("https://berth.example:9221"), None)
+            };
+            let refused = resolve_with(&asked, &[]);
+            assert!(matches!(refused, Err(Failure::Usage { .. })), "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_an_address_is_a_usage_error() {
         for url in [
             "127.0.0.1:1",
-            "https://a",
+            "ftp://a",
             "http://",
             "http://a/v1",
             "http://u@a",

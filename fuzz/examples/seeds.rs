@@ -10,6 +10,7 @@ use std::path::Path;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use berth_api::agent::{JOIN_TOKEN_PREFIX, TASK_PAYLOAD_TYPE};
+use berth_fuzz::ledger_seeds;
 use berth_fuzz::seed_values::{
     NODE_EPOCH, NOW, ROOT_KEY_SEED, TASK_KEY_SEED, controller_id, node_id,
 };
@@ -38,6 +39,9 @@ fn main() -> io::Result<()> {
         ("start_message", start_message()),
         ("agent_input", agent_input()),
         ("capability_token", capability_token()),
+        ("ledger_note", ledger_seeds::note()),
+        ("ledger_bundle", ledger_seeds::bundle()),
+        ("tlog_proof", ledger_seeds::proof()),
     ] {
         let folder = corpus.join(target);
         fs::create_dir_all(&folder)?;

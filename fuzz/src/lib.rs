@@ -8,6 +8,7 @@ pub mod disk;
 pub mod guest;
 pub mod input;
 pub mod layout;
+pub mod ledger_seeds;
 pub mod messages;
 pub mod passed_device;
 pub mod queue;

@@ -162,6 +162,11 @@ impl Note {
         }
     }
 
+    /// Keep those lines alone that are wanted.
+    pub fn retain(&mut self, is_wanted: impl FnMut(&SignatureLine) -> bool) {
+        self.signatures.retain(is_wanted);
+    }
+
     /// Which of these keys have signed the text, in the order of the lines.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ pub mod command;
 pub mod host_devices;
 pub mod lab;
 pub mod launch;
+pub mod ledger_speed;
 pub mod load;
 pub mod postgres;
 pub mod progress;

@@ -23,6 +23,8 @@ pub struct Config {
     pub policy: PathBuf,
     /// The folder of approvals of slots; may be absent.
     pub slots: PathBuf,
+    /// PEM of the authority that vouches for the controller's certificate; needed for https.
+    pub controller_ca: Option<PathBuf>,
 }
 
 impl Default for Config {
@@ -32,6 +34,7 @@ impl Default for Config {
             vmm: PathBuf::from("/usr/libexec/berth/berth-vmm"),
             policy: PathBuf::from("/etc/berth/agent-policy.toml"),
             slots: PathBuf::from("/etc/berth/slots.d"),
+            controller_ca: None,
         }
     }
 }

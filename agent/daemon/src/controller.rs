@@ -4,6 +4,8 @@
 //! and nowhere else: the rule is checked here, where the connection is made.
 
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use berth_api::agent::{EnrollReply, SignedEnvelope, SyncReply};
@@ -12,9 +14,13 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Bytes;
 use hyper::header::CONTENT_TYPE;
 use hyper::{Request, Uri};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::{self, PemObject as _};
+use rustls::{ClientConfig, RootCertStore};
 use serde::de::DeserializeOwned;
 
 /// Longest reply that is read, in bytes.
@@ -27,7 +33,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct ControllerUrl(String);
 
 /// Why an address is refused.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum ControllerUrlDenied {
     /// It is not an address of a controller.
     #[error("{url:?} is not an address such as http://127.0.0.1:9221")]
@@ -43,13 +49,31 @@ pub enum ControllerUrlDenied {
         /// What was given.
         url: String,
     },
-    /// TLS is not there yet.
+    /// Nobody vouches for it.
     #[error(
-        "{url} needs TLS, which this version does not have; forward a loopback port to the controller, for example with ssh -L 9221:127.0.0.1:9221, and use http://127.0.0.1:9221"
+        "{url} needs TLS, and nobody is named who vouches for its certificate: set controller_ca in agent.toml to the PEM of its authority"
     )]
-    TlsMissing {
+    NoAuthority {
         /// What was given.
         url: String,
+    },
+    /// The authority cannot be read.
+    #[error("{} does not hold the certificate of an authority", path.display())]
+    Authority {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        cause: pem::Error,
+    },
+    /// The authority is none.
+    #[error("the certificate in {} cannot vouch for others", path.display())]
+    NotAuthority {
+        /// Where it is.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        cause: rustls::Error,
     },
 }
 
@@ -68,7 +92,7 @@ impl ControllerUrl {
         match uri.scheme_str() {
             Some("http") if is_loopback(host) => Ok(Self(url)),
             Some("http") => Err(ControllerUrlDenied::PlainOverNetwork { url }),
-            Some("https") => Err(ControllerUrlDenied::TlsMissing { url }),
+            Some("https") => Ok(Self(url)),
             Some(_) | None => Err(malformed()),
         }
     }
@@ -78,6 +102,34 @@ impl ControllerUrl {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+}
+
+fn authorities(path: &Path) -> Result<RootCertStore, ControllerUrlDenied> {
+    let found = CertificateDer::pem_file_iter(path)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|cause| ControllerUrlDenied::Authority {
+            path: path.to_owned(),
+            cause,
+        })?;
+    let mut roots = RootCertStore::empty();
+    for certificate in found {
+        roots
+            .add(certificate)
+            .map_err(|cause| ControllerUrlDenied::NotAuthority {
+                path: path.to_owned(),
+                cause,
+            })?;
+    }
+    Ok(roots)
+}
+
+fn tls_config(roots: RootCertStore) -> ClientConfig {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("ring has cipher suites for every version that rustls has")
+        .with_root_certificates(roots)
+        .with_no_client_auth()
 }
 
 fn is_loopback(host: &str) -> bool {
@@ -126,20 +178,33 @@ pub enum CallError {
 #[derive(Debug, Clone)]
 pub struct Controller {
     url: ControllerUrl,
-    client: Client<HttpConnector, Full<Bytes>>,
+    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
 }
 
 impl Controller {
-    /// A client that connects when it is first used.
-    #[must_use]
-    pub fn new(url: ControllerUrl) -> Self {
+    /// A client that connects when it is first used. `authority` is the PEM file of whoever vouches for
+    /// the controller's certificate; over TLS there has to be one.
+    pub fn new(url: ControllerUrl, authority: Option<&Path>) -> Result<Self, ControllerUrlDenied> {
+        let roots = match authority {
+            Some(path) => authorities(path)?,
+            None if url.as_str().starts_with("https:") => {
+                return Err(ControllerUrlDenied::NoAuthority { url: url.0 });
+            }
+            None => RootCertStore::empty(),
+        };
         let mut connector = HttpConnector::new();
+        connector.enforce_http(false);
         connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
         connector.set_nodelay(true);
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls_config(roots))
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(connector);
         let client = Client::builder(TokioExecutor::new())
             .pool_max_idle_per_host(2)
             .build(connector);
-        Self { url, client }
+        Ok(Self { url, client })
     }
 
     /// Enrol. Waits at most `timeout`.
@@ -233,12 +298,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn over_tls_somebody_has_to_vouch() {
+        let url = || ControllerUrl::parse("https://berth.example").unwrap();
+        let denied = Controller::new(url(), None).unwrap_err().to_string();
+        assert!(denied.contains("controller_ca"), "{denied}");
+        let absent = Controller::new(url(), Some(Path::new("/nonexistent/ca.pem")));
+        assert!(matches!(absent, Err(ControllerUrlDenied::Authority { .. })));
+    }
+
+    #[test]
     fn plain_http_goes_to_loopback_alone() {
         for good in [
             "http://127.0.0.1:9221",
             "http://localhost:9221/",
             "http://[::1]:9221",
             "http://127.9.9.9",
+            "https://berth.example",
         ] {
             assert!(ControllerUrl::parse(good).is_ok(), "{good}");
         }
@@ -249,7 +324,6 @@ mod tests {
             ),
             ("http://127.0.0.1.example.com", "plain http is allowed"),
             ("http://localhost@10.0.0.1:9221", "is not an address"),
-            ("https://berth.example", "needs TLS"),
             ("ftp://127.0.0.1", "is not an address"),
             ("127.0.0.1:9221", "is not an address"),
             ("http://127.0.0.1/path", "is not an address"),

@@ -142,7 +142,13 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 
 fn join_node(config: &Config, token: &str, node_name: Option<String>) -> anyhow::Result<()> {
     let version = env!("CARGO_PKG_VERSION");
-    let node = runtime()?.block_on(join::join(&config.state_dir, token, node_name, version))?;
+    let node = runtime()?.block_on(join::join(
+        &config.state_dir,
+        config.controller_ca.as_deref(),
+        token,
+        node_name,
+        version,
+    ))?;
     writeln!(
         std::io::stdout(),
         "{} joined {} as {}",

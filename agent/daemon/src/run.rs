@@ -52,7 +52,10 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<()> {
         key: Arc::clone(&key),
     };
     let sync_loop = SyncLoop {
-        controller: Controller::new(ControllerUrl::parse(&node.controller_url)?),
+        controller: Controller::new(
+            ControllerUrl::parse(&node.controller_url)?,
+            config.controller_ca.as_deref(),
+        )?,
         node,
         key,
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -192,15 +192,107 @@ pub struct QuotaOverride {
     pub reason: String,
 }
 
-/// `PUT /v1/tenants/{tenant}/quota-overrides/{resource}`
+/// `POST /v1/tenants/{tenant}/quota-overrides`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct OverrideQuota {
+    /// Of which resource, as in `GET /v1/usage`.
+    pub resource: String,
     /// The ceiling while it lasts.
     pub limit: u64,
-    /// 60 to 2,592,000 (30 days).
+    /// 60 to 2,592,000 (30 days); 0 ends the override that holds.
     pub expires_in_seconds: u64,
     /// Why; 1 to 500 characters.
     pub reason: String,
+}
+
+/// `POST /v1/tenants/{tenant}/suspend`; the body may be left out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct SuspendTenant {
+    /// Whether the VMs that run are told to power off.
+    #[serde(default)]
+    pub stop_vms: bool,
+}
+
+/// `PUT /v1/tenant`: what a tenant says of itself, all of it anew.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct ChangeOwnTenant {
+    /// For people; 1 to 200 characters.
+    pub display_name: String,
+    /// Where its people are reached.
+    #[serde(default)]
+    pub email: Option<String>,
+    /// OpenSSH public keys that its people want in new guests; at most 32.
+    #[serde(default)]
+    pub default_ssh_keys: Vec<String>,
+}
+
+/// `GET /v1/status`: a tenant at a glance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct TenantStatus {
+    /// The tenant.
+    pub tenant_id: TenantId,
+    /// Whether an operator suspended it.
+    pub suspended: bool,
+    /// VMs that run.
+    pub vms_running: u64,
+    /// VMs that exist.
+    pub vms_total: u64,
+    /// VMs by their states.
+    pub vms: BTreeMap<String, u64>,
+    /// Whether more is charged than some ceiling allows.
+    pub over_limit: bool,
+    /// Ceilings and charges, as in `GET /v1/usage`.
+    pub items: Vec<Usage>,
+}
+
+/// A part of a tenant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Project {
+    /// Its tenant.
+    pub tenant_id: TenantId,
+    /// Its id inside the tenant.
+    pub project_id: ProjectId,
+    /// For people.
+    pub display_name: String,
+    /// Where it belongs in its tenant's organisation.
+    pub department: Option<String>,
+    /// Free labels.
+    pub labels: BTreeMap<String, String>,
+    /// Ceilings inside the tenant's own, by resource.
+    pub quotas: BTreeMap<String, u64>,
+    /// RFC 3339.
+    pub created_at: String,
+    /// Counts changes, from 1.
+    pub revision: u64,
+    /// Index of the ledger entry of the newest change.
+    pub audit_index: u64,
+}
+
+/// `POST /v1/projects`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct CreateProject {
+    /// Stable, never used again in this tenant: 1 to 63 lower-case letters, digits and inner hyphens.
+    pub project_id: String,
+    /// For people; the id unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub display_name: Option<String>,
+    /// Where it belongs in its tenant's organisation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub department: Option<String>,
+    /// Free labels.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Ceilings inside the tenant's own, by resource as in `GET /v1/usage`; `null` is none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub quotas: BTreeMap<String, Option<u64>>,
 }

@@ -11,7 +11,7 @@ use berth_controller_core::shape::ShapeDenied;
 use berth_controller_core::slot::{Obstacle, is_shared_device_word};
 use berth_controller_core::vm::Denied;
 use berth_controller_store::{
-    ActOnSlotDenied, ActOnVmDenied, CreateVmDenied, DeleteTenantDenied, StoreError,
+    ActOnSlotDenied, ActOnVmDenied, CreateVmDenied, DeleteTenantDenied, ProjectDenied, StoreError,
 };
 use berth_token::Scope;
 
@@ -291,6 +291,35 @@ impl From<DeleteTenantDenied> for ApiError {
         match denied {
             DeleteTenantDenied::NotFound => Self::not_found(),
             DeleteTenantDenied::NotEmpty { counts } => Self::not_empty("the tenant", counts),
+        }
+    }
+}
+
+impl From<ProjectDenied> for ApiError {
+    fn from(denied: ProjectDenied) -> Self {
+        match denied {
+            ProjectDenied::NotFound => Self::not_found(),
+            ProjectDenied::Exists(_) => Self::new(
+                ErrorCode::AlreadyExists,
+                "a project of that id exists already",
+                "Choose another id, or change the project with PATCH.",
+            ),
+            ProjectDenied::Tombstone(_) => Self::new(
+                ErrorCode::AlreadyExists,
+                "a project of that id existed, and ids are never used again",
+                "Choose another id.",
+            ),
+            ProjectDenied::TooMany | ProjectDenied::IsDefault => Self::new(
+                ErrorCode::InvalidState,
+                denied.to_string(),
+                "Use the projects that there are.",
+            ),
+            ProjectDenied::NotEmpty { vms } => Self::new(
+                ErrorCode::InvalidState,
+                denied.to_string(),
+                "Delete them first.",
+            )
+            .with_reasons(BTreeMap::from([("vms".to_owned(), vms)])),
         }
     }
 }

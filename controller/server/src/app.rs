@@ -17,6 +17,7 @@ use crate::ledger_desk::LedgerDesk;
 use crate::node_links::NodeLinks;
 use crate::rates::Rates;
 use crate::streams::Streams;
+use crate::tiers::Tiers;
 
 /// Denials of one source that are written down: one in this time.
 const DENIAL_SAMPLE: Duration = Duration::from_secs(1);
@@ -32,6 +33,7 @@ pub(crate) struct App {
     pub(crate) task_key: SigningKey,
     pub(crate) public_url: String,
     pub(crate) rates: Rates,
+    pub(crate) tiers: Tiers,
     pub(crate) links: NodeLinks,
     pub(crate) console: ConsoleDesk,
     pub(crate) streams: Streams,
@@ -50,6 +52,7 @@ pub(crate) struct Parts {
     pub(crate) root_key: RootKey,
     pub(crate) task_key: SigningKey,
     pub(crate) public_url: String,
+    pub(crate) tiers: Tiers,
     pub(crate) revoked: HashSet<TokenId>,
 }
 
@@ -63,6 +66,7 @@ impl App {
             task_key: parts.task_key,
             public_url: parts.public_url,
             rates: Rates::new(),
+            tiers: parts.tiers,
             links: NodeLinks::default(),
             console: ConsoleDesk::default(),
             streams: Streams::default(),

@@ -1,10 +1,13 @@
 //! `/etc/berth/controller.toml`: every key optional, unknown keys refused.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use berth_controller_store::{Database, PostgresServer};
 use serde::Deserialize;
+
+use crate::tiers::TierSettings;
 
 /// Settings of the service.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -19,6 +22,11 @@ pub(crate) struct Config {
     pub(crate) tls_key: Option<PathBuf>,
     /// What nodes are told to dial; the listening address unless set.
     pub(crate) public_url: Option<String>,
+    /// The tier of tenants that name none; `standard` unless set, which sets no ceiling.
+    pub(crate) default_tier: Option<String>,
+    /// Named ceilings, for what a tenant's record does not set itself.
+    #[serde(default)]
+    pub(crate) tiers: BTreeMap<String, TierSettings>,
     /// The ledger.
     #[serde(default)]
     pub(crate) ledger: LedgerConfig,

@@ -19,10 +19,12 @@ mod openapi;
 mod owned;
 mod page;
 mod precondition;
+mod projects;
 mod slots;
 mod table;
 mod tenants;
 mod tokens;
+mod usage;
 mod vm_orders;
 mod vms;
 mod waiting;
@@ -35,7 +37,7 @@ use berth_token::Scope;
 
 use crate::app::App;
 use gate::Access;
-use table::Method::{Delete, Get, Patch, Post};
+use table::Method::{Delete, Get, Patch, Post, Put};
 use table::{Says, Table};
 
 /// The whole service.
@@ -55,6 +57,7 @@ fn table() -> Table {
     let routes = for_operators(routes);
     let routes = for_slots(routes);
     let routes = for_tenants(routes);
+    let routes = for_projects(routes);
     for_vms(routes)
 }
 
@@ -92,12 +95,18 @@ const SYNC: Says = Says(
 fn for_operators(routes: Table) -> Table {
     let operator = Access::Operator(Scope::PlatformAdmin);
     let tenant = "/v1/tenants/{tenant}";
+    let suspend = "/v1/tenants/{tenant}/suspend";
+    let resume = "/v1/tenants/{tenant}/resume";
+    let overrides = "/v1/tenants/{tenant}/quota-overrides";
     let join = "/v1/nodes/join-tokens";
     routes
         .add(Post, "/v1/tenants", operator, NEW_TENANT, tenants::create)
         .add(Get, "/v1/tenants", operator, TENANTS, tenants::list)
         .add(Patch, tenant, operator, CHANGE_TENANT, tenants::change)
         .add(Delete, tenant, operator, DELETE_TENANT, tenants::delete)
+        .add(Post, suspend, operator, SUSPEND, tenants::suspend)
+        .add(Post, resume, operator, RESUME, tenants::resume)
+        .add(Post, overrides, operator, OVERRIDE, tenants::override_quota)
         .add(Post, join, operator, NEW_JOIN_TOKEN, nodes::join_token)
         .add(Get, "/v1/nodes", operator, NODES, nodes::list)
         .add(Get, "/v1/nodes/{node}", operator, NODE, nodes::get)
@@ -116,6 +125,12 @@ const DELETE_TENANT: Says = Says(
     "Delete a tenant that owns nothing; its id is never used again",
     &[Code::TenantNotEmpty],
 );
+const SUSPEND: Says = Says(
+    "Suspend a tenant: it can look, stop and delete, and nothing else",
+    &[],
+);
+const RESUME: Says = Says("End a tenant's suspension", &[]);
+const OVERRIDE: Says = Says("Let another ceiling hold for a while", &[]);
 const NEW_JOIN_TOKEN: Says = Says("Make a token with which one node can enrol", &[]);
 const NODES: Says = Says("All nodes", &[]);
 const NODE: Says = Says("One node", &[]);
@@ -156,11 +171,13 @@ fn for_tenants(routes: Table) -> Table {
     let revoker = Access::Namespace(Scope::TokenRevoke);
     let auditor = Access::Namespace(Scope::LedgerRead);
     let of_tenant = "/v1/tenants/{tenant}/tokens";
+    let usage_of = "/v1/tenants/{tenant}/usage";
     let token = "/v1/tokens/{token}";
     let inclusion = "/v1/audit/proof/inclusion";
     let consistency = "/v1/audit/proof/consistency";
     routes
         .add(Get, "/v1/tenants/{tenant}", reader, TENANT, tenants::get)
+        .add(Get, usage_of, reader, TENANT_USAGE, usage::of_tenant)
         .add(Post, of_tenant, admin, NEW_TOKEN, tokens::issue)
         .add(Get, of_tenant, admin, TOKENS, tokens::list)
         .add(Delete, token, revoker, REVOKE, tokens::revoke)
@@ -170,6 +187,40 @@ fn for_tenants(routes: Table) -> Table {
         .add(Get, consistency, auditor, CONSISTENCY, audit::consistency)
         .add(Get, "/v1/events", auditor, STREAM, events::stream)
 }
+
+fn for_projects(routes: Table) -> Table {
+    let reader = Access::Tenant(Scope::VmRead);
+    let admin = Access::Tenant(Scope::TenantAdmin);
+    let project = "/v1/projects/{project}";
+    routes
+        .add(Get, "/v1/tenant", reader, OWN_TENANT, tenants::own)
+        .add(Put, "/v1/tenant", admin, CHANGE_OWN, tenants::change_own)
+        .add(Get, "/v1/status", reader, STATUS, usage::status)
+        .add(Post, "/v1/projects", admin, NEW_PROJECT, projects::create)
+        .add(Get, "/v1/projects", reader, PROJECTS, projects::list)
+        .add(Get, project, reader, PROJECT, projects::get)
+        .add(Patch, project, admin, CHANGE_PROJECT, projects::change)
+        .add(Delete, project, admin, DELETE_PROJECT, projects::delete)
+}
+
+const OWN_TENANT: Says = Says("The caller's own tenant", &[Code::NotFound]);
+const CHANGE_OWN: Says = Says("What the tenant says of itself", &[Code::NotFound]);
+const STATUS: Says = Says("The tenant at a glance", &[Code::NotFound]);
+const NEW_PROJECT: Says = Says(
+    "Make a project; its id is never used again in the tenant",
+    &[Code::AlreadyExists, Code::InvalidState],
+);
+const PROJECTS: Says = Says("The tenant's projects", &[]);
+const PROJECT: Says = Says("One project", &[]);
+const CHANGE_PROJECT: Says = Says(
+    "Change a project; a limit may be put below what is in use",
+    &[],
+);
+const DELETE_PROJECT: Says = Says("Delete a project that owns nothing", &[Code::InvalidState]);
+const TENANT_USAGE: Says = Says(
+    "A tenant's limits, and what is used of them",
+    &[Code::NotFound],
+);
 
 /// What may stand against naming a tenant in a query.
 const NAMES_TENANT: &[Code] = &[Code::TenantMismatch, Code::InvalidTenantId, Code::NotFound];
@@ -223,7 +274,7 @@ fn for_vms(routes: Table) -> Table {
             vm_orders::cancel_operation,
         )
         .add(Get, "/v1/images", reader, IMAGES, vms::images)
-        .add(Get, "/v1/usage", reader, USAGE, tenants::usage)
+        .add(Get, "/v1/usage", reader, USAGE, usage::usage)
 }
 
 const NEW_VM: Says = Says(
@@ -246,7 +297,10 @@ const NEW_VM: Says = Says(
 const VMS: Says = Says("The VMs that exist", NAMES_TENANT);
 const VM: Says = Says("One VM", &[]);
 const DELETE_VM: Says = Says("Delete a VM, whatever its state", &[Code::InvalidState]);
-const START: Says = Says("Start a VM", &[Code::InvalidState]);
+const START: Says = Says(
+    "Start a VM; it is charged like a creation",
+    &[Code::InvalidState, Code::QuotaExceeded],
+);
 const STOP: Says = Says("Stop a VM", &[Code::InvalidState]);
 const WAIT: Says = Says("Wait until a VM is in a state", &[Code::WaitTimeout]);
 const CONSOLE_LOG: Says = Says(

@@ -20,6 +20,7 @@ mod panics;
 mod rates;
 mod serve;
 mod streams;
+mod tiers;
 mod tls;
 
 use std::path::PathBuf;

@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::ledger_desk::LedgerDesk;
 use crate::listener::{self, DEFAULT_LISTEN, ListenError};
 use crate::offline::{StateDir, say_error};
+use crate::tiers::Tiers;
 use crate::tls::{Tls, TlsError, TlsFiles};
 use crate::{door, http, logging};
 
@@ -42,6 +43,13 @@ pub(crate) fn run(
     options: &ServeOptions,
 ) -> anyhow::Result<ExitCode> {
     logging::install()?;
+    let tiers = match Tiers::new(config.tiers.clone(), config.default_tier.clone()) {
+        Ok(tiers) => tiers,
+        Err(error) => {
+            say_error(&error.into());
+            return Ok(ExitCode::from(EXIT_CONFIG));
+        }
+    };
     let default = DEFAULT_LISTEN.parse().context("the default address")?;
     let wanted = options.listen.or(config.listen).unwrap_or(default);
     let tls = match tls_of(&config) {
@@ -87,6 +95,7 @@ pub(crate) fn run(
         public_url: config
             .public_url
             .unwrap_or_else(|| format!("{scheme}://{address}")),
+        tiers,
         store,
         ledger,
     }));

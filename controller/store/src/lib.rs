@@ -46,6 +46,7 @@ pub use ledger::{Cause, EntryFilter, NewEvent, request_cause};
 pub use log::{LogError, LogFault, LogHead};
 pub use nodes::{EnrollDenied, NewJoinToken, NodeIdentity};
 pub use operations::OperationFilter;
+pub use projects::{NewProject, ProjectChange, ProjectDenied};
 pub use quota::NewOverride;
 pub use slot_orders::{ActOnSlotDenied, SlotWish};
 pub use slots::SlotFilter;

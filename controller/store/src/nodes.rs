@@ -1,7 +1,7 @@
 //! Nodes, their join tokens, their images.
 
 use berth_api::agent::EnrollRequest;
-use berth_api::ids::NodeId;
+use berth_api::ids::{NodeId, TenantId};
 use berth_api::rest::{Image, Node};
 use berth_controller_core::liveness::Liveness;
 use berth_ledger::keys::PublicKey;
@@ -119,6 +119,32 @@ impl Db<'_> {
                 })
             })?
             .collect::<Result<_, _>>()?;
+        Ok(images)
+    }
+
+    /// Images that some node can start and that a tenant may use, by name.
+    pub fn images_of(
+        &self,
+        tenant: &TenantId,
+        after: &str,
+        limit: u32,
+    ) -> Result<Vec<Image>, StoreError> {
+        let standing = self.tenant_standing(tenant)?;
+        let Some(mut allowed) = standing.and_then(|standing| standing.allowed_images) else {
+            return self.images(after, limit);
+        };
+        allowed.sort_unstable();
+        allowed.dedup();
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        let mut images = Vec::new();
+        for name in allowed.into_iter().filter(|name| name.as_str() > after) {
+            if images.len() >= limit {
+                break;
+            }
+            if let Some(min_disk_gb) = self.image_disk_gb(&name)? {
+                images.push(Image { name, min_disk_gb });
+            }
+        }
         Ok(images)
     }
 

@@ -40,4 +40,6 @@ mod slots;
 #[cfg(test)]
 mod stops;
 #[cfg(test)]
+mod tenants;
+#[cfg(test)]
 mod tokens;

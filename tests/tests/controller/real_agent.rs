@@ -177,7 +177,9 @@ impl Site {
         let sync = SyncLoop {
             controller: ControllerClient::new(
                 ControllerUrl::parse(&self.controller.url()).unwrap(),
-            ),
+                None,
+            )
+            .unwrap(),
             node: self.node.clone(),
             key: Arc::new(SigningKey::from_seed(&self.seed).unwrap()),
             agent_version: "0.1.0".to_owned(),

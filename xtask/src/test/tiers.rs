@@ -174,11 +174,9 @@ fn ledger(tally: &mut Tally) -> Result<()> {
             .push(format!("verifiers' packages: {error:#}"));
     }
     tally.skipped.extend(verifiers::make());
-    cargo_tests::run(
-        &["--package", "berth-ledger", "--lib"],
-        "test-ledger-lib",
-        tally,
-    )?;
+    for [package, target] in [["berth-ledger", "--lib"], ["berth-witness", "--bins"]] {
+        cargo_tests::run(&["--package", package, target], "test-ledger-crates", tally)?;
+    }
     run_targets("ledger", tally)
 }
 

@@ -13,6 +13,7 @@ use super::{Problem, Tree};
 const ALLOWED: &[(&str, &[&str])] = &[
     ("berth-api", &[]),
     ("berth-ledger", &["berth-api"]),
+    ("berth-witness", &["berth-ledger"]),
     ("berth-vfio", &[]),
     ("berth-vmm-sys", &["berth-vfio"]),
     ("berth-vmm-devices", &[]),

@@ -6,6 +6,7 @@
 
 mod authenticate;
 mod rate;
+pub(crate) mod standing;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -175,6 +176,10 @@ pub(crate) async fn guard(
         Ok(rate) => rate,
         Err(error) => return error.into_response(),
     };
+    let standing = match rate {
+        Some((_, rate)) if !rate.allowed => Ok(()),
+        Some(_) | None => standing::let_in(&app, &grant, request.method(), path.as_str()).await,
+    };
     request.extensions_mut().insert(Scoped {
         grant,
         request: source,
@@ -184,7 +189,10 @@ pub(crate) async fn guard(
         Some((rpm, standing)) if !standing.allowed => {
             ApiError::rate_limited(rpm, standing.retry_after_s).into_response()
         }
-        Some(_) | None => next.run(request).await,
+        Some(_) | None => match standing {
+            Err(error) => error.into_response(),
+            Ok(()) => next.run(request).await,
+        },
     };
     if let Some((rpm, standing)) = rate {
         rate::show(&mut response, rpm, standing);

@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use axum::extract::{FromRequestParts, RawPathParams};
 use axum::http::request::Parts;
-use berth_api::ids::{NodeId, OperationId, SlotId, TenantId, TokenId};
-use berth_api::rest::{ErrorCode, Node, Operation, Slot, Tenant, Vm, VmState};
+use berth_api::ids::{NodeId, OperationId, ProjectId, SlotId, TenantId, TokenId};
+use berth_api::rest::{ErrorCode, Node, Operation, Project, Slot, Tenant, Vm, VmState};
 use berth_controller_store::{Db, StoreError, VmRef};
 
 use crate::api_error::ApiError;
@@ -205,6 +205,23 @@ impl InPath for Tenant {
         match text.parse::<TenantId>() {
             Ok(id) if namespace.is_none_or(|own| *own == id) => db.tenant(&id),
             Ok(_) | Err(_) => Ok(None),
+        }
+    }
+}
+
+/// A project is named inside its tenant alone.
+impl InPath for Project {
+    const SEGMENT: &'static str = "project";
+    const ABOUT: &'static str = "A project's id";
+
+    fn find(
+        db: &Db<'_>,
+        namespace: Option<&TenantId>,
+        text: &str,
+    ) -> Result<Option<Self>, StoreError> {
+        match (namespace, text.parse::<ProjectId>()) {
+            (Some(tenant), Ok(id)) => db.project(tenant, &id),
+            (None, _) | (Some(_), Err(_)) => Ok(None),
         }
     }
 }

@@ -18,13 +18,14 @@ use serde_json::{Map, Value, json};
 use crate::api_error::ApiError;
 use crate::app::App;
 use crate::http::describe::{Documented, Sheet, Told};
-use crate::http::gate::{self, Access};
+use crate::http::gate::{self, Access, standing};
 
 /// A method of HTTP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Method {
     Get,
     Post,
+    Put,
     Patch,
     Delete,
 }
@@ -35,8 +36,19 @@ impl Method {
         match self {
             Self::Get => "get",
             Self::Post => "post",
+            Self::Put => "put",
             Self::Patch => "patch",
             Self::Delete => "delete",
+        }
+    }
+
+    fn to_http(self) -> axum::http::Method {
+        match self {
+            Self::Get => axum::http::Method::GET,
+            Self::Post => axum::http::Method::POST,
+            Self::Put => axum::http::Method::PUT,
+            Self::Patch => axum::http::Method::PATCH,
+            Self::Delete => axum::http::Method::DELETE,
         }
     }
 
@@ -44,6 +56,7 @@ impl Method {
         match self {
             Self::Get => MethodFilter::GET,
             Self::Post => MethodFilter::POST,
+            Self::Put => MethodFilter::PUT,
             Self::Patch => MethodFilter::PATCH,
             Self::Delete => MethodFilter::DELETE,
         }
@@ -61,6 +74,10 @@ impl Access {
             Self::Tenant(scope) => ("tenant", Some(scope), true),
             Self::TenantUnrated(scope) => ("tenant", Some(scope), false),
         }
+    }
+
+    fn is_for_tenants(self) -> bool {
+        !matches!(self, Self::Public | Self::Operator(_))
     }
 
     fn is_public(self) -> bool {
@@ -149,6 +166,9 @@ impl Table {
     {
         let mut sheet = Sheet::new(&mut self.schemas);
         access.describe(&mut sheet);
+        if access.is_for_tenants() && standing::changes(&method.to_http(), path) {
+            sheet.refuses(&[ErrorCode::TenantSuspended]);
+        }
         H::describe(&mut sheet);
         sheet.refuses(says.1);
         let (page, told) = sheet.finish();

@@ -253,11 +253,17 @@ fn unchangeable(denied: ChangeVmDenied) -> ApiError {
 
 pub(crate) async fn images(
     State(app): State<Arc<App>>,
-    _caller: Scoped,
+    caller: Scoped,
     QueryOf(query): QueryOf<ListQuery>,
 ) -> Result<Json<Page<Image>>, ApiError> {
     let limit = limit_of(query.limit)?;
     let after = query.page_token.unwrap_or_default();
-    let images = app.read(move |db| db.images(&after, limit + 1)).await?;
+    let tenant = caller.namespace().cloned();
+    let images = app
+        .read(move |db| match tenant {
+            Some(tenant) => db.images_of(&tenant, &after, limit + 1),
+            None => db.images(&after, limit + 1),
+        })
+        .await?;
     Ok(page(images, limit, |image| image.name.clone()))
 }

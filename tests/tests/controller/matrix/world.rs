@@ -36,6 +36,7 @@ struct Things {
     vm_name: String,
     operation: String,
     token: String,
+    project: String,
 }
 
 pub(super) struct World {
@@ -68,6 +69,10 @@ fn things(
         .get(&format!("/v1/tenants/{name}/tokens"))
         .expect(200)
         .json();
+    let project = format!("project-of-{name}");
+    client
+        .post("/v1/projects", &json!({ "project_id": project }))
+        .expect(201);
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     let things = Things {
         tenant: name.to_owned(),
@@ -75,6 +80,7 @@ fn things(
         vm_name: text(&vm["name"]),
         operation: text(&vm["operation"]),
         token: text(&tokens["items"][0]["token_id"]),
+        project,
     };
     (client, things)
 }
@@ -198,6 +204,7 @@ impl World {
             ],
             "operation" => vec![id(&victims.operation, OperationId::generate().to_string())],
             "token" | "token_id" => vec![id(&victims.token, TokenId::generate().to_string())],
+            "project" | "project_id" => vec![id(&victims.project, "nowhere".to_owned())],
             "slot_id" => vec![id(&self.slot, SlotId::generate().to_string())],
             "node_id" => vec![id(&self.node, NodeId::generate().to_string())],
             _ => return None,
@@ -214,6 +221,7 @@ impl World {
             "vm" => things.vm.clone(),
             "operation" => things.operation.clone(),
             "token" => things.token.clone(),
+            "project" => things.project.clone(),
             "slot" => self.slot.clone(),
             "node" => self.node.clone(),
             _ => return None,
@@ -260,6 +268,8 @@ impl World {
     pub(super) fn body(&self, route: &Route, field: &str, text: &str) -> Value {
         let mut body = match route.path.as_str() {
             "/v1/vms" => vm_body("mine"),
+            // Ids of projects mean nothing across tenants: what is refused is another field.
+            "/v1/projects" => json!({ "quotas": { "nonsense": 1 } }),
             _ => json!({}),
         };
         let mut place = &mut body;
@@ -277,12 +287,13 @@ impl World {
     }
 
     /// Ids and names of the victim that nobody else may read.
-    pub(super) fn secrets(&self) -> [&str; 4] {
+    pub(super) fn secrets(&self) -> [&str; 5] {
         [
             &self.victims.vm,
             &self.victims.vm_name,
             &self.victims.operation,
             &self.victims.token,
+            &self.victims.project,
         ]
     }
 
