@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use berth_controller_store::{Cause, Keys, NewEvent, Store, StoreError};
 use hyper::Method;
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
 use super::{Growth, OfStore, Options};
 use crate::load::latency::{Latencies, Percentiles};
@@ -56,15 +56,20 @@ pub(super) fn measure(options: &Options, kind: StoreKind) -> Result<OfStore> {
 }
 
 fn event() -> NewEvent {
-    let detail = json!({ "name": "load", "vcpus": 2, "memory_mb": 2048, "image": "debian-12" });
+    let detail = [
+        ("name", json!("load")),
+        ("vcpus", json!(2)),
+        ("memory_mb", json!(2048)),
+        ("image", json!("debian-12")),
+    ];
     NewEvent {
         event_type: "VM_CREATE_ACCEPTED",
         tenant_id: "load".parse().ok(),
         outcome: "accepted",
-        detail: match detail {
-            Value::Object(members) => members,
-            _ => Map::new(),
-        },
+        detail: detail
+            .map(|(name, value)| (name.to_owned(), value))
+            .into_iter()
+            .collect(),
         ..NewEvent::default()
     }
 }
