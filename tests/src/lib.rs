@@ -9,6 +9,7 @@ pub mod host_devices;
 pub mod lab;
 pub mod launch;
 pub mod ledger_speed;
+pub mod load;
 pub mod postgres;
 pub mod progress;
 pub mod simulated_agent;

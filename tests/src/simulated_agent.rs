@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail, ensure};
 use base64::Engine as _;
@@ -25,6 +25,7 @@ use berth_api::ids::{AgentInstanceId, NodeId, TaskId, TenantId, VmId};
 use berth_api::slot::{SLOT_TASK_PAYLOAD_TYPE, SlotTask};
 use berth_ledger::envelope;
 use berth_ledger::keys::{PublicKey, SigningKey};
+use tokio::sync::mpsc::UnboundedSender;
 
 pub use slots::{SimulatedSlots, SlotFault};
 
@@ -108,6 +109,8 @@ pub struct SimulatedAgent {
     pub deaf: bool,
     /// Graceful stops that last, with the time that they began.
     pub at_work: BTreeMap<VmId, (TaskId, i64)>,
+    /// Who wants to know of each VM that is to be made, and when that was learned.
+    pub tell_creates: Option<UnboundedSender<(VmId, Instant)>>,
 }
 
 /// A client for this contract: it takes every status as an answer.
@@ -187,6 +190,7 @@ impl SimulatedAgent {
             stops: Vec::new(),
             deaf: false,
             at_work: BTreeMap::new(),
+            tell_creates: None,
         })
     }
 
@@ -275,7 +279,12 @@ impl SimulatedAgent {
     }
 
     fn carry_out(&mut self, sealed: &SignedEnvelope) -> anyhow::Result<()> {
+        let arrived = Instant::now();
         let task: Task = envelope::open(&self.task_keys, TASK_PAYLOAD_TYPE, sealed)?;
+        if let (Some(tell), TaskAction::VmCreate { .. }) = (&self.tell_creates, &task.action) {
+            // Whoever asked may have heard enough.
+            tell.send((task.vm_id, arrived)).ok();
+        }
         if self
             .results
             .iter()

@@ -1,16 +1,18 @@
-//! `cargo xtask bench`: measurements, each as a ratio to others in the same run.
+//! `cargo xtask bench`: measurements, each as a ratio to others or beside a promise.
+
+mod load;
+mod page;
 
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, ensure};
-use berth_tests::lab::contest::{self, ContestReport, Work};
+use berth_tests::lab::contest::{self, Work};
 use berth_tests::lab::scenario::NodeKind;
 use berth_tests::progress::{self, Progress, say};
 use berth_tests::slot_steps;
 use berth_tests::startup::{self, Options, Peer, Report};
-use berth_tests::workspace;
 use serde_json::{Value, json};
 
 use crate::setup::{self, Need};
@@ -69,6 +71,10 @@ enum Measurement {
         #[arg(long)]
         check: bool,
     },
+    /// Creates per second, token checks, placement and the control plane's share of a create
+    Controller(load::ControllerArguments),
+    /// Commits per second, verification and memory of the ledger, as it grows
+    Ledger(load::LedgerArguments),
 }
 
 /// Runs the task.
@@ -116,16 +122,19 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
             let contest = contest::run(&context, &options)?;
             progress.finish();
             let document = json!({ "startup": report.to_json(), "lab": contest.to_json() });
-            let page = page(&report, &contest);
-            tell(json, &document, &page)?;
+            let text = report.to_string();
+            let startup = format!("```text\n{}\n```", text.trim_end());
+            let lab = contest.to_string();
+            tell(json, &document, &format!("{startup}\n\n{lab}"))?;
             if write {
-                let path = workspace::root().join("docs/performance.md");
-                std::fs::write(&path, &page).context("writing docs/performance.md")?;
+                page::write(&[("Start-up", &startup), ("In the lab", &lab)])?;
             }
             let mut broken = report.broken_promises();
             broken.extend(contest.broken_promises());
             Ok(judge(&broken, check))
         }
+        Measurement::Controller(arguments) => load::controller(arguments),
+        Measurement::Ledger(arguments) => load::ledger(arguments),
     }
 }
 
@@ -158,14 +167,4 @@ fn judge(broken: &[String], check: bool) -> ExitCode {
     } else {
         ExitCode::SUCCESS
     }
-}
-
-/// docs/performance.md.
-fn page(startup: &Report, contest: &ContestReport) -> String {
-    format!(
-        "# Performance\n\nWritten by `cargo xtask bench vmm --write`; nothing here is written by hand. \
-         A share is berth's median divided by the other's.\n\n## Start-up\n\n```text\n{}\n```\n\n\
-         ## In the lab\n\n{contest}",
-        startup.to_string().trim_end()
-    )
 }
