@@ -165,7 +165,10 @@ impl SlotRecord {
         if self.boot_id != boot_id {
             boot_id.clone_into(&mut self.boot_id);
             self.follow(Event::GuestGone, stamp);
-            if !self.phase.may_hold_data() && !matches!(self.phase, Phase::Undoing { .. }) {
+            // Wiped devices are nothing that has to be kept from the host's drivers.
+            let is_wiped = matches!(self.phase, Phase::Verifying { .. });
+            let is_clean = !self.phase.may_hold_data() || is_wiped;
+            if is_clean && !matches!(self.phase, Phase::Undoing { .. }) {
                 self.original_drivers.clear();
             }
         }

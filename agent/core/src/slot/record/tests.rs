@@ -257,6 +257,29 @@ fn a_start_of_the_host_ends_every_use_and_no_right() {
     );
 }
 
+#[test]
+fn after_a_start_of_the_host_a_wiped_slot_may_have_the_hosts_drivers_and_a_dirty_one_not() {
+    for (is_wiped, expected) in [(true, 0), (false, 1)] {
+        let mut record = free();
+        let tenant = holder(&record, 1);
+        record.claim(tenant, stamp(3)).unwrap();
+        let driver = Some("nvme".to_owned());
+        record.original_drivers.insert(address(), driver);
+        let devices = vec![address()];
+        let wipe = Event::WipeEnded {
+            device: address(),
+            result: Ok(Box::new(wipe_of(&record))),
+        };
+        let way = [Event::Prepared, Event::Release, Event::Returned { devices }];
+        for event in way.into_iter().chain(is_wiped.then_some(wipe)) {
+            record.follow(event, stamp(4));
+        }
+        assert_eq!(matches!(record.phase, Phase::Verifying { .. }), is_wiped);
+        record.begin_on("another boot", stamp(5));
+        assert_eq!(record.original_drivers.len(), expected, "{is_wiped}");
+    }
+}
+
 fn task(record: &SlotRecord, action: SlotAction) -> SlotTask {
     SlotTask {
         task_id: TaskId::generate(),
