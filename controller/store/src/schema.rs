@@ -25,8 +25,11 @@ pub(crate) fn version(conn: &Connection) -> Result<u32> {
     match conn.dialect() {
         Dialect::Sqlite => conn.query_row("PRAGMA user_version", [], |row| row.get(0)),
         Dialect::Postgres => {
+            // Asked of the table of tables: a name that was looked up in vain is remembered, and another
+            // session may have made the table while this one queued.
             let is_there: bool = conn.query_row(
-                "SELECT to_regclass('schema_version') IS NOT NULL",
+                "SELECT EXISTS (SELECT 1 FROM pg_tables
+                   WHERE schemaname = current_schema() AND tablename = 'schema_version')",
                 [],
                 |row| row.get(0),
             )?;
