@@ -27,8 +27,8 @@ pub(crate) struct ConnectionArguments {
     pub(crate) token: Option<String>,
     /// The token holder's private key, for tokens that demand signed requests and to narrow a token
     /// [default: ~/.config/berth/key]
-    #[arg(long, global = true, env = "BERTH_KEY", value_name = "FILE")]
-    pub(crate) key: Option<PathBuf>,
+    #[arg(long, global = true, env = "BERTH_HOLDER_KEY", value_name = "FILE")]
+    pub(crate) holder_key: Option<PathBuf>,
     /// PEM of the authority that vouches for the controller's certificate; needed for https
     #[arg(
         long,
@@ -106,7 +106,7 @@ pub(crate) fn resolve(arguments: &ConnectionArguments) -> Result<Connection, Fai
     let mut files: Vec<PathBuf> = own("token").into_iter().collect();
     files.push(PathBuf::from(ADMIN_TOKEN));
     let mut connection = resolve_with(arguments, &files)?;
-    if arguments.key.is_none()
+    if arguments.holder_key.is_none()
         && let Some(file) = own("key")
     {
         connection.key_file = file;
@@ -146,7 +146,7 @@ fn resolve_with(arguments: &ConnectionArguments, files: &[PathBuf]) -> Result<Co
     Ok(Connection {
         url,
         token,
-        key_file: arguments.key.clone().unwrap_or_default(),
+        key_file: arguments.holder_key.clone().unwrap_or_default(),
         roots,
         tried: format!("--token, BERTH_TOKEN, {}", places.join(", ")),
         warnings,
@@ -238,7 +238,7 @@ mod tests {
         ConnectionArguments {
             url: url.map(str::to_owned),
             token: token.map(str::to_owned),
-            key: None,
+            holder_key: None,
             ca: None,
         }
     }

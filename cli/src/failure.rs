@@ -431,7 +431,7 @@ impl Failure {
                     .to_owned()
             }
             Self::PrivateKey { .. } => {
-                "Name the right one with --key or BERTH_KEY; `berthctl token keygen` makes one, and \
+                "Name the right one with --holder-key or BERTH_HOLDER_KEY; `berthctl token keygen` makes one, and \
                  a token is then issued to its public half."
                     .to_owned()
             }

@@ -59,7 +59,8 @@ pub(crate) enum TokenCommand {
     /// Ask the controller whether a token is good, and for what
     Verify {
         /// The token, or @FILE
-        token: String,
+        #[arg(value_name = "TOKEN")]
+        given: String,
     },
     /// Revoke a token, a holder or everything so far, and every token narrowed from it
     Revoke(Revoke),
@@ -128,8 +129,8 @@ pub(crate) fn run(session: &mut Session, command: TokenCommand) -> Result<(), Fa
             let items = session.client.list(&of_tenant(&tenant_id), limit)?;
             session.show_list(&items, list_table)
         }
-        TokenCommand::Verify { token } => {
-            let body = json!({ "token": local::text_or_file(&token)? });
+        TokenCommand::Verify { given } => {
+            let body = json!({ "token": local::text_or_file(&given)? });
             let path = Path::of(&["v1", "tokens", "verify"]);
             let reply = session.client.post(path, Some(&body))?;
             session.show(&reply, verified_table)

@@ -38,7 +38,10 @@ fn the_document_on_tokens_can_be_followed() {
     for name in ["admin.token", "job.token", "strict.token"] {
         let token = std::fs::read_to_string(bench.path(name)).unwrap();
         bench
-            .berthctl_as(token.trim(), &["--key", &bench.path("admin.key"), "me"])
+            .berthctl_as(
+                token.trim(),
+                &["--holder-key", &bench.path("admin.key"), "me"],
+            )
             .expect(4)
             .complains("code: token_revoked");
     }
@@ -52,7 +55,14 @@ fn a_token_is_narrowed_and_looked_into_without_a_controller() {
     let vm = "vm_01kb000000000000000000000b";
     let mut derived = String::new();
     bench.without_controller(|| {
-        let derive = ["--key", &key, "token", "derive", "--scope", "vm.read"];
+        let derive = [
+            "--holder-key",
+            &key,
+            "token",
+            "derive",
+            "--scope",
+            "vm.read",
+        ];
         let made = bench.berthctl_as(&token, &[&derive[..], &["--res", vm, "--json"]].concat());
         let made = made.expect(0).json();
         derived = made["token"].as_str().unwrap().to_owned();
@@ -63,13 +73,20 @@ fn a_token_is_narrowed_and_looked_into_without_a_controller() {
         assert_eq!(seen["links"][1]["resources"][0], vm);
         assert_eq!(seen["verified"], false);
         // What the parent does not allow is refused here already, with the reason.
-        let again = ["--key", &key, "token", "derive", "--scope", "vm.read"];
+        let again = [
+            "--holder-key",
+            &key,
+            "token",
+            "derive",
+            "--scope",
+            "vm.read",
+        ];
         bench
             .berthctl_as(&derived, &again)
             .expect(2)
             .complains("code: cannot_derive");
         let wider = [
-            "--key",
+            "--holder-key",
             &key,
             "token",
             "derive",
@@ -104,21 +121,24 @@ fn a_token_that_demands_signed_requests_needs_its_key() {
     let (token, key) = issued(&bench, "strict", &["--require-pop"]);
     let (_, other) = issued(&bench, "other", &[]);
     bench
-        .berthctl_as(&token, &["--key", &key, "vm", "list"])
+        .berthctl_as(&token, &["--holder-key", &key, "vm", "list"])
         .expect(0);
     bench
         .berthctl_as(&token, &["vm", "list"])
         .expect(4)
         .complains("code: private_key");
     bench
-        .berthctl_as(&token, &["--key", &other, "vm", "list"])
+        .berthctl_as(&token, &["--holder-key", &other, "vm", "list"])
         .expect(4)
         .complains("code: invalid_token");
     // A query, and a body.
-    let made = bench.berthctl_as(&token, &["--key", &key, "api", "GET", "/v1/vms?limit=5"]);
+    let made = bench.berthctl_as(
+        &token,
+        &["--holder-key", &key, "api", "GET", "/v1/vms?limit=5"],
+    );
     made.expect(0);
     let issue = [
-        "--key",
+        "--holder-key",
         &key,
         "token",
         "issue",
@@ -135,7 +155,7 @@ fn a_token_that_demands_signed_requests_needs_its_key() {
     assert_eq!(issued["require_pop"], true);
     std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o640)).unwrap();
     bench
-        .berthctl_as(&token, &["--key", &key, "vm", "list"])
+        .berthctl_as(&token, &["--holder-key", &key, "vm", "list"])
         .expect(4)
         .complains("chmod 0600");
 }

@@ -28,7 +28,8 @@ pub(crate) enum LocalTokenCommand {
     /// Show what a token claims, link by link; works offline and proves nothing
     Inspect {
         /// The token, or @FILE [default: your own]
-        token: Option<String>,
+        #[arg(value_name = "TOKEN")]
+        given: Option<String>,
     },
     /// Make an Ed25519 key pair for a token's holder and print the public key
     Keygen {
@@ -88,8 +89,8 @@ pub(crate) fn run_with(
 ) -> Result<(), Failure> {
     match command {
         LocalTokenCommand::Keygen { file } => keygen(screen, &file),
-        LocalTokenCommand::Inspect { token } => {
-            let token = token_text(connection, token.as_deref())?;
+        LocalTokenCommand::Inspect { given } => {
+            let token = token_text(connection, given.as_deref())?;
             inspect(screen, &token)
         }
         LocalTokenCommand::Derive(wanted) => narrow(screen, connection, wanted),
