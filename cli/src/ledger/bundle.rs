@@ -64,7 +64,7 @@ pub(crate) fn verify(
     while next_line(&mut file, &mut line)? {
         if check.line(&line).map_err(Failure::Bundle)?.is_some() {
             entries = entries.saturating_add(1);
-            if entries % 1000 == 0 {
+            if entries.is_multiple_of(1000) {
                 progress(entries);
             }
         }

@@ -197,7 +197,7 @@ impl QuotaDenied {
 }
 
 /// Whether `requested` more fits under the ceiling.
-pub fn admit(scope: &QuotaScope, counter: Counter, requested: u64) -> Result<(), QuotaDenied> {
+pub fn admit(scope: &QuotaScope, counter: Counter, requested: u64) -> Result<(), Box<QuotaDenied>> {
     let fits = match counter.limit {
         None => true,
         Some(limit) => counter
@@ -208,12 +208,12 @@ pub fn admit(scope: &QuotaScope, counter: Counter, requested: u64) -> Result<(),
     if fits || requested == 0 {
         Ok(())
     } else {
-        Err(QuotaDenied {
+        Err(Box::new(QuotaDenied {
             scope: scope.clone(),
             counter,
             requested,
             counted: BTreeMap::new(),
-        })
+        }))
     }
 }
 

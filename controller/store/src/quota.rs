@@ -104,9 +104,9 @@ impl Db<'_> {
                 })
             })
             .collect::<Result<Vec<_>, StoreError>>()?;
-        counters.retain(|counter| match counter.resource {
-            Resource::Slots(_) => counter.limit != Some(0) || counter.used > 0,
-            _ => true,
+        counters.retain(|counter| {
+            let is_of_slots = matches!(counter.resource, Resource::Slots(_));
+            !is_of_slots || counter.limit != Some(0) || counter.used > 0
         });
         counters.sort_by(|a, b| a.resource.cmp(&b.resource));
         Ok(counters)
@@ -194,7 +194,7 @@ impl Db<'_> {
                 let requested = amounts.get(&counter.resource).copied().unwrap_or(0);
                 if let Err(mut denied) = admit(&scope, counter, requested) {
                     denied.counted = self.counted(&scope, &denied.counter.resource)?;
-                    return Ok(Err(denied));
+                    return Ok(Err(*denied));
                 }
             }
         }
@@ -207,19 +207,20 @@ impl Db<'_> {
         scope: &QuotaScope,
         resource: &Resource,
     ) -> Result<BTreeMap<String, u64>, StoreError> {
-        let (sql, what) = match resource {
-            Resource::Slots(class) => (
+        let (sql, what) = if let Resource::Slots(class) = resource {
+            (
                 "SELECT vm.state, COUNT(*) FROM claim c JOIN vm ON vm.vm_id = c.vm_id
                  WHERE c.tenant_id = ?1 AND (?2 = '' OR c.project_id = ?2) AND c.class = ?3
                  AND c.charged = 1 GROUP BY vm.state",
                 class.clone(),
-            ),
-            _ => (
+            )
+        } else {
+            (
                 "SELECT vm.state, CAST(SUM(c.amount) AS BIGINT) FROM charge c JOIN vm ON vm.vm_id = c.vm_id
                  WHERE c.tenant_id = ?1 AND (?2 = '' OR c.project_id = ?2) AND c.resource = ?3
                  GROUP BY vm.state",
                 resource.name(),
-            ),
+            )
         };
         let mut select = self.conn.prepare_cached(sql)?;
         let rows = select.query_map(
@@ -338,9 +339,10 @@ impl WriteTx<'_> {
         resource: &Resource,
         amount: u64,
     ) -> Result<Vec<Charged>, StoreError> {
-        let day = match resource {
-            Resource::CreatesPerDay => self.today(),
-            _ => 0,
+        let day = if *resource == Resource::CreatesPerDay {
+            self.today()
+        } else {
+            0
         };
         let mut update = self.conn.prepare_cached(CHARGE)?;
         let rows = update.query_map(

@@ -176,7 +176,7 @@ fn events_of_another_kind_place_slot_or_holder_are_refused() {
         "event_type",
     );
     check_refused(
-        story.verify(&story.passport(before(&wipe), &[wipe.clone()], &claim)),
+        story.verify(&story.passport(before(&wipe), std::slice::from_ref(&wipe), &claim)),
         "event_type",
     );
     // A wipe that names its last tenant, at any depth.

@@ -26,7 +26,7 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        Store::init(&folder.path().join("berth.db")).unwrap();
+        Store::init(folder.path().join("berth.db")).unwrap();
         let mut bench = Self {
             folder,
             store: None,
@@ -41,7 +41,7 @@ impl Bench {
 
     fn reopen(&mut self) {
         self.store = None;
-        self.store = Some(Store::open(&self.path(), keys()).unwrap());
+        self.store = Some(Store::open(self.path(), keys()).unwrap());
     }
 
     fn store(&self) -> &Store {
@@ -336,7 +336,7 @@ fn a_database_whose_end_was_cut_is_not_opened() {
         bench.fill(5);
         bench.store = None;
         bench.tamper(sql);
-        let refused = Store::open(&bench.path(), keys()).unwrap_err();
+        let refused = Store::open(bench.path(), keys()).unwrap_err();
         assert!(
             matches!(refused, crate::error::OpenStoreError::Ledger(_)),
             "{sql}: {refused:?}"

@@ -180,7 +180,12 @@ impl Model {
             Resource::RunningVms => u64::from(vm.runs),
             Resource::Vcpus if vm.runs => vm.vcpus,
             Resource::MemoryMb if vm.runs => vm.memory_mb,
-            _ => 0,
+            Resource::Vcpus
+            | Resource::MemoryMb
+            | Resource::StorageGb
+            | Resource::Images
+            | Resource::Tokens
+            | Resource::Slots(_) => 0,
         };
         let owned = |vm: &&Modelled| project.is_none_or(|project| project == vm.project);
         self.vms.iter().filter(owned).map(of).sum()
@@ -283,7 +288,14 @@ fn happens(store: &Store, model: &mut Model, nth: usize, event: Event) {
         VmState::Running => vm.runs = true,
         VmState::Stopped => vm.runs = false,
         VmState::Deleted => (vm.runs, vm.exists) = (false, false),
-        _ => {}
+        VmState::Pending
+        | VmState::Scheduling
+        | VmState::Provisioning
+        | VmState::Starting
+        | VmState::Stopping
+        | VmState::Failed
+        | VmState::Unreachable
+        | VmState::Deleting => {}
     }
 }
 
@@ -355,12 +367,13 @@ fn events(store: &Store, event_type: &str) -> Vec<serde_json::Value> {
         .collect()
 }
 
-fn create_plain(store: &Store, project: &str) -> Result<VmId, CreateVmDenied> {
+fn create_plain(store: &Store, project: &str) -> Result<VmId, Box<CreateVmDenied>> {
     let shape = validate(request(project, 1, 128, 1)).unwrap();
     store
         .write(move |tx| tx.create_vm(&tenant(), shape, &Cause::controller()))
         .unwrap()
         .map(|created| created.vm.id)
+        .map_err(Box::new)
 }
 
 #[test]

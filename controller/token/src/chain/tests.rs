@@ -169,7 +169,7 @@ fn the_root_key_before_this_one_counts_until_it_is_dropped() {
     let overlap = rotated.verifier().with_previous(Some(key(1).public()));
     let dropped = rotated.verifier();
     for (token, afterwards) in [(&old, false), (&narrowed, false), (&new, true)] {
-        assert!(overlap.verify(token, NOW).is_ok());
+        overlap.verify(token, NOW).unwrap();
         assert_eq!(dropped.verify(token, NOW).is_ok(), afterwards);
     }
 }
@@ -351,7 +351,7 @@ fn an_empty_list_of_resources_is_nothing_and_not_everything() {
     assert!(!grant.resources.unwrap().contains(vm.parse().unwrap()));
     let mut more = child(11, 0);
     more.resources = Some(Resources::parse(&[vm]).unwrap());
-    assert!(derive(&narrowed, &key(10), &more).is_err());
+    derive(&narrowed, &key(10), &more).unwrap_err();
 }
 
 #[test]
@@ -373,7 +373,7 @@ fn a_link_belongs_to_one_parent() {
     assert_eq!(refused(&format!("{large}~{link}")), VerifyError::Signature);
     // Nor does it stand where another stood, or twice.
     let third = derive(&narrowed.replace("dlg\":0", ""), &key(10), &child(11, 0));
-    assert!(third.is_err());
+    third.unwrap_err();
     assert!(matches!(
         refused(&format!("{narrowed}~{link}")),
         VerifyError::Signature
