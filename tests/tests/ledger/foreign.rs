@@ -72,6 +72,10 @@ struct Case {
     except: Option<&'static str>,
 }
 
+#[expect(
+    clippy::too_many_lines,
+    reason = "one case after the other: a table in code"
+)]
 fn cases(log: &ModelLog) -> Vec<Case> {
     let sound = log.checkpoint(5);
     let text = sound.to_string();

@@ -2,6 +2,9 @@
 //! somebody else runs.
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
 mod foreign;
+#[cfg(test)]
 mod log_files;
+#[cfg(test)]
 mod verifiers;

@@ -408,8 +408,9 @@ fn a_refusal_counts_what_there_is_by_state() {
         .write(move |tx| tx.apply_event(first, Event::Running, None, &Cause::controller()))
         .unwrap()
         .unwrap();
-    let Err(CreateVmDenied::Quota(denied)) = create_plain(&store, "default") else {
-        panic!("there is room for two");
+    let denied = create_plain(&store, "default").unwrap_err();
+    let CreateVmDenied::Quota(denied) = *denied else {
+        panic!("{denied:?}");
     };
     let counted = BTreeMap::from([("running".to_owned(), 1), ("scheduling".to_owned(), 1)]);
     assert_eq!(denied.to_detail().counted, counted);
@@ -506,7 +507,7 @@ fn no_vm_hangs_on_a_project_that_its_tenant_does_not_have() {
     let (_folder, store) = store(3);
     let nowhere = create_plain(&store, "nowhere").unwrap_err();
     assert!(
-        matches!(nowhere, CreateVmDenied::NoProject(_)),
+        matches!(*nowhere, CreateVmDenied::NoProject(_)),
         "{nowhere:?}"
     );
     let vm_id = create_plain(&store, "default").unwrap();
