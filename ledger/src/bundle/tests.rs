@@ -1,3 +1,5 @@
+//! Tests of `bundle`: what its own file promises, on its public calls.
+
 use serde_json::json;
 
 use super::*;

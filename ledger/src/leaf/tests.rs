@@ -1,3 +1,5 @@
+//! Tests of `leaf`: what its own file promises, on its public calls.
+
 use super::*;
 
 fn leaf() -> Leaf {

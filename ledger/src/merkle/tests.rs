@@ -1,3 +1,5 @@
+//! Tests of `merkle`: what its own file promises, on its public calls.
+
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 

@@ -1,3 +1,5 @@
+//! Tests of `note`: what its own file promises, on its public calls.
+
 use super::*;
 use crate::cosignature::Cosigner;
 use crate::keys::SigningKey;

@@ -1,3 +1,5 @@
+//! Tests of `proof`: what its own file promises, on its public calls.
+
 use super::*;
 use crate::merkle::leaf_hash;
 use crate::model::ModelLog;

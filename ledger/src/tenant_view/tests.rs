@@ -1,3 +1,5 @@
+//! Tests of `tenant_view`: what its own file promises, on its public calls.
+
 use serde_json::json;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Tests of `memory`: what its own file promises, on its public calls.
+
 use std::sync::Arc;
 
 use berth_ledger::keys::SigningKey;

@@ -1,3 +1,5 @@
+//! Tests of `serve`: what its own file promises, on its public calls.
+
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 
