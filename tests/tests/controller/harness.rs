@@ -4,6 +4,7 @@ use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use berth_ledger::keys::SigningKey;
 use berth_tests::simulated_agent::{Host, SimulatedAgent, http_client};
@@ -35,6 +36,9 @@ pub(crate) struct Client {
     url: String,
     pub(crate) authorization: Option<String>,
 }
+
+/// How long a controller may take to say what it did on a signal.
+const HEARING_PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) fn binary() -> PathBuf {
     let test = std::env::current_exe().unwrap();
@@ -120,6 +124,44 @@ impl Controller {
             child,
             log,
             port,
+        }
+    }
+
+    /// A controller with these settings, on this address.
+    pub(crate) fn serve_configured(settings: &str, listen: &str) -> Self {
+        let folder = Arc::new(tempfile::tempdir().unwrap());
+        let database = TestDatabase::chosen(folder.path());
+        let settings = format!("{settings}{}", database.settings());
+        std::fs::write(folder.path().join("controller.toml"), settings).unwrap();
+        let made = offline(folder.path(), &["init"]);
+        assert!(made.status.success(), "{made:?}");
+        let (child, log, port) = spawn(folder.path(), listen);
+        Self {
+            folder,
+            database,
+            child,
+            log,
+            port,
+        }
+    }
+
+    /// SIGHUP, and wait until it says these words once more.
+    pub(crate) fn hang_up(&self, words: &str) {
+        let said = || {
+            let log = self.log();
+            log.iter().filter(|line| line.contains(words)).count()
+        };
+        let before = said();
+        let pid = self.child.id().to_string();
+        let told = Command::new("kill").args(["-HUP", &pid]).status().unwrap();
+        assert!(told.success());
+        let begun = Instant::now();
+        while said() == before {
+            assert!(
+                begun.elapsed() < HEARING_PATIENCE,
+                "it never says {words:?}"
+            );
+            std::thread::yield_now();
         }
     }
 

@@ -14,6 +14,8 @@ mod holders;
 #[cfg(test)]
 mod conformance;
 #[cfg(test)]
+mod conventions;
+#[cfg(test)]
 mod crashes;
 #[cfg(test)]
 mod isolation;
@@ -47,6 +49,8 @@ mod stops;
 mod system_calls;
 #[cfg(test)]
 mod tenants;
+#[cfg(test)]
+mod tls;
 #[cfg(test)]
 mod token_attacks;
 #[cfg(test)]
