@@ -116,6 +116,7 @@ pub async fn join(
         Err(error) => return Err(error.into()),
     }
     let (token, url) = read_token(token, clock::now())?;
+    let controller = Controller::new(url.clone(), authority)?;
     let host = capacity::identity()?;
     let node_name = choose_name(&token, node_name, host.node_name)?;
     let key = ensure_key(state)?;
@@ -130,9 +131,7 @@ pub async fn join(
         capacity: capacity::capacity(state)?,
     };
     let envelope = seal(&key, ENROLL_PAYLOAD_TYPE, &request).map_err(JoinError::Encode)?;
-    let reply = Controller::new(url.clone(), authority)?
-        .enroll(&envelope, ENROLL_TIMEOUT)
-        .await?;
+    let reply = controller.enroll(&envelope, ENROLL_TIMEOUT).await?;
     let keys_are_keys = !reply.task_public_keys.is_empty()
         && reply
             .task_public_keys

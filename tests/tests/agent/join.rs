@@ -36,7 +36,7 @@ fn each_bad_token_is_refused_with_its_remedy() {
     refused(
         &host,
         &["join", &token("https://berth.example", soon)],
-        "needs TLS, which this version does not have",
+        "set controller_ca in agent.toml to the PEM of its authority",
     );
     // Nothing was sent, so nothing but the empty folder is there.
     assert_eq!(std::fs::read_dir(host.path("state")).unwrap().count(), 0);

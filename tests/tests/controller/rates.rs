@@ -72,10 +72,8 @@ fn a_leaked_session_does_not_use_up_what_its_tenant_may_ask() {
 
 #[test]
 fn refused_tokens_of_one_address_are_limited_and_good_ones_are_not() {
-    let mut controller = Controller::start();
     let settings = "[rate_limits]\nfailed_auth_rpm = 1\nlimit_loopback = true\n";
-    std::fs::write(controller.folder().join("controller.toml"), settings).unwrap();
-    controller.kill_and_restart();
+    let controller = Controller::serve_configured(settings, "127.0.0.1:0");
     let bad = controller.with_token("v4.public.nonsense");
     let (passed, reply) = flood(&bad, "/v1/vms");
     assert_eq!(passed, 10);
@@ -94,10 +92,8 @@ fn refused_tokens_of_one_address_are_limited_and_good_ones_are_not() {
 
 #[test]
 fn one_address_is_limited_before_its_tokens_are_looked_at() {
-    let mut controller = Controller::start();
     let settings = "[rate_limits]\naddress_rpm = 1\nlimit_loopback = true\n";
-    std::fs::write(controller.folder().join("controller.toml"), settings).unwrap();
-    controller.kill_and_restart();
+    let controller = Controller::serve_configured(settings, "127.0.0.1:0");
     let (passed, reply) = flood(&controller.admin(), "/v1/tenants");
     assert_eq!(passed, 10);
     assert_eq!(reply.header("ratelimit"), None);
