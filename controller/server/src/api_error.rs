@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use berth_api::ids::{RequestId, SlotId};
+use berth_api::ids::{OperationId, RequestId, SlotId};
 use berth_api::rest::{ErrorBody, ErrorCode, QuotaDetail};
 use berth_controller_core::quota::QuotaDenied;
 use berth_controller_core::shape::ShapeDenied;
@@ -33,6 +33,7 @@ struct Problem {
     reasons: BTreeMap<String, u32>,
     /// The tag of the object as it is.
     etag: Option<String>,
+    operation_id: Option<OperationId>,
 }
 
 impl ApiError {
@@ -53,6 +54,7 @@ impl ApiError {
             quota: None,
             reasons: BTreeMap::new(),
             etag: None,
+            operation_id: None,
         }))
     }
 
@@ -244,6 +246,7 @@ impl ApiError {
             detail: problem.detail,
             retryable: problem.retryable,
             request_id,
+            operation_id: problem.operation_id,
             fields: problem.fields,
             required_scope: problem.required_scope,
             limit: problem.limit,
@@ -319,10 +322,15 @@ impl From<ProjectDenied> for ApiError {
                 "a project of that id existed, and ids are never used again",
                 "Choose another id.",
             ),
-            ProjectDenied::TooMany | ProjectDenied::IsDefault => Self::new(
+            ProjectDenied::TooMany => Self::new(
                 ErrorCode::InvalidState,
                 denied.to_string(),
                 "Use the projects that there are.",
+            ),
+            ProjectDenied::IsDefault => Self::new(
+                ErrorCode::Protected,
+                denied.to_string(),
+                "Delete what is in it instead.",
             ),
             ProjectDenied::NotEmpty { vms } => Self::new(
                 ErrorCode::InvalidState,
@@ -458,6 +466,22 @@ impl From<ActOnVmDenied> for ApiError {
             ActOnVmDenied::Suspended => Self::suspended(),
             ActOnVmDenied::NotAllowed => Self::action_not_allowed("vm.start"),
             ActOnVmDenied::Quota(denied) => denied.into(),
+            ActOnVmDenied::InProgress {
+                operation,
+                denied: Denied { state, allowed },
+            } => {
+                let mut error = Self::new(
+                    ErrorCode::OperationInProgress,
+                    format!("the VM is {}, and operation {operation} works on it", wire(&state)),
+                    format!(
+                        "Wait for the operation. Possible while it is: {}.",
+                        wire_list(allowed)
+                    ),
+                )
+                .retryable();
+                error.0.operation_id = Some(operation);
+                error
+            }
             ActOnVmDenied::State(Denied { state, allowed }) => Self::new(
                 ErrorCode::InvalidState,
                 format!("the VM is {}", wire(&state)),

@@ -235,7 +235,10 @@ const CHANGE_PROJECT: Says = Says(
     "Change a project; a limit may be put below what is in use",
     &[],
 );
-const DELETE_PROJECT: Says = Says("Delete a project that owns nothing", &[Code::InvalidState]);
+const DELETE_PROJECT: Says = Says(
+    "Delete a project that owns nothing",
+    &[Code::InvalidState, Code::Protected],
+);
 const TENANT_USAGE: Says = Says(
     "A tenant's limits, and what is used of them",
     &[Code::NotFound],
@@ -342,9 +345,16 @@ const VM: Says = Says("One VM", &[]);
 const DELETE_VM: Says = Says("Delete a VM, whatever its state", &[Code::InvalidState]);
 const START: Says = Says(
     "Start a VM; it is charged like a creation",
-    &[Code::InvalidState, Code::QuotaExceeded],
+    &[
+        Code::InvalidState,
+        Code::OperationInProgress,
+        Code::QuotaExceeded,
+    ],
 );
-const STOP: Says = Says("Stop a VM", &[Code::InvalidState]);
+const STOP: Says = Says(
+    "Stop a VM",
+    &[Code::InvalidState, Code::OperationInProgress],
+);
 const WAIT: Says = Says("Wait until a VM is in a state", &[Code::WaitTimeout]);
 const CONSOLE_LOG: Says = Says(
     "The end of what the guest wrote to its console",

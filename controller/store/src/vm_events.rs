@@ -1,7 +1,7 @@
 //! Carrying out what `berth_controller_core::vm::transition` decides, in the running transaction.
 
 use berth_api::agent::StopMode;
-use berth_api::ids::{NodeId, TenantId, VmId};
+use berth_api::ids::{NodeId, OperationId, TenantId, VmId};
 use berth_api::rest::{Operation, StateReason, Vm, VmState};
 use berth_controller_core::quota::{QuotaDenied, Resource};
 use berth_controller_core::stop::StopOrder;
@@ -63,6 +63,14 @@ pub enum ActOnVmDenied {
     /// Not possible in its state.
     #[error(transparent)]
     State(#[from] Denied),
+    /// Not possible while this operation is under way.
+    #[error("operation {operation} works on the VM")]
+    InProgress {
+        /// The operation that has to end first.
+        operation: OperationId,
+        /// What its state allows.
+        denied: Denied,
+    },
     /// An operator suspended the tenant.
     #[error("the tenant is suspended")]
     Suspended,
@@ -102,7 +110,7 @@ impl WriteTx<'_> {
             return Ok(Err(denied));
         }
         if !again && let Err(denied) = self.apply(vm_id, &wished, cause)? {
-            return Ok(Err(denied.into()));
+            return self.denied_now(&row.vm, denied).map(Err);
         }
         let vm = self
             .stored_vm(vm_id)?
@@ -134,7 +142,7 @@ impl WriteTx<'_> {
             return Ok(Err(ActOnVmDenied::NotAllowed));
         }
         if let Err(denied) = transition(vm.state, Event::Start) {
-            return Ok(Err(denied.into()));
+            return self.denied_now(vm, denied).map(Err);
         }
         let Err(denied) = self.charge_as_running(vm, cause)? else {
             return Ok(Ok(()));
@@ -153,6 +161,24 @@ impl WriteTx<'_> {
             cause,
         )?;
         Ok(Err(denied.into()))
+    }
+
+    /// Why a wish is not taken: its state, or the operation that will end it. After a deletion there
+    /// is nothing to wait for.
+    fn denied_now(&self, vm: &Vm, denied: Denied) -> Result<ActOnVmDenied, StoreError> {
+        let at_work = match vm.operation {
+            Some(id) if denied.state != VmState::Deleting => {
+                self.operation(Some(&vm.tenant_id), id)?
+            }
+            Some(_) | None => None,
+        };
+        Ok(match at_work {
+            Some(operation) if operation.state == "running" => ActOnVmDenied::InProgress {
+                operation: operation.id,
+                denied,
+            },
+            Some(_) | None => denied.into(),
+        })
     }
 
     /// Whether the same order is unanswered: a repeat is the same operation.

@@ -12,11 +12,15 @@ mod harness;
 mod holders;
 
 #[cfg(test)]
+mod codes;
+#[cfg(test)]
 mod conformance;
 #[cfg(test)]
 mod conventions;
 #[cfg(test)]
 mod crashes;
+#[cfg(test)]
+mod defects;
 #[cfg(test)]
 mod isolation;
 #[cfg(test)]
