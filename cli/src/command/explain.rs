@@ -264,7 +264,11 @@ mod tests {
         let document = include_str!("../../../docs/errors.md");
         for code in ErrorCode::ALL {
             let (meaning, remedy) = texts(*code);
-            let row = format!("| `{}` | {} | {meaning} | {remedy} | ", code.as_str(), code.status());
+            let row = format!(
+                "| `{}` | {} | {meaning} | {remedy} | ",
+                code.as_str(),
+                code.status()
+            );
             assert!(document.contains(&row), "docs/errors.md lacks: {row}");
         }
     }

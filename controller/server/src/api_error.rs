@@ -11,7 +11,8 @@ use berth_controller_core::shape::ShapeDenied;
 use berth_controller_core::slot::{Obstacle, is_shared_device_word};
 use berth_controller_core::vm::Denied;
 use berth_controller_store::{
-    ActOnSlotDenied, ActOnVmDenied, CreateVmDenied, DeleteTenantDenied, ProjectDenied, StoreError,
+    AccountDenied, ActOnSlotDenied, ActOnVmDenied, CreateVmDenied, DeleteTenantDenied,
+    ProjectDenied, StoreError,
 };
 use berth_token::Scope;
 
@@ -342,6 +343,28 @@ impl From<ProjectDenied> for ApiError {
     }
 }
 
+impl From<AccountDenied> for ApiError {
+    fn from(denied: AccountDenied) -> Self {
+        let text = denied.to_string();
+        match denied {
+            AccountDenied::NotFound => Self::not_found(),
+            AccountDenied::Exists => {
+                Self::new(ErrorCode::AlreadyExists, text, "Choose another id.")
+            }
+            AccountDenied::KeyTaken => Self::new(
+                ErrorCode::AlreadyExists,
+                text,
+                "Make a new key: `berthctl token keygen FILE`.",
+            ),
+            AccountDenied::TooMany => Self::new(
+                ErrorCode::InvalidState,
+                text,
+                "Use the service accounts that there are.",
+            ),
+        }
+    }
+}
+
 impl From<CreateVmDenied> for ApiError {
     fn from(denied: CreateVmDenied) -> Self {
         match denied {
@@ -472,7 +495,10 @@ impl From<ActOnVmDenied> for ApiError {
             } => {
                 let mut error = Self::new(
                     ErrorCode::OperationInProgress,
-                    format!("the VM is {}, and operation {operation} works on it", wire(&state)),
+                    format!(
+                        "the VM is {}, and operation {operation} works on it",
+                        wire(&state)
+                    ),
                     format!(
                         "Wait for the operation. Possible while it is: {}.",
                         wire_list(allowed)

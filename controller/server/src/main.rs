@@ -17,6 +17,7 @@ mod listener;
 mod logging;
 mod node_links;
 mod offline;
+mod overdue;
 mod panics;
 mod rates;
 mod serve;

@@ -6,6 +6,7 @@
 //! It knows no HTTP and decides nothing: the rules are `berth-controller-core`'s.
 #![forbid(unsafe_code)]
 
+mod accounts;
 mod check;
 mod claims;
 mod database;
@@ -18,6 +19,7 @@ mod log_epoch;
 mod log_tree;
 mod nodes;
 mod operations;
+mod overdue;
 mod placement;
 mod projects;
 mod quota;
@@ -42,6 +44,7 @@ mod vm_events;
 mod vms;
 mod writer;
 
+pub use accounts::{AccountChange, AccountDenied, AccountStanding, NewServiceAccount};
 pub use check::Difference;
 pub use database::Database;
 pub use error::{OpenStoreError, StoreError};

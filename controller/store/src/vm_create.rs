@@ -17,6 +17,7 @@ use crate::quota::{Amounts, running_amounts};
 use crate::rows::state_text;
 use crate::store::Db;
 use crate::tenants::object;
+use crate::vm_events::due_ms;
 use crate::vms::VmRef;
 use crate::writer::WriteTx;
 
@@ -444,8 +445,9 @@ impl WriteTx<'_> {
         self.conn
             .prepare_cached(
                 "INSERT INTO vm (vm_id, tenant_id, name, state, state_since, desired_state, generation,
-                 vcpus, memory_mb, disk_gb, image, labels, created_at, audit_index, project_id)
-                 VALUES (?1, ?2, ?3, ?4, ?5, 'running', 0, ?6, ?7, ?8, ?9, ?10, ?5, ?11, ?12)",
+                 vcpus, memory_mb, disk_gb, image, labels, created_at, audit_index, project_id,
+                 state_deadline)
+                 VALUES (?1, ?2, ?3, ?4, ?5, 'running', 0, ?6, ?7, ?8, ?9, ?10, ?5, ?11, ?12, ?13)",
             )?
             .execute((
                 new.vm_id.to_string(),
@@ -460,6 +462,7 @@ impl WriteTx<'_> {
                 labels,
                 new.audit_index,
                 shape.project.as_str(),
+                due_ms(self.now, VmState::Pending, 0),
             ))?;
         Ok(())
     }

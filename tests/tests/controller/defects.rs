@@ -157,7 +157,7 @@ fn without_a_key_for_tokens_nobody_is_let_in_by_a_name() {
             .refused(401, "invalid_token");
     }
     controller.kill();
-    std::fs::remove_file(controller.folder().join("token.key")).unwrap();
+    std::fs::remove_file(controller.folder().join("keys/token.key")).unwrap();
     let refused = controller.offline(&["serve", "--listen", "127.0.0.1:0"]);
     assert!(!refused.status.success(), "{refused:?}");
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();

@@ -12,6 +12,8 @@ mod harness;
 mod holders;
 
 #[cfg(test)]
+mod accounts;
+#[cfg(test)]
 mod codes;
 #[cfg(test)]
 mod conformance;
@@ -19,6 +21,8 @@ mod conformance;
 mod conventions;
 #[cfg(test)]
 mod crashes;
+#[cfg(test)]
+mod deadlines;
 #[cfg(test)]
 mod defects;
 #[cfg(test)]

@@ -120,7 +120,8 @@ mod tests {
 
     #[test]
     fn a_row_has_a_code_a_status_and_tests() {
-        let row = row_of("| `not_found` | 404 | gone | look `here` | `a_test`, `b_test` |").unwrap();
+        let row =
+            row_of("| `not_found` | 404 | gone | look `here` | `a_test`, `b_test` |").unwrap();
         assert_eq!((row.code, row.status), ("not_found", "404"));
         assert_eq!(row.tests, ["a_test", "b_test"]);
         assert!(row_of("| --- | --- |").is_none() && row_of("| code | status |").is_none());

@@ -1,14 +1,18 @@
 //! `/v1/vms` and `/v1/images`: making, listing and reading VMs. Orders about them are in `vm_orders`.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use berth_api::ids::{TenantId, VmId};
+use berth_api::ids::{ProjectId, TenantId, VmId};
 use berth_api::rest::{ChangeVm, CreateVm, ErrorCode, Image, ListQuery, Page, Vm, VmState};
+use berth_controller_core::authority::Permission;
 use berth_controller_core::shape;
-use berth_controller_store::{ChangeVmDenied, CreatedVm, Db, StoreError, VmChange, VmRef};
+use berth_controller_store::{
+    ChangeVmDenied, CreateVmDenied, CreatedVm, Db, StoreError, VmChange, VmRef,
+};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -58,6 +62,7 @@ pub(crate) struct StateQuery {
 struct Sieve {
     state: Option<VmState>,
     label: Option<(String, String)>,
+    projects: Option<BTreeSet<ProjectId>>,
 }
 
 impl Sieve {
@@ -69,7 +74,11 @@ impl Sieve {
                     .ok_or_else(|| ApiError::field("label", "must be key=value"))
             })
             .transpose()?;
-        Ok(Self { state, label })
+        Ok(Self {
+            state,
+            label,
+            projects: None,
+        })
     }
 
     fn lets_pass(&self, vm: &Vm) -> bool {
@@ -78,6 +87,10 @@ impl Sieve {
                 .label
                 .as_ref()
                 .is_none_or(|(key, value)| vm.labels.get(key) == Some(value))
+            && self
+                .projects
+                .as_ref()
+                .is_none_or(|projects| projects.contains(&vm.project_id))
     }
 }
 
@@ -95,11 +108,21 @@ pub(crate) async fn create(
     let shape = shape::validate(body.value)?;
     let key = idempotency.key(&caller, &body.bytes);
     let cause = caller.cause();
+    let asker = caller.clone();
     let done = once(
         &app,
         key,
         StatusCode::CREATED,
         move |tx| {
+            // A project that is another's is as one that is not there.
+            if let Err(denied) = asker.permits_now(tx, &shape.project, Permission::VmCreate)? {
+                let hidden = denied.code() == ErrorCode::NotFound;
+                return Ok(Err(if hidden {
+                    CreateVmDenied::NoProject(shape.project).into()
+                } else {
+                    denied
+                }));
+            }
             Ok(tx
                 .create_vm(&tenant, shape, &cause)?
                 .map_err(ApiError::from))
@@ -134,7 +157,8 @@ pub(crate) async fn list(
 ) -> Result<Json<Page<Vm>>, ApiError> {
     let limit = limit_of(query.limit)?;
     let tenant = namespace_or_named(&caller, query.tenant_id.as_deref())?;
-    let sieve = Sieve::of(query.state, query.label.as_deref())?;
+    let mut sieve = Sieve::of(query.state, query.label.as_deref())?;
+    sieve.projects = caller.only_projects();
     let after = query.page_token.unwrap_or_default();
     let only = caller.only_vms();
     let found = app
