@@ -11,6 +11,7 @@ mod check;
 mod claims;
 mod database;
 mod error;
+mod gauges;
 mod idempotency;
 mod ledger;
 mod log;
@@ -48,6 +49,7 @@ pub use accounts::{AccountChange, AccountDenied, AccountStanding, NewServiceAcco
 pub use check::Difference;
 pub use database::Database;
 pub use error::{OpenStoreError, StoreError};
+pub use gauges::{Gauges, QuotaGauge};
 pub use idempotency::{IdempotencyKey, Remembered};
 pub use ledger::{Cause, EntryFilter, NewEvent, request_cause};
 pub use log::{LogError, LogFault, LogHead};
