@@ -26,6 +26,8 @@ mod matrix;
 #[cfg(test)]
 mod nodes;
 #[cfg(test)]
+mod placement;
+#[cfg(test)]
 mod quota;
 #[cfg(test)]
 mod rates;
