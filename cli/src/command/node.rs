@@ -62,6 +62,7 @@ pub(crate) enum NodeCommand {
 /// What can be changed; at least one must be given.
 #[derive(Args, Debug)]
 #[group(required = true, multiple = true)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(crate) struct NodeChanges {
     /// Whether it gets only VMs that fit nowhere else
     #[arg(long, value_name = "BOOL")]

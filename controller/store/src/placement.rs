@@ -79,17 +79,19 @@ impl Db<'_> {
         image: &str,
         demand: &Demand,
     ) -> Result<(u32, Vec<NodeVerdict>), StoreError> {
-        let mut verdicts = verdicts(demand, &self.candidates(image, demand)?);
-        let nodes = u32::try_from(verdicts.len()).unwrap_or(u32::MAX);
-        verdicts.truncate(MAX_SHOWN);
+        let mut all = verdicts(demand, &self.candidates(image, demand)?);
+        let nodes = u32::try_from(all.len()).unwrap_or(u32::MAX);
+        all.truncate(MAX_SHOWN);
         let mut select = self
             .conn
             .prepare_cached("SELECT name FROM node WHERE node_id = ?1")?;
-        let shown = verdicts.into_iter().map(|verdict| {
-            let name = select.query_row([verdict.node_id.to_string()], |row| row.get(0))?;
-            Ok(shown(verdict, name))
-        });
-        Ok((nodes, shown.collect::<Result<_, StoreError>>()?))
+        let mut named = Vec::new();
+        for verdict in all {
+            let id = verdict.node_id.to_string();
+            let name: String = select.query_row([id], |row| row.get(0))?;
+            named.push(shown(verdict, name));
+        }
+        Ok((nodes, named))
     }
 
     /// The nodes with the most memory left, of those of one owner that are as good as can be.

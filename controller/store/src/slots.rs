@@ -20,7 +20,7 @@ use crate::store::Db;
 const SELECT: &str =
     "SELECT slot.slot_id, slot.node_id, name, slot.class, host_state, problem_code,
     problem_message, slot.generation, host_epoch, own_epoch, progress_percent, holder, devices,
-    identity, numa_node, is_reported, reported_at, admitted_identity, admitted_at, admitted_by,
+    identity, is_reported, reported_at, admitted_identity, admitted_at, admitted_by,
     quarantined_at, quarantined_by, quarantine_reason, wipe_required_after,
     claim_id, claim.vm_id, claim.tenant_id, claim.fencing_epoch, claimed_at, charged,
     seen_generation, wiped_by IS NOT NULL AS is_wipe_proved,
@@ -75,7 +75,6 @@ pub(crate) struct StoredSlot {
     pub(crate) devices: String,
     /// JSON of what an admission holds for.
     pub(crate) identity: String,
-    pub(crate) numa_node: Option<u32>,
     pub(crate) is_reported: bool,
     reported_at: i64,
     admission: Option<(String, i64, String)>,
@@ -404,7 +403,6 @@ fn stored_slot(row: &Row<'_>) -> Result<StoredSlot, StoreError> {
         holder: row.get("holder")?,
         devices: row.get("devices")?,
         identity: row.get("identity")?,
-        numa_node: row.get("numa_node")?,
         is_reported: row.get("is_reported")?,
         reported_at: row.get("reported_at")?,
         admission,
