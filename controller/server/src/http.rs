@@ -95,6 +95,7 @@ const SYNC: Says = Says(
 
 fn for_operators(routes: Table) -> Table {
     let operator = Access::Operator(Scope::PlatformAdmin);
+    let watcher = Access::Operator(Scope::Metrics);
     let tenant = "/v1/tenants/{tenant}";
     let suspend = "/v1/tenants/{tenant}/suspend";
     let resume = "/v1/tenants/{tenant}/resume";
@@ -117,6 +118,7 @@ fn for_operators(routes: Table) -> Table {
         .add(Patch, node, operator, CHANGE_NODE, nodes::change)
         .add(Post, cordon, operator, CORDON, nodes::cordon)
         .add(Post, uncordon, operator, UNCORDON, nodes::uncordon)
+        .add(Get, "/metrics", watcher, METRICS, health::metrics)
 }
 
 const NEW_TENANT: Says = Says(
@@ -139,6 +141,7 @@ const SUSPEND: Says = Says(
 const RESUME: Says = Says("End a tenant's suspension", &[]);
 const OVERRIDE: Says = Says("Let another ceiling hold for a while", &[]);
 const NEW_JOIN_TOKEN: Says = Says("Make a token with which one node can enrol", &[]);
+const METRICS: Says = Says("What monitoring reads, as OpenMetrics text", &[]);
 const NODES: Says = Says("All nodes", &[]);
 const NODE: Says = Says("One node; its tag stands for what operators set", &[]);
 const CHANGE_NODE: Says = Says(
