@@ -88,6 +88,9 @@ fn a_service_account_does_what_its_role_permits_in_its_project_and_nothing_elsew
         client
             .post("/v1/vms", &vm_in("default", "two"))
             .refused(404, "not_found");
+        client
+            .post("/v1/vms?dry_run=plan", &vm_in("default", "two"))
+            .refused(404, "not_found");
         for path in ["/v1/tenant", "/v1/service-accounts", "/v1/audit/entries"] {
             client.get(path).refused(403, "permission_denied");
         }

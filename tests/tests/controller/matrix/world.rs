@@ -319,7 +319,7 @@ impl World {
             "project" | "project_id" => vec![id(&victims.project, "nowhere".to_owned())],
             "account" | "account_id" => vec![id(&victims.account, "nothing".to_owned())],
             "slot_id" => vec![id(&self.slot, SlotId::generate().to_string())],
-            "node_id" => vec![id(&self.node, NodeId::generate().to_string())],
+            "node" | "node_id" => vec![id(&self.node, NodeId::generate().to_string())],
             _ => return None,
         })
     }
