@@ -203,9 +203,10 @@ pub(crate) async fn create(
 
 /// To a service account that is no member a project is as one that is not there.
 fn not_there(denied: ApiError, project: ProjectId) -> ApiError {
-    match denied.code() {
-        ErrorCode::NotFound => CreateVmDenied::NoProject(project).into(),
-        _ => denied,
+    if denied.code() == ErrorCode::NotFound {
+        CreateVmDenied::NoProject(project).into()
+    } else {
+        denied
     }
 }
 
