@@ -9,7 +9,9 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::command::slot::{receipts, remote};
-use crate::command::{catalogue, explain, ledger, node, tenant, token, vm};
+use crate::command::{
+    catalogue, explain, ledger, node, project, service_account, tenant, token, vm,
+};
 use crate::failure::{Failure, Refusal};
 use crate::ledger::filter::ReadEntry;
 use crate::table::{Style, Table};
@@ -83,6 +85,19 @@ fn a_tenant() -> Value {
         "audit_index": 0, "a_member_from_the_future": true })
 }
 
+fn a_project() -> Value {
+    json!({ "tenant_id": "acme-corp", "project_id": "web", "display_name": "Web",
+        "department": "sales", "labels": {}, "quotas": { "vms": 4, "slots.nvme": 1 },
+        "created_at": TIME, "revision": 2, "audit_index": 7 })
+}
+
+fn an_account() -> Value {
+    json!({ "tenant_id": "acme-corp", "account_id": "ci", "project_id": "web",
+        "display_name": "Build server", "subject_pubkey": "c3ViamVjdA", "disabled": true,
+        "roles": { "web": "editor", "db": "viewer" }, "created_at": TIME, "revision": 3,
+        "audit_index": 9 })
+}
+
 fn a_vm(state: &str) -> Value {
     json!({ "id": VM, "name": "web-1", "tenant_id": "acme-corp", "state": state,
         "state_reason": { "code": "vmm_exit", "message": "the VMM ended by signal 9" },
@@ -97,7 +112,28 @@ fn a_vm(state: &str) -> Value {
 fn a_node() -> Value {
     json!({ "id": NODE, "name": "rack1-3", "liveness": "online", "last_heartbeat": TIME,
         "boot_id": "6b1f7a2e-8a55-4a40-9a56-0a4e0d7d5a11", "agent_version": "0.1.0", "vcpus": 64,
-        "memory_mb": 524_288, "memory_used_mb": 1024, "kvm": true, "vms": 1 })
+        "memory_mb": 524_288, "memory_used_mb": 1024, "kvm": true, "vms": 1,
+        "max_vms": 40, "cordoned_at": null, "reserved": true, "dedicated_to": "acme-corp",
+        "zone": "north", "labels": { "disk": "fast" }, "revision": 3,
+        "slots": { "gpu.h100": { "free": 2 }, "nvme": { "free": 3, "in_use": 1 } } })
+}
+
+fn a_plan() -> Value {
+    json!({ "outcome": "refused", "disk_gb": 4, "charges": { "vms": 1, "vcpus": 2 },
+        "node_id": null, "zone": null, "slots": [],
+        "refusal": { "status": 503, "code": "no_capacity", "error": "all nodes are full",
+            "detail": "Try again later.", "reasons": { "memory_taken": 1, "slots.nvme.claimed": 2 },
+            "quota": null },
+        "nodes": 3,
+        "candidates": [
+            { "node_id": NODE, "name": "rack1-3", "fits": true, "rejection": null,
+                "score": { "reserved": true, "group_vms": 1, "dedicated": true, "numa_local": false,
+                    "memory_left_mb": 512 } },
+            { "node_id": NODE, "name": "rack1-4", "fits": false, "rejection": "memory_taken",
+                "reasons": { "memory_taken": 1 }, "score": null },
+            { "node_id": NODE, "name": "rack1-5", "fits": false, "rejection": "slots",
+                "reasons": { "slots.nvme.claimed": 2 }, "score": null },
+        ] })
 }
 
 fn an_entry(index: u64, event_type: &str, vm: Option<&str>, code: Option<&str>) -> ReadEntry {
@@ -121,12 +157,19 @@ fn tenants_and_tokens_are_shown_as_published() {
         "subject_pubkey": "c3ViamVjdA", "issued_at": TIME, "expires_at": TIME });
     let operator = json!({ "tenant_id": null, "token_id": TOKEN,
         "scope": ["service:platform-admin"], "expires_at": TIME });
+    let member = json!({ "project_id": "web", "account_id": "ci", "role": "editor" });
     let text = [
         tenant::list_table(&[from(a_tenant())]),
         tenant::object_table(&from(a_tenant())),
         token::list_table(&[from(record)]),
         token::issued_table(&from(issued)),
         catalogue::me_table(&from(operator)),
+        project::list_table(&[from(a_project())]),
+        project::object_table(&from(a_project())),
+        service_account::list_table(&[from(an_account())]),
+        service_account::object_table(&from(an_account())),
+        project::members_table(&[from(member.clone())]),
+        service_account::member_table(&from(member)),
     ];
     check(
         "tables-tenant.txt",
@@ -151,6 +194,7 @@ fn vms_and_nodes_are_shown_as_published() {
     let text = [
         vm::list_table(&[from(a_vm("running")), from(a_vm("failed"))]),
         vm::object_table(&from(a_vm("failed"))),
+        vm::placement::plan_table(&from(a_plan())),
         catalogue::operation_table(&from(operation)),
         node::list_table(&[from(a_node())]),
         node::object_table(&from(a_node())),

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::agent::StopMode;
 use crate::ids::{ClaimId, NodeId, OperationId, ProjectId, SlotId, TenantId, VmId};
+use crate::rest::PlacementRequest;
 use crate::slot::{SlotProblem, SlotState};
 
 /// `POST /v1/vms`
@@ -31,6 +32,9 @@ pub struct CreateVm {
     /// Slots whose devices the guest gets; all on one node.
     #[serde(default)]
     pub slots: Vec<SlotRequest>,
+    /// Where it may and should go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub placement: Option<PlacementRequest>,
     /// Free labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
@@ -125,6 +129,12 @@ pub struct Vm {
     pub state_reason: Option<StateReason>,
     /// Since when, RFC 3339.
     pub state_since: String,
+    /// When it should have left the state, RFC 3339; of states that it leaves by itself.
+    #[serde(default)]
+    pub state_deadline: Option<String>,
+    /// Whether that time is over. Nothing is stopped by it; somebody should look.
+    #[serde(default)]
+    pub overdue: bool,
     /// What it should do: `running`, `stopped` or `deleted`.
     pub desired_state: VmState,
     /// Counts orders to the node.
@@ -142,6 +152,9 @@ pub struct Vm {
     /// The slots that it holds.
     #[serde(default)]
     pub slots: Vec<VmSlot>,
+    /// Where it was to go, as its creator wished.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub placement: Option<PlacementRequest>,
     /// Free labels.
     pub labels: BTreeMap<String, String>,
     /// RFC 3339.

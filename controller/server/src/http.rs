@@ -3,6 +3,7 @@
 //! A route cannot be added without saying who may use it ([`gate::Access`]), and not with a handler
 //! whose extractors and answer do not say what they are ([`describe`]).
 
+mod accounts;
 mod agent;
 mod answer;
 mod audit;
@@ -59,6 +60,7 @@ fn table() -> Table {
     let routes = for_slots(routes);
     let routes = for_tenants(routes);
     let routes = for_projects(routes);
+    let routes = for_accounts(routes);
     for_vms(routes)
 }
 
@@ -101,6 +103,9 @@ fn for_operators(routes: Table) -> Table {
     let resume = "/v1/tenants/{tenant}/resume";
     let overrides = "/v1/tenants/{tenant}/quota-overrides";
     let join = "/v1/nodes/join-tokens";
+    let node = "/v1/nodes/{node}";
+    let cordon = "/v1/nodes/{node}/cordon";
+    let uncordon = "/v1/nodes/{node}/uncordon";
     routes
         .add(Post, "/v1/tenants", operator, NEW_TENANT, tenants::create)
         .add(Get, "/v1/tenants", operator, TENANTS, tenants::list)
@@ -111,8 +116,11 @@ fn for_operators(routes: Table) -> Table {
         .add(Post, overrides, operator, OVERRIDE, tenants::override_quota)
         .add(Post, join, operator, NEW_JOIN_TOKEN, nodes::join_token)
         .add(Get, "/v1/nodes", operator, NODES, nodes::list)
+        .add(Get, node, operator, NODE, nodes::get)
+        .add(Patch, node, operator, CHANGE_NODE, nodes::change)
+        .add(Post, cordon, operator, CORDON, nodes::cordon)
+        .add(Post, uncordon, operator, UNCORDON, nodes::uncordon)
         .add(Get, "/metrics", watcher, METRICS, health::metrics)
-        .add(Get, "/v1/nodes/{node}", operator, NODE, nodes::get)
 }
 
 const NEW_TENANT: Says = Says(
@@ -137,7 +145,16 @@ const OVERRIDE: Says = Says("Let another ceiling hold for a while", &[]);
 const NEW_JOIN_TOKEN: Says = Says("Make a token with which one node can enrol", &[]);
 const METRICS: Says = Says("What monitoring reads, as OpenMetrics text", &[]);
 const NODES: Says = Says("All nodes", &[]);
-const NODE: Says = Says("One node", &[]);
+const NODE: Says = Says("One node; its tag stands for what operators set", &[]);
+const CHANGE_NODE: Says = Says(
+    "Change what placement goes by; VMs that are there stay",
+    &[],
+);
+const CORDON: Says = Says(
+    "Give a node no VMs from here on; those that are there stay",
+    &[],
+);
+const UNCORDON: Says = Says("Give a node VMs again", &[]);
 
 fn for_slots(routes: Table) -> Table {
     let operator = Access::Operator(Scope::PlatformAdmin);
@@ -225,6 +242,39 @@ fn for_projects(routes: Table) -> Table {
         .add(Delete, project, admin, DELETE_PROJECT, projects::delete)
 }
 
+fn for_accounts(routes: Table) -> Table {
+    let admin = Access::Tenant(Scope::TenantAdmin);
+    let in_project = "/v1/projects/{project}/service-accounts";
+    let members = "/v1/projects/{project}/members";
+    let member = "/v1/projects/{project}/members/{account}";
+    let all = "/v1/service-accounts";
+    let account = "/v1/service-accounts/{account}";
+    routes
+        .add(Post, in_project, admin, NEW_ACCOUNT, accounts::create)
+        .add(Get, all, admin, ACCOUNTS, accounts::list)
+        .add(Get, account, admin, ACCOUNT, accounts::get)
+        .add(Patch, account, admin, CHANGE_ACCOUNT, accounts::change)
+        .add(Delete, account, admin, DELETE_ACCOUNT, accounts::delete)
+        .add(Get, members, admin, MEMBERS, accounts::members)
+        .add(Put, member, admin, SET_MEMBER, accounts::set_member)
+        .add(Delete, member, admin, END_MEMBER, accounts::remove_member)
+}
+
+const NEW_ACCOUNT: Says = Says(
+    "Make a service account of a project; neither its id nor its key is ever used again in the tenant",
+    &[Code::AlreadyExists, Code::InvalidState],
+);
+const ACCOUNTS: Says = Says("The tenant's service accounts", &[]);
+const ACCOUNT: Says = Says("One service account", &[]);
+const CHANGE_ACCOUNT: Says = Says("Rename a service account, or switch it off or on", &[]);
+const DELETE_ACCOUNT: Says = Says(
+    "Delete a service account: its tokens open nothing ever again",
+    &[],
+);
+const MEMBERS: Says = Says("The members of a project and their roles", &[]);
+const SET_MEMBER: Says = Says("Give a service account a role in a project", &[]);
+const END_MEMBER: Says = Says("End a service account's membership of a project", &[]);
+
 const OWN_TENANT: Says = Says("The caller's own tenant", &[Code::NotFound]);
 const CHANGE_OWN: Says = Says("What the tenant says of itself", &[Code::NotFound]);
 const STATUS: Says = Says("The tenant at a glance", &[Code::NotFound]);
@@ -238,7 +288,10 @@ const CHANGE_PROJECT: Says = Says(
     "Change a project; a limit may be put below what is in use",
     &[],
 );
-const DELETE_PROJECT: Says = Says("Delete a project that owns nothing", &[Code::InvalidState]);
+const DELETE_PROJECT: Says = Says(
+    "Delete a project that owns nothing",
+    &[Code::InvalidState, Code::Protected],
+);
 const TENANT_USAGE: Says = Says(
     "A tenant's limits, and what is used of them",
     &[Code::NotFound],
@@ -249,13 +302,18 @@ const NAMES_TENANT: &[Code] = &[Code::TenantMismatch, Code::InvalidTenantId, Cod
 const TENANT: Says = Says("One tenant", &[]);
 const NEW_TOKEN: Says = Says(
     "Issue a token; it is shown this once",
-    &[Code::TenantMismatch, Code::NotFound],
+    &[Code::TenantMismatch, Code::NotFound, Code::QuotaExceeded],
 );
 const TOKENS: Says = Says("A tenant's tokens, without the tokens themselves", &[]);
 const REVOKE: Says = Says("Revoke a token and what hangs on it", &[Code::InvalidState]);
 const NEW_TOKEN_HERE: Says = Says(
     "Issue a token for the caller's tenant; an operator names one",
-    &[Code::TenantMismatch, Code::InvalidTenantId, Code::NotFound],
+    &[
+        Code::TenantMismatch,
+        Code::InvalidTenantId,
+        Code::NotFound,
+        Code::QuotaExceeded,
+    ],
 );
 const REVOKE_ANY: Says = Says(
     "Revoke a link, recorded or not, a holder, or everything so far",
@@ -285,7 +343,8 @@ const HEAD: Says = Says("Where the ledger ends", &[]);
 
 fn for_vms(routes: Table) -> Table {
     let reader = Access::Namespace(Scope::VmRead);
-    let creator = Access::Tenant(Scope::VmCreate);
+    // Operators plan alone: what they ask for is never made.
+    let planner = Access::Namespace(Scope::VmCreate);
     let control = Access::Tenant(Scope::VmControl);
     let console = Access::TenantUnrated(Scope::VmConsole);
     let vm = "/v1/vms/{vm}";
@@ -293,7 +352,7 @@ fn for_vms(routes: Table) -> Table {
     let operation = "/v1/operations/{operation}";
     let await_end = "/v1/operations/{operation}/wait";
     routes
-        .add(Post, "/v1/vms", creator, NEW_VM, vms::create)
+        .add(Post, "/v1/vms", planner, NEW_VM, vms::create)
         .add(Get, "/v1/vms", reader, VMS, vms::list)
         .add(Get, vm, reader, VM, vms::get)
         .add(Patch, vm, control, CHANGE_VM, vms::change)
@@ -324,8 +383,10 @@ fn for_vms(routes: Table) -> Table {
 }
 
 const NEW_VM: Says = Says(
-    "Create a VM and start it",
+    "Create a VM and start it; with `dry_run=plan` say what would become of it",
     &[
+        Code::PermissionDenied,
+        Code::InvalidTenantId,
         Code::TenantMismatch,
         Code::ShapeNotSupported,
         Code::NotFound,
@@ -345,9 +406,16 @@ const VM: Says = Says("One VM", &[]);
 const DELETE_VM: Says = Says("Delete a VM, whatever its state", &[Code::InvalidState]);
 const START: Says = Says(
     "Start a VM; it is charged like a creation",
-    &[Code::InvalidState, Code::QuotaExceeded],
+    &[
+        Code::InvalidState,
+        Code::OperationInProgress,
+        Code::QuotaExceeded,
+    ],
 );
-const STOP: Says = Says("Stop a VM", &[Code::InvalidState]);
+const STOP: Says = Says(
+    "Stop a VM",
+    &[Code::InvalidState, Code::OperationInProgress],
+);
 const WAIT: Says = Says("Wait until a VM is in a state", &[Code::WaitTimeout]);
 const CONSOLE_LOG: Says = Says(
     "The end of what the guest wrote to its console",
