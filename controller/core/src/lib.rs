@@ -6,6 +6,7 @@
 
 pub mod authority;
 pub mod liveness;
+pub mod passport;
 pub mod placement;
 pub mod quota;
 pub mod rate;

@@ -100,6 +100,7 @@ fn for_operators(routes: Table) -> Table {
     let resume = "/v1/tenants/{tenant}/resume";
     let overrides = "/v1/tenants/{tenant}/quota-overrides";
     let join = "/v1/nodes/join-tokens";
+    let witnesses = "/v1/audit/cosignatures";
     routes
         .add(Post, "/v1/tenants", operator, NEW_TENANT, tenants::create)
         .add(Get, "/v1/tenants", operator, TENANTS, tenants::list)
@@ -111,6 +112,7 @@ fn for_operators(routes: Table) -> Table {
         .add(Post, join, operator, NEW_JOIN_TOKEN, nodes::join_token)
         .add(Get, "/v1/nodes", operator, NODES, nodes::list)
         .add(Get, "/v1/nodes/{node}", operator, NODE, nodes::get)
+        .add(Get, witnesses, operator, WITNESSES, audit::cosignatures)
 }
 
 const NEW_TENANT: Says = Says(
@@ -135,6 +137,7 @@ const OVERRIDE: Says = Says("Let another ceiling hold for a while", &[]);
 const NEW_JOIN_TOKEN: Says = Says("Make a token with which one node can enrol", &[]);
 const NODES: Says = Says("All nodes", &[]);
 const NODE: Says = Says("One node", &[]);
+const WITNESSES: Says = Says("What each host has seen of the ledger, cosigned by it", &[]);
 
 fn for_slots(routes: Table) -> Table {
     let operator = Access::Operator(Scope::PlatformAdmin);
@@ -144,6 +147,7 @@ fn for_slots(routes: Table) -> Table {
     let release = "/v1/slots/{slot}/release-quarantine";
     let wipe = "/v1/slots/{slot}/wipe";
     let receipts = "/v1/vms/{vm}/receipts";
+    let passport = "/v1/vms/{vm}/passport";
     routes
         .add(Get, "/v1/slots", operator, SLOTS, slots::list)
         .add(Get, "/v1/slots/{slot}", operator, SLOT, slots::get)
@@ -153,6 +157,7 @@ fn for_slots(routes: Table) -> Table {
         .add(Post, wipe, operator, WIPE, slots::wipe)
         .add(Get, "/v1/slot-classes", reader, CLASSES, slots::classes)
         .add(Get, receipts, reader, RECEIPTS, slots::vm_receipts)
+        .add(Get, passport, reader, PASSPORT, slots::vm_passport)
 }
 
 /// What may stand against an order about a slot.
@@ -165,6 +170,10 @@ const RELEASE: Says = Says("End a slot's quarantine", SLOT_ORDER);
 const WIPE: Says = Says("Wipe a slot", SLOT_ORDER);
 const CLASSES: Says = Says("Classes of slots, and how many are free", &[]);
 const RECEIPTS: Says = Says("What hosts signed about a VM's slots", &[]);
+const PASSPORT: Says = Says(
+    "That a VM's slots were wiped after whoever had them before, to be checked without a network",
+    &[],
+);
 
 fn for_tenants(routes: Table) -> Table {
     let reader = Access::TenantPath(Scope::VmRead);

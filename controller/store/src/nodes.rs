@@ -2,7 +2,7 @@
 
 use berth_api::agent::EnrollRequest;
 use berth_api::ids::{NodeId, TenantId};
-use berth_api::rest::{Image, Node};
+use berth_api::rest::{Image, Node, NodeLog};
 use berth_controller_core::liveness::Liveness;
 use berth_ledger::keys::PublicKey;
 use serde_json::json;
@@ -64,7 +64,8 @@ impl Db<'_> {
         let rows = select
             .query_map((after, limit), |row| self.node_row(row))?
             .collect::<Result<Vec<_>, _>>()?;
-        rows.into_iter().collect()
+        let with_log = |node: Result<Node, StoreError>| self.with_log(node?);
+        rows.into_iter().map(with_log).collect()
     }
 
     /// One node.
@@ -74,7 +75,13 @@ impl Db<'_> {
             .prepare_cached(&sql)?
             .query_row([id.to_string()], |row| self.node_row(row))
             .optional()?
+            .map(|node| self.with_log(node?))
             .transpose()
+    }
+
+    fn with_log(&self, node: Node) -> Result<Node, StoreError> {
+        let log = self.node_log(node.id)?.shown();
+        Ok(Node { log, ..node })
     }
 
     /// The node that signs with this key.
@@ -180,6 +187,7 @@ impl Db<'_> {
             memory_used_mb,
             kvm,
             vms,
+            log: NodeLog::default(),
         }))
     }
 }

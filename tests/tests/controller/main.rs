@@ -26,6 +26,8 @@ mod matrix;
 #[cfg(test)]
 mod nodes;
 #[cfg(test)]
+mod passports;
+#[cfg(test)]
 mod quota;
 #[cfg(test)]
 mod rates;
@@ -57,3 +59,5 @@ mod token_attacks;
 mod token_chains;
 #[cfg(test)]
 mod tokens;
+#[cfg(test)]
+mod witnesses;
