@@ -22,8 +22,7 @@ pub const ENROLL_PAYLOAD_TYPE: &str = "application/vnd.berth.enroll+json;v=1";
 /// Payload type of a [`SyncRequest`].
 pub const SYNC_PAYLOAD_TYPE: &str = "application/vnd.berth.sync+json;v=1";
 /// Payload type of an [`AcceptRollback`].
-pub const ACCEPT_ROLLBACK_PAYLOAD_TYPE: &str =
-    "application/vnd.berth.accept-rollback+json;v=1";
+pub const ACCEPT_ROLLBACK_PAYLOAD_TYPE: &str = "application/vnd.berth.accept-rollback+json;v=1";
 /// Longest that a sync may be held open by the controller, in seconds.
 pub const LONG_POLL_SECONDS: u64 = 25;
 /// Most console bytes that one result carries.

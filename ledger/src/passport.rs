@@ -380,9 +380,8 @@ impl SlotPassage {
         let envelope = body.detail.envelope.as_ref();
         let signed = receipt_in(envelope.ok_or(wrong("detail.envelope"))?, &body)?;
         let epoch = claim.detail.fencing_epoch;
-        let is_holder = |holder: &SlotHolder| {
-            holder.vm_id == vm_id && holder.claim.fencing_epoch == epoch
-        };
+        let is_holder =
+            |holder: &SlotHolder| holder.vm_id == vm_id && holder.claim.fencing_epoch == epoch;
         if body.vm_id != Some(vm_id) || !signed.receipt.holder.as_ref().is_some_and(is_holder) {
             return Err(wrong("vm_id"));
         }

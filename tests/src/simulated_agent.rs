@@ -17,9 +17,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use berth_api::agent::{
     Capacity, CheckpointOffer, ENROLL_PAYLOAD_TYPE, EnrollReply, EnrollRequest, FailureCode,
-    JOIN_TOKEN_PREFIX, JoinToken, LogReport, ObservedImage, ObservedState, ObservedVm, PROTOCOL_VERSION, RefusalCode,
-    SYNC_PAYLOAD_TYPE, SignedEnvelope, StopMode, StoppedReason, SyncReply, SyncRequest,
-    TASK_PAYLOAD_TYPE, Task, TaskAction, TaskOutcome, TaskResult,
+    JOIN_TOKEN_PREFIX, JoinToken, LogReport, ObservedImage, ObservedState, ObservedVm,
+    PROTOCOL_VERSION, RefusalCode, SYNC_PAYLOAD_TYPE, SignedEnvelope, StopMode, StoppedReason,
+    SyncReply, SyncRequest, TASK_PAYLOAD_TYPE, Task, TaskAction, TaskOutcome, TaskResult,
 };
 use berth_api::ids::{AgentInstanceId, NodeId, TaskId, TenantId, VmId};
 use berth_api::slot::{SLOT_TASK_PAYLOAD_TYPE, SlotTask};

@@ -76,9 +76,13 @@ pub enum LogRefusal {
 
 fn why(code: FreezeCode) -> &'static str {
     match code {
-        FreezeCode::RolledBack => "the controller's ledger has fewer entries than this host has seen",
+        FreezeCode::RolledBack => {
+            "the controller's ledger has fewer entries than this host has seen"
+        }
         FreezeCode::Forked => "the controller's ledger does not begin with what this host has seen",
-        FreezeCode::OtherLog => "the controller shows another log than the one that this host has seen",
+        FreezeCode::OtherLog => {
+            "the controller shows another log than the one that this host has seen"
+        }
         FreezeCode::NotSigned => "what the controller shows is not signed by its ledger's key",
         FreezeCode::MemoryLost => "this host does not know any more what it has seen of the ledger",
     }

@@ -24,7 +24,10 @@ fn memory(config: &Config) -> anyhow::Result<(LogMemory, SigningKey)> {
 
 fn text_of(head: Option<&TreeHead>) -> String {
     head.map_or("nothing that can be read".to_owned(), |head| {
-        format!("{} entries of {}, root {}", head.size, head.origin, head.root)
+        format!(
+            "{} entries of {}, root {}",
+            head.size, head.origin, head.root
+        )
     })
 }
 
@@ -39,7 +42,11 @@ pub(crate) fn show(config: &Config) -> anyhow::Result<()> {
     }
     if let Some(freeze) = watch.freeze() {
         writeln!(out, "shown:  {}", text_of(freeze.shown.as_ref()))?;
-        writeln!(out, "frozen: {:?}; VMs go on, nothing is started, stopped, deleted or wiped", freeze.code)?;
+        writeln!(
+            out,
+            "frozen: {:?}; VMs go on, nothing is started, stopped, deleted or wiped",
+            freeze.code
+        )?;
     }
     Ok(())
 }

@@ -109,7 +109,10 @@ impl LogMemory {
         if !new.is_same_on_disk(&old)
             && let Err(error) = self.write(&new)
         {
-            tracing::error!("what was seen of the ledger is not kept: {}", in_one_line(&error));
+            tracing::error!(
+                "what was seen of the ledger is not kept: {}",
+                in_one_line(&error)
+            );
             // A refusal holds without the disk. What is not on it is not cosigned.
             if new.freeze().is_none() {
                 return false;
@@ -167,7 +170,10 @@ impl LogMemory {
         match accepted {
             Ok(new) => {
                 if let Err(error) = self.write(&new) {
-                    tracing::error!("an operator's word is not followed: {}", in_one_line(&error));
+                    tracing::error!(
+                        "an operator's word is not followed: {}",
+                        in_one_line(&error)
+                    );
                     return;
                 }
                 *self.watch() = new;
@@ -198,9 +204,12 @@ impl LogMemory {
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn leave_word(&self, word: &AcceptRollback, key: &SigningKey) -> Result<(), LogMemoryError> {
-        let sealed =
-            seal(key, ACCEPT_ROLLBACK_PAYLOAD_TYPE, word).map_err(LogMemoryError::Seal)?;
+    pub fn leave_word(
+        &self,
+        word: &AcceptRollback,
+        key: &SigningKey,
+    ) -> Result<(), LogMemoryError> {
+        let sealed = seal(key, ACCEPT_ROLLBACK_PAYLOAD_TYPE, word).map_err(LogMemoryError::Seal)?;
         let text = serde_json::to_vec_pretty(&sealed).map_err(LogMemoryError::Seal)?;
         let path = self.folder.join(ACCEPT_FILE);
         write_new(&self.folder, ACCEPT_FILE, &text).map_err(failed("write", path))

@@ -243,10 +243,8 @@ impl SyncLoop {
         let images = agent.host().images.clone();
         let state_dir = self.state_dir.clone();
         let log = Arc::clone(&agent.host().log);
-        let (images, capacity, log) = blocking(move || {
-            (images.list(), capacity::capacity(&state_dir), log.report())
-        })
-        .await;
+        let (images, capacity, log) =
+            blocking(move || (images.list(), capacity::capacity(&state_dir), log.report())).await;
         let report = agent.report();
         Ok(SyncRequest {
             protocol_version: PROTOCOL_VERSION,

@@ -151,10 +151,15 @@ fn ledger(node: &Node) -> Cell {
     let Some(freeze) = &node.log.frozen else {
         return Cell::toned(&format!("seen: {seen}"), Tone::Good);
     };
-    let shown = freeze.shown.as_ref().map_or("nothing readable".to_owned(), size);
+    let shown = freeze
+        .shown
+        .as_ref()
+        .map_or("nothing readable".to_owned(), size);
     let code = wire_word(&freeze.code);
     Cell::toned(
-        &format!("FROZEN ({code}): seen: {seen}; shown: {shown}; it starts, stops, deletes and wipes nothing"),
+        &format!(
+            "FROZEN ({code}): seen: {seen}; shown: {shown}; it starts, stops, deletes and wipes nothing"
+        ),
         Tone::Bad,
     )
 }

@@ -90,8 +90,9 @@ pub(crate) fn run(screen: &mut Screen, command: &ReceiptCommand) -> Result<(), F
                 }
                 _ => Err(Failure::Usage {
                     sentence: "receipts and passports are checked with different keys".to_owned(),
-                    remedy: "Give files of one kind: receipts with --key, passports with --log-key."
-                        .to_owned(),
+                    remedy:
+                        "Give files of one kind: receipts with --key, passports with --log-key."
+                            .to_owned(),
                 }),
             }
         }

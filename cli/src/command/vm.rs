@@ -1,10 +1,12 @@
 //! `berthctl vm`: a tenant's guests.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use berth_api::agent::StopMode;
 use berth_api::ids::{OperationId, VmId};
 use berth_api::rest::{CreateVm, Operation, SlotRequest, StopVm, Vm, VmSlot, VmState};
+use berth_ledger::passport::Passport;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 

@@ -84,11 +84,22 @@ impl VerifiedPassport {
 /// One line for each slot.
 pub(crate) fn table(passports: &[VerifiedPassport]) -> Table {
     let mut table = Table::new(&[
-        "VM", "SLOT", "BEFORE IT", "ENTRY", "HOST'S RECEIPT", "CLAIM", "LAUNCH", "HOST KEY",
+        "VM",
+        "SLOT",
+        "BEFORE IT",
+        "ENTRY",
+        "HOST'S RECEIPT",
+        "CLAIM",
+        "LAUNCH",
+        "HOST KEY",
     ]);
     for passport in passports {
         for slot in &passport.slots {
-            let before = if slot.was_wiped { "wiped" } else { "never used" };
+            let before = if slot.was_wiped {
+                "wiped"
+            } else {
+                "never used"
+            };
             let launch = slot.launch.as_ref();
             table.row([
                 passport.vm_id.into(),

@@ -18,6 +18,7 @@ use crate::listener::{self, DEFAULT_LISTEN, ListenError};
 use crate::offline::{StateDir, say_error};
 use crate::tiers::Tiers;
 use crate::tls::{Tls, TlsError, TlsFiles};
+use crate::witnesses::Witnesses;
 use crate::{door, follow, http, logging, token_book};
 
 /// `EX_CONFIG` of sysexits.h: a restart would not help.
@@ -72,7 +73,14 @@ pub(crate) fn run(
     let (keys, store) = state.open()?;
     let store = Arc::new(store);
     let anchor = state.anchor(&config);
-    let ledger = match LedgerDesk::open(Arc::clone(&store), anchor) {
+    let witnesses = match Witnesses::open(&config.ledger.witnesses, config.ledger.witness_quorum) {
+        Ok(witnesses) => witnesses,
+        Err(error) => {
+            say_error(&error);
+            return Ok(ExitCode::from(EXIT_CONFIG));
+        }
+    };
+    let ledger = match LedgerDesk::open(Arc::clone(&store), anchor, witnesses) {
         Ok(ledger) => ledger,
         Err(error) => {
             say_error(&error.into());
@@ -144,7 +152,9 @@ async fn serve(
     let follower = tokio::spawn(follow::follow(Arc::clone(&app)));
     let book = tokio::spawn(token_book::keep(Arc::clone(&app)));
     let shown = Arc::clone(&app);
-    let ledger = tokio::spawn(async move { shown.ledger.run().await });
+    let ledger = tokio::spawn(async move {
+        tokio::join!(shown.ledger.run(), shown.ledger.ask_witnesses());
+    });
     loop {
         tokio::select! {
             _ = terminate.recv() => break,

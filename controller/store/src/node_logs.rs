@@ -55,7 +55,12 @@ impl StoredNodeLog {
 impl Db<'_> {
     /// What a host has seen, as far as it has said.
     pub(crate) fn node_log(&self, node: NodeId) -> Result<StoredNodeLog, StoreError> {
-        type Row = (Option<String>, Option<String>, Option<String>, Option<String>);
+        type Row = (
+            Option<String>,
+            Option<String>,
+            Option<String>,
+            Option<String>,
+        );
         let row: Option<Row> = self
             .conn
             .prepare_cached(

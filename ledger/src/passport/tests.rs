@@ -96,7 +96,13 @@ impl Story {
     }
 
     /// The entry of a receipt, signed by the host of this key.
-    fn stored(&mut self, seed: u8, kind: &str, receipt: &Receipt, tenant: Option<&str>) -> ProvenEntry {
+    fn stored(
+        &mut self,
+        seed: u8,
+        kind: &str,
+        receipt: &Receipt,
+        tenant: Option<&str>,
+    ) -> ProvenEntry {
         let envelope = seal_receipt(&host_key(seed), receipt).unwrap();
         let sha256 = payload_sha256(&envelope);
         let detail = json!({ "kind": kind, "sha256": sha256, "envelope": envelope });
@@ -304,7 +310,10 @@ fn a_changed_or_foreign_passport_is_refused() {
         "Commitment",
     );
     let stranger = ModelLog::new(ORIGIN, 2).vkey();
-    check_refused(sound.verify(&[stranger]), "Checkpoint");
+    check_refused(sound.verify(std::slice::from_ref(&stranger)), "Keys");
+    let mut vouching = sound.clone();
+    vouching.log_keys = vec![stranger.to_string()];
+    check_refused(vouching.verify(&[stranger]), "Checkpoint");
 }
 
 #[test]
@@ -390,18 +399,15 @@ fn no_byte_of_a_passport_can_be_changed_unseen() {
     let sound = story.with_launch(bare, &launch);
     let text = serde_json::to_vec(&sound).unwrap();
     for place in 0..text.len() {
-        for flip in [0x01, 0x20] {
-            let mut changed = text.clone();
-            changed[place] ^= flip;
-            let Ok(read) = serde_json::from_slice::<Passport>(&changed) else {
-                continue;
-            };
-            // Such as hexadecimal digits in capitals, which are the same hash.
-            assert!(
-                read == sound || story.verify(&read).is_err(),
-                "byte {place}: {}",
-                String::from_utf8_lossy(&changed)
-            );
-        }
+        let mut changed = text.clone();
+        changed[place] ^= 1;
+        let Ok(read) = serde_json::from_slice::<Passport>(&changed) else {
+            continue;
+        };
+        assert!(
+            story.verify(&read).is_err(),
+            "byte {place}: {}",
+            String::from_utf8_lossy(&changed)
+        );
     }
 }

@@ -7,8 +7,8 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use berth_api::agent::{
-    CheckpointOffer, ENROLL_PAYLOAD_TYPE, EnrollReply, EnrollRequest, SYNC_PAYLOAD_TYPE, SignedEnvelope, SyncReply,
-    SyncRequest, TaskResult, TreeHead,
+    CheckpointOffer, ENROLL_PAYLOAD_TYPE, EnrollReply, EnrollRequest, SYNC_PAYLOAD_TYPE,
+    SignedEnvelope, SyncReply, SyncRequest, TaskResult, TreeHead,
 };
 use berth_api::ids::{AgentInstanceId, NodeId, TaskId};
 use berth_ledger::envelope::open_self_signed;

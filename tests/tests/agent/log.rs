@@ -100,7 +100,11 @@ fn a_ledger_that_went_back_is_not_obeyed_until_its_host_says_so() {
     let _daemon = host.daemon();
     assert_frozen(&delete(&controller));
     let shown = host.run(&["ledger"]);
-    assert!(shown.stdout.contains("frozen: RolledBack"), "{}", shown.stdout);
+    assert!(
+        shown.stdout.contains("frozen: RolledBack"),
+        "{}",
+        shown.stdout
+    );
 
     let unconfirmed = host.run(&["accept-rollback", "--reason", "the disk is lost"]);
     assert_eq!(unconfirmed.status, Some(1), "{}", unconfirmed.stdout);
@@ -113,7 +117,10 @@ fn a_ledger_that_went_back_is_not_obeyed_until_its_host_says_so() {
     let told = report(&controller, |report| report.accepted.is_some());
     assert!(told.frozen.is_none() && has_seen(2)(&told), "{told:?}");
     let outcome = delete(&controller);
-    assert!(!matches!(outcome, TaskOutcome::Refused { .. }), "{outcome:?}");
+    assert!(
+        !matches!(outcome, TaskOutcome::Refused { .. }),
+        "{outcome:?}"
+    );
 }
 
 #[test]
@@ -125,7 +132,10 @@ fn the_newer_database_restored_ends_the_freeze_by_itself() {
     let told = report(&controller, has_seen(7));
     assert!(told.frozen.is_none(), "{told:?}");
     let outcome = delete(&controller);
-    assert!(!matches!(outcome, TaskOutcome::Refused { .. }), "{outcome:?}");
+    assert!(
+        !matches!(outcome, TaskOutcome::Refused { .. }),
+        "{outcome:?}"
+    );
 }
 
 #[test]
@@ -138,5 +148,8 @@ fn a_controller_that_shows_no_ledger_is_not_obeyed() {
     controller.show(Some(log_of(3)));
     drop(delete(&controller));
     let outcome = delete(&controller);
-    assert!(!matches!(outcome, TaskOutcome::Refused { .. }), "{outcome:?}");
+    assert!(
+        !matches!(outcome, TaskOutcome::Refused { .. }),
+        "{outcome:?}"
+    );
 }

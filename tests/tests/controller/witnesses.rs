@@ -2,9 +2,7 @@
 //! when it does not.
 
 use berth_agent_core::log_watch::LogWatch;
-use berth_api::agent::{
-    ACCEPT_ROLLBACK_PAYLOAD_TYPE, FreezeCode, LogFreeze, TreeHead,
-};
+use berth_api::agent::{ACCEPT_ROLLBACK_PAYLOAD_TYPE, FreezeCode, LogFreeze, TreeHead};
 use berth_api::rest::HostCosignature;
 use berth_ledger::checkpoint::Checkpoint;
 use berth_ledger::cosignature::{Cosigner, node_witness_name};
@@ -45,17 +43,26 @@ fn hosts_are_shown_that_the_ledger_only_grows_and_cosign_it() {
         watch = sync(&mut agent, &watch);
         assert_eq!(watch.freeze(), None);
         sizes.push(watch.seen().unwrap().size);
-        let made = controller.admin().post("/v1/tenants", &tenant_body(name, 1));
+        let made = controller
+            .admin()
+            .post("/v1/tenants", &tenant_body(name, 1));
         made.expect(201);
         // What an answer said is in the ledger that everybody sees from then on.
-        controller.admin().get("/v1/audit/proof/inclusion?index=0").expect(200);
+        controller
+            .admin()
+            .get("/v1/audit/proof/inclusion?index=0")
+            .expect(200);
     }
     watch = sync(&mut agent, &watch);
     let seen = watch.seen().unwrap().clone();
     assert!(sizes.is_sorted() && sizes[0] < seen.size, "{sizes:?}");
     sync(&mut agent, &watch);
 
-    let listed = controller.admin().get("/v1/audit/cosignatures").expect(200).json();
+    let listed = controller
+        .admin()
+        .get("/v1/audit/cosignatures")
+        .expect(200)
+        .json();
     let hosts: Vec<HostCosignature> = serde_json::from_value(listed["items"].clone()).unwrap();
     let name = node_witness_name(agent.node_id);
     let vkey = Vkey::new(name, KeyKind::Cosignature, agent.key().public());
@@ -83,7 +90,11 @@ fn a_cosignature_that_is_wrong_or_anothers_is_not_kept() {
     }
     agent.log.cosignature = Some("— x".to_owned());
     agent.sync(0).unwrap();
-    let listed = controller.admin().get("/v1/audit/cosignatures").expect(200).json();
+    let listed = controller
+        .admin()
+        .get("/v1/audit/cosignatures")
+        .expect(200)
+        .json();
     assert_eq!(listed["items"], json!([]));
     let denied = audit_bodies(&controller.admin(), "event_type=NODE_REPORT_DENIED");
     assert_eq!(denied.len(), 1, "it is written down once");
@@ -105,7 +116,12 @@ fn a_host_that_has_seen_more_gets_no_proof_and_what_it_does_then_is_told() {
     agent.sync(0).unwrap();
     let frozen = watch.shown(agent.log.seen.as_ref(), agent.shown.as_ref(), 100);
     assert_eq!(frozen.freeze().unwrap().code, FreezeCode::RolledBack);
-    assert!(controller.log().iter().any(|line| line.contains("has seen more")));
+    assert!(
+        controller
+            .log()
+            .iter()
+            .any(|line| line.contains("has seen more"))
+    );
 
     let shown = frozen.freeze().unwrap().shown.unwrap();
     for _ in 0..2 {
@@ -118,10 +134,15 @@ fn a_host_that_has_seen_more_gets_no_proof_and_what_it_does_then_is_told() {
     }
     let told = audit_bodies(&controller.admin(), "event_type=NODE_LOG_FROZEN");
     assert_eq!((told.len(), &told[0]["code"]), (1, &json!("rolled_back")));
-    assert_eq!(node(&controller, &agent)["log"]["frozen"]["code"], "rolled_back");
+    assert_eq!(
+        node(&controller, &agent)["log"]["frozen"]["code"],
+        "rolled_back"
+    );
 
     // The host's operator decides, there; the word is an entry, as it was signed.
-    let word = frozen.acceptance(agent.node_id, "lost".to_owned(), 5).unwrap();
+    let word = frozen
+        .acceptance(agent.node_id, "lost".to_owned(), 5)
+        .unwrap();
     let sealed = seal(agent.key(), ACCEPT_ROLLBACK_PAYLOAD_TYPE, &word).unwrap();
     agent.log.frozen = None;
     for _ in 0..2 {
@@ -129,7 +150,10 @@ fn a_host_that_has_seen_more_gets_no_proof_and_what_it_does_then_is_told() {
         agent.sync(0).unwrap();
     }
     let admin = controller.admin();
-    assert_eq!(audit_bodies(&admin, "event_type=NODE_LOG_FOLLOWED").len(), 1);
+    assert_eq!(
+        audit_bodies(&admin, "event_type=NODE_LOG_FOLLOWED").len(),
+        1
+    );
     let accepted = audit_bodies(&admin, "event_type=NODE_ROLLBACK_ACCEPTED");
     assert_eq!(accepted.len(), 1);
     assert_eq!(accepted[0]["detail"]["envelope"], json!(sealed));

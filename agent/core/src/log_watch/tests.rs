@@ -142,7 +142,11 @@ fn two_histories_stay_a_fork_until_an_operator_decides() {
     assert_eq!((code(&followed), followed.seen().unwrap().size), (None, 10));
     let next = sync(&followed, &other);
     assert_eq!((code(&next), next.seen().unwrap().size), (None, 17));
-    assert!(next.report(&Cosigner::new(node_witness_name(node().0), node().1), 1).accepted.is_some());
+    assert!(
+        next.report(&Cosigner::new(node_witness_name(node().0), node().1), 1)
+            .accepted
+            .is_some()
+    );
     assert_eq!(code(&sync(&next, &log)), Some(FreezeCode::RolledBack));
     // A reply to what was asked before the word was given is of no interest any more.
     let asked = seen.seen().map(head_of);
@@ -179,7 +183,10 @@ fn another_log_and_another_key_are_refused_and_a_silent_controller_is_not_obeyed
     let frozen = sync(&seen, &next_epoch);
     assert_eq!(code(&frozen), Some(FreezeCode::OtherLog));
     let followed = follow(&frozen, &word(&frozen)).unwrap();
-    assert_eq!(followed.seen().unwrap().origin.as_str(), "ledger.example/d/e2");
+    assert_eq!(
+        followed.seen().unwrap().origin.as_str(),
+        "ledger.example/d/e2"
+    );
 
     let stranger = grown(ORIGIN, 2, 20);
     let frozen = sync(&seen, &stranger);

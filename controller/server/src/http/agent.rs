@@ -6,8 +6,8 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::State;
 use berth_api::agent::{
-    CheckpointOffer, ENROLL_PAYLOAD_TYPE, EnrollReply, EnrollRequest, LONG_POLL_SECONDS, PROTOCOL_VERSION,
-    SYNC_PAYLOAD_TYPE, SignedEnvelope, SyncReply, SyncRequest,
+    CheckpointOffer, ENROLL_PAYLOAD_TYPE, EnrollReply, EnrollRequest, LONG_POLL_SECONDS,
+    PROTOCOL_VERSION, SYNC_PAYLOAD_TYPE, SignedEnvelope, SyncReply, SyncRequest,
 };
 use berth_api::ids::NodeId;
 use berth_api::rest::ErrorCode;
@@ -161,9 +161,14 @@ async fn checkpoint_for(app: &App, request: &SyncRequest) -> Result<CheckpointOf
     }
     let consistency = if is_same_log && from > 0 && from <= shown.size {
         let size = shown.size;
-        let proof = app.read(move |db| Ok(db.prove_consistency(from, size))).await?;
+        let proof = app
+            .read(move |db| Ok(db.prove_consistency(from, size)))
+            .await?;
         let hashes = proof.map_err(|error| {
-            tracing::error!(error = &error as &dyn std::error::Error, "no consistency proof");
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "no consistency proof"
+            );
             ApiError::internal()
         })?;
         hashes.iter().map(|hash| hash.to_base64()).collect()

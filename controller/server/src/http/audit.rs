@@ -97,6 +97,7 @@ pub(crate) async fn head(
         root: shown.root.to_string(),
         public_key: key.to_base64(),
         checkpoint: shown.note,
+        witnesses: app.ledger.witnesses(),
     }))
 }
 

@@ -217,10 +217,14 @@ fn passport(site: &Site, token: &str, last_vm: &str, say: fn(&str)) -> Result<()
         None,
     )?;
     let digest = text(slot, "receipt_sha256")?;
-    let of_a = wipes["items"].as_array().into_iter().flatten().any(|entry| {
-        let body = entry["body"].as_str().unwrap_or_default();
-        body.contains(&digest) && body.contains(last_vm)
-    });
+    let of_a = wipes["items"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .any(|entry| {
+            let body = entry["body"].as_str().unwrap_or_default();
+            body.contains(&digest) && body.contains(last_vm)
+        });
     ensure!(of_a, "the passport's wipe is not the one after tenant A");
     let stranger = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
     site.node.check(&format!(
