@@ -15,6 +15,7 @@ use crate::api_error::ApiError;
 use crate::console_desk::ConsoleDesk;
 use crate::follow::Freshness;
 use crate::ledger_desk::LedgerDesk;
+use crate::metrics::Metrics;
 use crate::node_links::NodeLinks;
 use crate::rates::{RateLimits, Rates};
 use crate::streams::Streams;
@@ -42,6 +43,7 @@ pub(crate) struct App {
     pub(crate) streams: Streams,
     pub(crate) ledger: LedgerDesk,
     pub(crate) tokens: TokenBook,
+    pub(crate) metrics: Metrics,
     vms_changed: watch::Sender<u64>,
     stopping: watch::Sender<bool>,
     denials: Mutex<HashMap<IpAddr, Instant>>,
@@ -80,6 +82,7 @@ impl App {
             console: ConsoleDesk::default(),
             freshness: Freshness::new(),
             tokens: TokenBook::new(parts.revoked),
+            metrics: Metrics::new(),
             streams: Streams::default(),
             vms_changed: watch::Sender::new(0),
             stopping: watch::Sender::new(false),

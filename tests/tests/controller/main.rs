@@ -24,6 +24,8 @@ mod life_of_a_vm;
 #[cfg(test)]
 mod matrix;
 #[cfg(test)]
+mod monitoring;
+#[cfg(test)]
 mod nodes;
 #[cfg(test)]
 mod passports;
