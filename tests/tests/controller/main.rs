@@ -29,6 +29,7 @@ mod monitoring;
 mod nodes;
 #[cfg(test)]
 mod passports;
+mod placement;
 #[cfg(test)]
 mod quota;
 #[cfg(test)]
