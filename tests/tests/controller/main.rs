@@ -37,6 +37,7 @@ mod monitoring;
 mod nodes;
 #[cfg(test)]
 mod passports;
+#[cfg(test)]
 mod placement;
 #[cfg(test)]
 mod quota;
