@@ -10,6 +10,7 @@ mod check;
 mod claims;
 mod database;
 mod error;
+mod event_facts;
 mod idempotency;
 mod ledger;
 mod log;
