@@ -34,6 +34,8 @@ pub(crate) struct Config {
     /// The ledger.
     #[serde(default)]
     pub(crate) ledger: LedgerConfig,
+    /// Where the ledger's log is published, if anywhere.
+    pub(crate) publish: Option<PublishConfig>,
     /// Where the database is, if it is not a file in the state directory.
     pub(crate) database: Option<DatabaseConfig>,
 }
@@ -45,6 +47,21 @@ pub(crate) struct LedgerConfig {
     /// File that keeps the newest checkpoint, better on another volume than the database;
     /// `anchor/checkpoint` in the state directory unless set.
     pub(crate) anchor: Option<std::path::PathBuf>,
+}
+
+/// The `[publish]` table.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PublishConfig {
+    /// A folder that the service may write to, for readers whom a web server lets in.
+    pub(crate) folder: PathBuf,
+    /// How often something new is published, in seconds; 5 unless set.
+    #[serde(default = "publish_every")]
+    pub(crate) every_seconds: u32,
+}
+
+fn publish_every() -> u32 {
+    5
 }
 
 /// The `[database]` table.

@@ -18,6 +18,7 @@ mod logging;
 mod node_links;
 mod offline;
 mod panics;
+mod publisher;
 mod rates;
 mod serve;
 mod streams;
@@ -67,7 +68,7 @@ enum Command {
         #[arg(long)]
         reason: String,
     },
-    /// The root key of tokens.
+    /// The root key of tokens, and the key of the ledger's log.
     #[command(subcommand)]
     Keys(KeysCommand),
     /// Count charges again; exit 1 if a counter does not agree with its rows.
@@ -80,6 +81,10 @@ enum KeysCommand {
     RotateToken,
     /// Drop the root key before this one: what it signed counts no longer.
     DropToken,
+    /// Make a new key for the ledger's log. Both sign until the old one is dropped.
+    RotateLedger,
+    /// Drop the ledger's key before this one: it signs no longer.
+    DropLedger,
 }
 
 fn main() -> ExitCode {
@@ -105,6 +110,8 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Check => offline::check(&state),
         Command::Keys(KeysCommand::RotateToken) => offline::rotate_token_key(&state),
         Command::Keys(KeysCommand::DropToken) => offline::drop_token_key(&state),
+        Command::Keys(KeysCommand::RotateLedger) => offline::rotate_ledger_key(&state),
+        Command::Keys(KeysCommand::DropLedger) => offline::drop_ledger_key(&state),
         Command::Openapi => offline::say_document(http::document()),
         Command::Serve(options) => serve::run(&state, config, &options),
     }
