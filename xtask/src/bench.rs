@@ -37,6 +37,9 @@ enum Measurement {
         /// Print one JSON document on standard output instead of a table
         #[arg(long)]
         json: bool,
+        /// Write the table to docs/performance.md, too
+        #[arg(long)]
+        write: bool,
         /// End with status 1 if a promise is broken
         #[arg(long)]
         check: bool,
@@ -87,10 +90,14 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
             peer,
             rounds,
             json,
+            write,
             check,
         } => {
             let report = startup(json, rounds, peer)?;
             tell(json, &report.to_json(), &report)?;
+            if write {
+                page::write(&[("Start-up", &section(&report))])?;
+            }
             Ok(judge(&report.broken_promises(), check))
         }
         Measurement::Slots { receipts, json } => {
@@ -122,8 +129,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
             let contest = contest::run(&context, &options)?;
             progress.finish();
             let document = json!({ "startup": report.to_json(), "lab": contest.to_json() });
-            let text = report.to_string();
-            let startup = format!("```text\n{}\n```", text.trim_end());
+            let startup = section(&report);
             let lab = contest.to_string();
             tell(json, &document, &format!("{startup}\n\n{lab}"))?;
             if write {
@@ -136,6 +142,11 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
         Measurement::Controller(arguments) => load::controller(arguments),
         Measurement::Ledger(arguments) => load::ledger(arguments),
     }
+}
+
+/// The table of the start-up as a section of the page.
+fn section(report: &Report) -> String {
+    format!("```text\n{}\n```", report.to_string().trim_end())
 }
 
 fn startup(json: bool, rounds: usize, peers: Vec<Peer>) -> Result<Report> {

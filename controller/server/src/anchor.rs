@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use berth_controller_store::{LogHead, Store, StoreError};
 use berth_ledger::checkpoint::{Checkpoint, OpenCheckpointError, SignedCheckpoint};
+use berth_ledger::merkle::Hash;
 use berth_ledger::note::Note;
 
 /// Longest anchor that is read.
@@ -79,6 +80,16 @@ pub(crate) enum AnchorError {
     Store(#[from] StoreError),
 }
 
+impl AnchorError {
+    /// Whether the database is another one than was shown, which no later try makes good.
+    pub(crate) fn is_another_history(&self) -> bool {
+        match self {
+            Self::RolledBack { .. } | Self::Forked { .. } | Self::Foreign { .. } => true,
+            Self::Unreadable { .. } | Self::Io { .. } | Self::Store(_) => false,
+        }
+    }
+}
+
 impl Anchor {
     pub(crate) fn at(path: PathBuf) -> Self {
         Self { path }
@@ -129,42 +140,45 @@ impl Anchor {
         };
         let head = store.read(|db| db.log_head())?;
         let known = self.open(store, &head, &text)?;
-        if known.origin.as_str() != head.origin_text() {
-            return self.check_epoch(&head, &known);
+        self.check_continues(store, &head, known.origin.as_str(), known.size, known.root)
+    }
+
+    /// Refuse a head that does not continue a tree that was shown: this log's of that size and root.
+    pub(crate) fn check_continues(
+        &self,
+        store: &Store,
+        head: &LogHead,
+        origin: &str,
+        size: u64,
+        root: Hash,
+    ) -> Result<(), AnchorError> {
+        let rolled_back = || AnchorError::RolledBack {
+            found: head.size,
+            known: size,
+            path: self.path.clone(),
+        };
+        if origin != head.origin_text() {
+            // An anchor of an earlier epoch was left behind when the next one was begun; one of a
+            // later epoch tells of a database from before that.
+            return match epoch_of(origin, head) {
+                Some(epoch) if epoch < head.epoch => Ok(()),
+                Some(_) => Err(rolled_back()),
+                None => Err(AnchorError::Foreign {
+                    origin: origin.to_owned(),
+                    path: self.path.clone(),
+                }),
+            };
         }
-        if known.size > head.size {
-            return Err(AnchorError::RolledBack {
-                found: head.size,
-                known: known.size,
-                path: self.path.clone(),
-            });
+        if size > head.size {
+            return Err(rolled_back());
         }
-        if store.read(|db| db.root_at(known.size))? != known.root {
+        if store.read(|db| db.root_at(size))? != root {
             return Err(AnchorError::Forked {
-                size: known.size,
+                size,
                 path: self.path.clone(),
             });
         }
         Ok(())
-    }
-
-    /// An anchor of an earlier epoch was left behind when the next one was begun; one of a later
-    /// epoch tells of a database from before that.
-    fn check_epoch(&self, head: &LogHead, known: &Checkpoint) -> Result<(), AnchorError> {
-        let prefix = format!("{}/e", head.name);
-        let epoch = known.origin.as_str().strip_prefix(&prefix);
-        match epoch.and_then(|epoch| epoch.parse::<u64>().ok()) {
-            Some(epoch) if epoch < head.epoch => Ok(()),
-            Some(_) => Err(AnchorError::RolledBack {
-                found: head.size,
-                known: known.size,
-                path: self.path.clone(),
-            }),
-            None => Err(AnchorError::Foreign {
-                origin: known.origin.to_string(),
-                path: self.path.clone(),
-            }),
-        }
     }
 
     fn open(&self, store: &Store, head: &LogHead, text: &str) -> Result<Checkpoint, AnchorError> {
@@ -199,4 +213,12 @@ impl Anchor {
             cause,
         }
     }
+}
+
+/// The epoch of an origin, if it is of the same log as the head.
+fn epoch_of(origin: &str, head: &LogHead) -> Option<u64> {
+    let epoch = origin
+        .strip_prefix(head.name.as_str())?
+        .strip_prefix("/e")?;
+    epoch.parse().ok()
 }

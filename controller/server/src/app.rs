@@ -15,6 +15,7 @@ use crate::api_error::ApiError;
 use crate::console_desk::ConsoleDesk;
 use crate::follow::Freshness;
 use crate::ledger_desk::LedgerDesk;
+use crate::metrics::Metrics;
 use crate::node_links::NodeLinks;
 use crate::publisher::Publisher;
 use crate::rates::{RateLimits, Rates};
@@ -44,6 +45,7 @@ pub(crate) struct App {
     pub(crate) ledger: LedgerDesk,
     pub(crate) publisher: Option<Publisher>,
     pub(crate) tokens: TokenBook,
+    pub(crate) metrics: Metrics,
     vms_changed: watch::Sender<u64>,
     stopping: watch::Sender<bool>,
     denials: Mutex<HashMap<IpAddr, Instant>>,
@@ -84,6 +86,7 @@ impl App {
             console: ConsoleDesk::default(),
             freshness: Freshness::new(),
             tokens: TokenBook::new(parts.revoked),
+            metrics: Metrics::new(),
             streams: Streams::default(),
             vms_changed: watch::Sender::new(0),
             stopping: watch::Sender::new(false),

@@ -41,14 +41,20 @@ impl Freshness {
 pub(crate) async fn follow(app: Arc<App>) {
     let mut ticks = tokio::time::interval(PAUSE);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    // What the others wrote is news until it was taken in, however often that fails.
+    let mut is_behind = false;
     loop {
         ticks.tick().await;
         let asked_at = Instant::now();
         // A failure is logged where it is made.
-        if let Ok(others_wrote) = app.have_others_written().await
-            && (!others_wrote || app.catch_up().await.is_ok())
-        {
-            app.freshness.renew(asked_at);
+        let Ok(others_wrote) = app.have_others_written().await else {
+            continue;
+        };
+        is_behind |= others_wrote;
+        if is_behind && app.catch_up().await.is_err() {
+            continue;
         }
+        is_behind = false;
+        app.freshness.renew(asked_at);
     }
 }

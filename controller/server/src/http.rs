@@ -95,6 +95,7 @@ const SYNC: Says = Says(
 
 fn for_operators(routes: Table) -> Table {
     let operator = Access::Operator(Scope::PlatformAdmin);
+    let watcher = Access::Operator(Scope::Metrics);
     let tenant = "/v1/tenants/{tenant}";
     let suspend = "/v1/tenants/{tenant}/suspend";
     let resume = "/v1/tenants/{tenant}/resume";
@@ -110,6 +111,7 @@ fn for_operators(routes: Table) -> Table {
         .add(Post, overrides, operator, OVERRIDE, tenants::override_quota)
         .add(Post, join, operator, NEW_JOIN_TOKEN, nodes::join_token)
         .add(Get, "/v1/nodes", operator, NODES, nodes::list)
+        .add(Get, "/metrics", watcher, METRICS, health::metrics)
         .add(Get, "/v1/nodes/{node}", operator, NODE, nodes::get)
 }
 
@@ -133,6 +135,7 @@ const SUSPEND: Says = Says(
 const RESUME: Says = Says("End a tenant's suspension", &[]);
 const OVERRIDE: Says = Says("Let another ceiling hold for a while", &[]);
 const NEW_JOIN_TOKEN: Says = Says("Make a token with which one node can enrol", &[]);
+const METRICS: Says = Says("What monitoring reads, as OpenMetrics text", &[]);
 const NODES: Says = Says("All nodes", &[]);
 const NODE: Says = Says("One node", &[]);
 

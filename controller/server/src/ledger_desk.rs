@@ -76,31 +76,38 @@ impl LedgerDesk {
     /// controller may have shown it already. Smaller only where the database has no such thing.
     pub(crate) async fn shown_from(&self, size: u64) -> Shown {
         if self.shown.borrow().size < size {
-            self.follow().await;
+            // If the database is another one, `run` ends the program by it.
+            drop(self.follow().await);
         }
         self.shown()
     }
 
-    /// Follow the head until the future is dropped.
-    pub(crate) async fn run(&self) {
+    /// Follow the head until the future is dropped, or the database is another one than was shown:
+    /// it may have been restored, or swapped, under the running controller.
+    pub(crate) async fn run(&self) -> AnchorError {
         loop {
             // Both ways of waking up lead to the same look.
             drop(tokio::time::timeout(LOOK_EVERY, self.moved.notified()).await);
-            self.follow().await;
+            if let Err(error) = self.follow().await {
+                return error;
+            }
             tokio::time::sleep(ANCHOR_PAUSE).await;
         }
     }
 
-    /// Anchor and show the head, if it has moved. What could not be anchored is not shown.
-    async fn follow(&self) {
+    /// Anchor and show the head, if it has moved. What could not be anchored, and what does not
+    /// continue what was shown, is not shown; the latter alone is an error.
+    async fn follow(&self) -> Result<(), AnchorError> {
         let _one_at_a_time = self.anchoring.lock().await;
         let (store, anchor) = (Arc::clone(&self.store), self.anchor.clone());
         let known = self.shown();
         let work = move || -> Result<Option<Shown>, AnchorError> {
-            let shown = Shown::from(store.read(|db| db.log_head())?);
-            if shown == known {
+            let head = store.read(|db| db.log_head())?;
+            if head.note == known.note {
                 return Ok(None);
             }
+            anchor.check_continues(&store, &head, &known.origin, known.size, known.root)?;
+            let shown = Shown::from(head);
             anchor.write(&shown.note)?;
             Ok(Some(shown))
         };
@@ -109,11 +116,13 @@ impl LedgerDesk {
             Ok(Ok(Some(shown))) => {
                 self.shown.send_replace(shown);
             }
+            Ok(Err(error)) if error.is_another_history() => return Err(error),
             Ok(Err(error)) => {
                 let cause = anyhow::Error::new(error);
                 tracing::error!("the ledger's newest checkpoint was not anchored: {cause:#}");
             }
             Err(error) => tracing::error!(%error, "anchoring the ledger's checkpoint panicked"),
         }
+        Ok(())
     }
 }

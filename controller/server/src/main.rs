@@ -15,11 +15,13 @@ mod keys;
 mod ledger_desk;
 mod listener;
 mod logging;
+mod metrics;
 mod node_links;
 mod offline;
 mod panics;
 mod publisher;
 mod rates;
+mod recount;
 mod serve;
 mod streams;
 mod tiers;
@@ -56,6 +58,10 @@ enum Command {
         /// How long it is valid, in days; at most 365.
         #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..=365))]
         days: u16,
+        /// What it opens: everything, or the metrics alone.
+        #[arg(long, default_value = "service:platform-admin",
+              value_parser = ["service:platform-admin", "service:metrics"])]
+        scope: String,
     },
     /// Check every entry of the ledger; exit 1 naming the first that is not what was signed.
     VerifyLedger,
@@ -104,7 +110,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let state = offline::StateDir::new(arguments.state_dir, database);
     match arguments.command {
         Command::Init => offline::init(&state),
-        Command::AdminToken { days } => offline::admin_token(&state, days),
+        Command::AdminToken { days, scope } => offline::admin_token(&state, days, scope.parse()?),
         Command::VerifyLedger => offline::verify_ledger(&state),
         Command::NewEpoch { reason } => offline::new_epoch(&state, &config, &reason),
         Command::Check => offline::check(&state),

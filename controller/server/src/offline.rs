@@ -70,7 +70,7 @@ pub(crate) fn init(state: &StateDir) -> anyhow::Result<ExitCode> {
     let id = Store::init(&state.database)?;
     if !state.admin_token().exists() {
         let (keys, store) = state.open()?;
-        let token = mint_admin(&keys, &store, FIRST_TOKEN_DAYS)?;
+        let token = mint_operator(&keys, &store, FIRST_TOKEN_DAYS, Scope::PlatformAdmin)?;
         write_once(&state.admin_token(), token.as_bytes())?;
     }
     say(&format!(
@@ -81,22 +81,22 @@ pub(crate) fn init(state: &StateDir) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Mint one more administrator token and print it.
-pub(crate) fn admin_token(state: &StateDir, days: u16) -> anyhow::Result<ExitCode> {
+/// Mint one more operator's token and print it.
+pub(crate) fn admin_token(state: &StateDir, days: u16, scope: Scope) -> anyhow::Result<ExitCode> {
     let (keys, store) = state.open()?;
-    say(&mint_admin(&keys, &store, days)?)?;
+    say(&mint_operator(&keys, &store, days, scope)?)?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// The holder of an administrator token is a key that nobody keeps: it is a bearer token.
-fn mint_admin(keys: &KeyRing, store: &Store, days: u16) -> anyhow::Result<String> {
+/// The holder of an operator's token is a key that nobody keeps: it is a bearer token.
+fn mint_operator(keys: &KeyRing, store: &Store, days: u16, scope: Scope) -> anyhow::Result<String> {
     let holder = SubjectKey::from_bytes(SigningKey::generate()?.public().as_bytes())?;
     let now = jiff::Timestamp::now().as_second();
     let link = NewLink {
         token_id: TokenId::generate(),
         tenant: None,
         holder,
-        scopes: ScopeSet::new([Scope::PlatformAdmin])?,
+        scopes: ScopeSet::new([scope])?,
         resources: None,
         not_before: now,
         expires_at: now.saturating_add(i64::from(days) * SECONDS_PER_DAY),

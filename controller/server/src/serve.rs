@@ -13,6 +13,7 @@ use object_store::local::LocalFileSystem;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::anchor::AnchorError;
 use crate::app::{App, Parts};
 use crate::config::{Config, PublishConfig};
 use crate::ledger_desk::LedgerDesk;
@@ -21,7 +22,7 @@ use crate::offline::{StateDir, say_error};
 use crate::publisher::Publisher;
 use crate::tiers::Tiers;
 use crate::tls::{Tls, TlsError, TlsFiles};
-use crate::{door, follow, http, logging, token_book};
+use crate::{door, follow, http, logging, recount, token_book};
 
 /// `EX_CONFIG` of sysexits.h: a restart would not help.
 const EXIT_CONFIG: u8 = 78;
@@ -93,15 +94,6 @@ pub(crate) fn run(
             return Ok(ExitCode::from(EXIT_CONFIG));
         }
     };
-    let differences = store.read(|db| db.check())?;
-    for found in &differences {
-        tracing::error!(
-            counter = found.counter,
-            stored = found.stored,
-            counted = found.counted,
-            "a counter does not agree with its rows"
-        );
-    }
     let app = Arc::new(App::new(Parts {
         root_key: RootKey::new(&keys.token, store.controller_id())?,
         previous_token_key: keys.previous_token.map(|key| key.public()),
@@ -116,10 +108,18 @@ pub(crate) fn run(
         ledger,
         publisher,
     }));
-    runtime.block_on(serve(app, listener, tls, options.port_file.as_deref()))?;
+    let served = runtime.block_on(serve(app, listener, tls, options.port_file.as_deref()));
     // Reads still on blocking threads hold nothing that a kill could harm.
     runtime.shutdown_background();
-    Ok(ExitCode::SUCCESS)
+    match served {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        // A restart would be refused for the same reason.
+        Err(error) if error.is::<AnchorError>() => {
+            say_error(&error);
+            Ok(ExitCode::from(EXIT_CONFIG))
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Where the log is published. A copy that is newer than the database keeps it from being served; one that
@@ -190,8 +190,9 @@ async fn serve(
     let watchdog = tokio::spawn(feed_watchdog(Arc::clone(&app)));
     let follower = tokio::spawn(follow::follow(Arc::clone(&app)));
     let book = tokio::spawn(token_book::keep(Arc::clone(&app)));
+    let recount = tokio::spawn(recount::every_day(Arc::clone(&app)));
     let shown = Arc::clone(&app);
-    let ledger = tokio::spawn(async move { shown.ledger.run().await });
+    let mut ledger = tokio::spawn(async move { shown.ledger.run().await });
     let publication = tokio::spawn(publish(Arc::clone(&app)));
     loop {
         tokio::select! {
@@ -202,12 +203,16 @@ async fn serve(
                 ended?;
                 anyhow::bail!("the HTTP server ended by itself");
             }
+            ended = &mut ledger => {
+                return Err(ended?.into());
+            }
         }
     }
     notify(&[NotifyState::Stopping]);
     tracing::info!("stopping");
     watchdog.abort();
     follower.abort();
+    recount.abort();
     ledger.abort();
     publication.abort();
     app.stop();

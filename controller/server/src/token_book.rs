@@ -2,8 +2,9 @@
 //! was last used. The database is the truth; this is what of it every request needs.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use berth_api::ids::{TenantId, TokenId};
 use berth_controller_store::{Revoked, TokenUse};
@@ -14,8 +15,6 @@ use crate::app::App;
 
 /// How often the times of last use are written.
 pub(crate) const WRITE_USES: Duration = Duration::from_secs(10);
-/// For how long nothing may be changed on old knowledge of what was revoked.
-const MAX_AGE: Duration = Duration::from_secs(10);
 /// How far the clocks of two controllers on one database may differ, and how long a commit may take,
 /// in milliseconds.
 const OVERLAP_MS: i64 = 60_000;
@@ -28,15 +27,10 @@ type Key = (Option<TenantId>, TokenId);
 #[derive(Debug)]
 pub(crate) struct TokenBook {
     revocations: RwLock<Revocations>,
-    read: Mutex<LastRead>,
+    /// When the revocations were last read, in milliseconds since the epoch.
+    read_at_ms: AtomicI64,
     uses: Mutex<HashMap<Key, i64>>,
     derived: Mutex<HashMap<Key, i64>>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct LastRead {
-    at: Instant,
-    at_ms: i64,
 }
 
 impl TokenBook {
@@ -44,10 +38,7 @@ impl TokenBook {
     pub(crate) fn new(revoked: Vec<(Option<TenantId>, Revoked)>) -> Self {
         let book = Self {
             revocations: RwLock::default(),
-            read: Mutex::new(LastRead {
-                at: Instant::now(),
-                at_ms: now_ms(),
-            }),
+            read_at_ms: AtomicI64::new(now_ms()),
             uses: Mutex::default(),
             derived: Mutex::default(),
         };
@@ -139,33 +130,19 @@ impl TokenBook {
         }
         derived.insert((grant.tenant.clone(), *id), grant.expires_at);
     }
-
-    fn last_read(&self) -> LastRead {
-        *lock(&self.read)
-    }
 }
 
-/// Learn what other controllers on this database have revoked.
+/// Learn what other controllers on this database have revoked. How old that may be is `follow`'s to judge.
 pub(crate) async fn refresh(app: &App) -> Result<(), ApiError> {
-    let now = LastRead {
-        at: Instant::now(),
-        at_ms: now_ms(),
-    };
-    let since_ms = app.tokens.last_read().at_ms.saturating_sub(OVERLAP_MS);
+    let read_at_ms = now_ms();
+    let last_read_ms = app.tokens.read_at_ms.load(Ordering::Relaxed);
+    let since_ms = last_read_ms.saturating_sub(OVERLAP_MS);
     let revoked = app.read(move |db| db.revocations_since(since_ms)).await?;
     for (tenant, revoked) in revoked {
         app.tokens.revoke(tenant, &revoked);
     }
-    *lock(&app.tokens.read) = now;
+    app.tokens.read_at_ms.store(read_at_ms, Ordering::Relaxed);
     Ok(())
-}
-
-/// Nothing is changed on knowledge of what is revoked that is too old.
-pub(crate) async fn must_be_fresh(app: &App) -> Result<(), ApiError> {
-    if app.tokens.last_read().at.elapsed() < MAX_AGE {
-        return Ok(());
-    }
-    refresh(app).await
 }
 
 /// Write down when tokens were last used. Lost uses are no harm, and the failure is logged.

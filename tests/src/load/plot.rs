@@ -22,6 +22,19 @@ pub struct Line {
     pub points: Vec<(f64, f64)>,
 }
 
+impl Line {
+    /// A figure at each length that was measured.
+    pub fn grown<G>(
+        name: String,
+        growth: &[G],
+        length: fn(&G) -> f64,
+        figure: fn(&G) -> f64,
+    ) -> Self {
+        let points = growth.iter().map(|at| (length(at), figure(at))).collect();
+        Self { name, points }
+    }
+}
+
 /// Powers of ten around values.
 fn decades(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
     let (least, most) = values.fold(None, |range: Option<(f64, f64)>, value| {

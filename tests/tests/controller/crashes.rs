@@ -305,6 +305,33 @@ fn a_database_that_went_back_in_time_is_not_served() {
 }
 
 #[test]
+fn a_database_that_is_restored_under_a_running_controller_ends_it() {
+    let mut controller = Controller::start_on(crate::database::TestDatabase::sqlite);
+    controller.tenant("acme", 1);
+    controller.kill();
+    let yesterday = tempfile::tempdir().unwrap();
+    copy_database(controller.folder(), yesterday.path());
+    controller.restart();
+    let later = controller
+        .admin()
+        .post("/v1/tenants", &crate::harness::tenant_body("later", 1))
+        .expect(201)
+        .json();
+    let path = format!("/v1/audit/proof/inclusion?index={}", later["audit_index"]);
+    controller.admin().get(&path).expect(200);
+    let old = rusqlite::Connection::open(yesterday.path().join("berth.db")).unwrap();
+    let mut live = rusqlite::Connection::open(controller.folder().join("berth.db")).unwrap();
+    let restore = rusqlite::backup::Backup::new(&old, &mut live).unwrap();
+    restore
+        .run_to_completion(1_000, std::time::Duration::ZERO, None)
+        .unwrap();
+    assert_eq!(controller.ended().code(), Some(78));
+    let refused = controller.offline(&["serve", "--listen", "127.0.0.1:0"]);
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(said.contains("went back in time"), "{said}");
+}
+
+#[test]
 fn an_anchor_of_another_history_is_not_served_over() {
     let mut controller = Controller::start_on(crate::database::TestDatabase::sqlite);
     controller.tenant("acme", 1);

@@ -235,6 +235,11 @@ impl Controller {
         self.child.wait().unwrap()
     }
 
+    /// Wait until it ends by itself.
+    pub(crate) fn ended(&mut self) -> ExitStatus {
+        self.child.wait().unwrap()
+    }
+
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
     }

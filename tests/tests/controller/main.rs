@@ -30,6 +30,8 @@ mod lost_commits;
 #[cfg(test)]
 mod matrix;
 #[cfg(test)]
+mod monitoring;
+#[cfg(test)]
 mod nodes;
 #[cfg(test)]
 mod quota;

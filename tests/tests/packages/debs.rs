@@ -178,7 +178,7 @@ fn the_c_library_is_at_least_what_the_programs_ask_for() {
 
 #[test]
 fn scripts_are_readable_ask_nothing_and_leave_vms_alone() {
-    for name in ["berth-agent", "berth-controller"] {
+    for name in ["berth-agent", "berth-controller", "berth-witness"] {
         for script in ["postinst", "prerm", "postrm"] {
             check_script(&control_file(name, script).expect("daemons have all three scripts"));
         }
@@ -196,6 +196,7 @@ fn what_is_of_others_is_named_with_its_notices() {
         ("berth-agent", ["kvm-ioctls", "zbus"]),
         ("berth-cli", ["clap", "serde_json"]),
         ("berth-controller", ["axum", "rusqlite"]),
+        ("berth-witness", ["axum", "ring"]),
     ] {
         let root = unpacked(name);
         let folder = root.path().join("usr/share/doc").join(name);

@@ -15,10 +15,15 @@ use berth_tests::workspace;
 use tempfile::TempDir;
 
 /// The names of all packages.
-const NAMES: [&str; 3] = ["berth-agent", "berth-cli", "berth-controller"];
+const NAMES: [&str; 4] = [
+    "berth-agent",
+    "berth-cli",
+    "berth-controller",
+    "berth-witness",
+];
 
 /// Where each package has its programs and what belongs to them. Other components rely on it.
-const PLACES: [(&str, &[&str]); 3] = [
+const PLACES: [(&str, &[&str]); 4] = [
     (
         "berth-agent",
         &[
@@ -53,6 +58,15 @@ const PLACES: [(&str, &[&str]); 3] = [
             "/usr/lib/sysusers.d/berth-controller.conf",
             "/usr/lib/tmpfiles.d/berth-controller.conf",
             "/usr/sbin/berth-controller",
+        ],
+    ),
+    (
+        "berth-witness",
+        &[
+            "/usr/lib/systemd/system/berth-witness.service",
+            "/usr/lib/sysusers.d/berth-witness.conf",
+            "/usr/lib/tmpfiles.d/berth-witness.conf",
+            "/usr/sbin/berth-witness",
         ],
     ),
 ];

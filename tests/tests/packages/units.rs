@@ -16,22 +16,20 @@ const FOREIGN_UNITS: [&str; 9] = [
 ];
 
 /// The most that `systemd-analyze security` may hold against a unit, in tenths of its points.
-const EXPOSURE: [(&str, u32); 2] = [
+const EXPOSURE: [(&str, u32); 3] = [
     ("berth-agent.service", 29),
     ("berth-controller.service", 12),
+    ("berth-witness.service", 12),
 ];
 
-/// A root with both daemons unpacked, and the units of others in name.
+/// A root with all daemons unpacked, and the units of others in name.
 fn root_with_units() -> TempDir {
     let root = unpacked("berth-agent");
-    let controller = package("berth-controller", "deb");
-    capture(
-        Command::new("dpkg-deb")
-            .arg("--extract")
-            .arg(controller)
-            .arg(root.path()),
-    )
-    .unwrap();
+    for other in ["berth-controller", "berth-witness"] {
+        let mut unpack = Command::new("dpkg-deb");
+        unpack.arg("--extract").arg(package(other, "deb"));
+        capture(unpack.arg(root.path())).unwrap();
+    }
     let folder = root.path().join("usr/lib/systemd/system");
     for unit in FOREIGN_UNITS {
         let kind = if unit.ends_with(".socket") {
@@ -72,7 +70,7 @@ fn systemd_has_nothing_to_say_against_the_units() {
             assert!(answer.status.success() && said.is_empty(), "{name}: {said}");
         }
     }
-    assert_eq!(own, 4, "units of ours");
+    assert_eq!(own, 5, "units of ours");
 }
 
 #[test]
@@ -139,6 +137,14 @@ fn the_daemons_keep_what_restarts_and_guests_rely_on() {
         has("berth-controller.service", line);
     }
     has("berth-controller.socket", "ListenStream=127.0.0.1:9221");
+    for line in [
+        "ConditionPathExists=/etc/berth/witness.toml",
+        "LoadCredential=witness.key:/etc/berth/witness.key",
+        "User=berth-witness",
+        "StateDirectoryMode=0700",
+    ] {
+        has("berth-witness.service", line);
+    }
 }
 
 /// The rules as udev splits them: lines of `KEY op "value"` parts.

@@ -23,6 +23,13 @@ fn open(folder: &Path, log: &ModelLog) -> Result<Memory, OpenError> {
     Memory::open(folder, cosigner, vec![log.vkey()])
 }
 
+/// A witness that has cosigned the log's first seven entries.
+fn begun(folder: &Path, log: &ModelLog) -> Memory {
+    let memory = open(folder, log).unwrap();
+    memory.cosign(&request(log, 0, 7), 1).unwrap();
+    memory
+}
+
 fn request(log: &ModelLog, old_size: u64, size: u64) -> AddCheckpoint {
     AddCheckpoint {
         old_size,
@@ -44,10 +51,7 @@ fn what_was_cosigned_is_remembered_across_a_death_before_the_answer() {
     let folder = tempfile::tempdir().unwrap();
     let log = log(20);
     // The process dies with the signature in its hands: nobody gets it.
-    open(folder.path(), &log)
-        .unwrap()
-        .cosign(&request(&log, 0, 7), 1)
-        .unwrap();
+    begun(folder.path(), &log);
     let memory = open(folder.path(), &log).unwrap();
     check_refused(memory.cosign(&request(&log, 0, 20), 2), 409);
     check_refused(memory.cosign(&request(&log, 0, 7), 2), 409);
@@ -66,10 +70,7 @@ fn what_was_cosigned_is_remembered_across_a_death_before_the_answer() {
 fn a_death_in_the_middle_of_a_write_forgets_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let log = log(20);
-    open(folder.path(), &log)
-        .unwrap()
-        .cosign(&request(&log, 0, 7), 1)
-        .unwrap();
+    begun(folder.path(), &log);
     let own = folder.path().join(name_of(log.vkey().name()));
     fs::write(own.join("checkpoint.new"), "ledger.exam").unwrap();
     let memory = open(folder.path(), &log).unwrap();
@@ -80,10 +81,7 @@ fn a_death_in_the_middle_of_a_write_forgets_nothing() {
 fn a_damaged_memory_is_not_taken_for_none() {
     let folder = tempfile::tempdir().unwrap();
     let log = log(20);
-    open(folder.path(), &log)
-        .unwrap()
-        .cosign(&request(&log, 0, 7), 1)
-        .unwrap();
+    begun(folder.path(), &log);
     let file = folder
         .path()
         .join(name_of(log.vkey().name()))
@@ -102,8 +100,7 @@ fn a_damaged_memory_is_not_taken_for_none() {
 fn after_a_write_that_failed_nothing_is_signed_until_a_restart() {
     let folder = tempfile::tempdir().unwrap();
     let log = log(20);
-    let memory = open(folder.path(), &log).unwrap();
-    memory.cosign(&request(&log, 0, 7), 1).unwrap();
+    let memory = begun(folder.path(), &log);
     let own = folder.path().join(name_of(log.vkey().name()));
     // Something stands where the new file has to go.
     fs::create_dir(own.join("checkpoint.new")).unwrap();
@@ -122,8 +119,7 @@ fn after_a_write_that_failed_nothing_is_signed_until_a_restart() {
 fn of_requests_at_once_those_that_fork_or_go_back_lose() {
     let folder = tempfile::tempdir().unwrap();
     let log = Arc::new(log(40));
-    let memory = Arc::new(open(folder.path(), &log).unwrap());
-    memory.cosign(&request(&log, 0, 7), 1).unwrap();
+    let memory = Arc::new(begun(folder.path(), &log));
     let threads: Vec<_> = (8..40)
         .map(|size| {
             let (log, memory) = (Arc::clone(&log), Arc::clone(&memory));

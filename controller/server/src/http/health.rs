@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use berth_api::rest::{Health, Me, Readiness, Version};
 
@@ -14,6 +14,7 @@ use crate::app::App;
 use crate::http::describe::{Answers, Sheet};
 use crate::http::gate::Scoped;
 use crate::http::tokens::rfc3339_s;
+use crate::metrics::CONTENT_TYPE;
 
 /// What clients may ask for by name; grows, never shrinks.
 const API_FEATURES: &[&str] = &[
@@ -43,6 +44,8 @@ pub(crate) async fn readyz(State(app): State<Arc<App>>) -> Ready {
         ("database".to_owned(), word(database)),
         ("ledger".to_owned(), word(ledger)),
         ("keys".to_owned(), word(true)),
+        // For whoever looks; a counter that is wrong is no reason to serve nobody.
+        ("counters".to_owned(), word(app.metrics.counters_agree())),
     ]);
     // An old public copy keeps nobody from working.
     if let Some(publisher) = &app.publisher {
@@ -53,6 +56,30 @@ pub(crate) async fn readyz(State(app): State<Arc<App>>) -> Ready {
         status: word(database && ledger),
         checks,
     })
+}
+
+/// What monitoring reads.
+pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Result<MetricsPage, ApiError> {
+    let gauges = app.read(|db| db.gauges()).await?;
+    let page = app.metrics.page(&gauges, &app.ledger.shown());
+    page.map(MetricsPage).map_err(|_| ApiError::internal())
+}
+
+/// OpenMetrics text.
+#[derive(Clone, Debug)]
+pub(crate) struct MetricsPage(String);
+
+impl IntoResponse for MetricsPage {
+    fn into_response(self) -> Response {
+        ([(header::CONTENT_TYPE, CONTENT_TYPE)], self.0).into_response()
+    }
+}
+
+impl Answers for MetricsPage {
+    fn describe(sheet: &mut Sheet<'_>) {
+        let text = schemars::json_schema!({ "type": "string" });
+        sheet.answer(200, &[], Some(("application/openmetrics-text", text)));
+    }
 }
 
 /// 200 if all is well, 503 with the same body if not.

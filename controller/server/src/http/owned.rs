@@ -6,11 +6,12 @@
 
 use std::fmt;
 use std::ops::Deref;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use axum::extract::{FromRequestParts, RawPathParams};
 use axum::http::request::Parts;
-use berth_api::ids::{NodeId, OperationId, ProjectId, SlotId, TenantId, TokenId};
+use berth_api::ids::{OperationId, ProjectId, TenantId, TokenId};
 use berth_api::rest::{ErrorCode, Node, Operation, Project, Slot, Tenant, Vm, VmState};
 use berth_controller_store::{Db, StoreError, VmRef};
 
@@ -236,10 +237,7 @@ impl InPath for Node {
         namespace: Option<&TenantId>,
         text: &str,
     ) -> Result<Option<Self>, StoreError> {
-        match (namespace, text.parse::<NodeId>()) {
-            (None, Ok(id)) => db.node(id),
-            (Some(_), _) | (None, Err(_)) => Ok(None),
-        }
+        for_operators(namespace, text, |id| db.node(id))
     }
 }
 
@@ -253,9 +251,18 @@ impl InPath for Slot {
         namespace: Option<&TenantId>,
         text: &str,
     ) -> Result<Option<Self>, StoreError> {
-        match (namespace, text.parse::<SlotId>()) {
-            (None, Ok(id)) => db.slot(id),
-            (Some(_), _) | (None, Err(_)) => Ok(None),
-        }
+        for_operators(namespace, text, |id| db.slot(id))
+    }
+}
+
+/// What no namespace holds: whoever comes with one finds nothing.
+fn for_operators<I: FromStr, T>(
+    namespace: Option<&TenantId>,
+    text: &str,
+    find: impl FnOnce(I) -> Result<Option<T>, StoreError>,
+) -> Result<Option<T>, StoreError> {
+    match (namespace, text.parse()) {
+        (None, Ok(id)) => find(id),
+        (Some(_), _) | (None, Err(_)) => Ok(None),
     }
 }

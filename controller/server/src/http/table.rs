@@ -3,6 +3,7 @@
 //! same rows.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -176,10 +177,11 @@ impl Table {
         let page = whole_page(method, path, access, says, page);
         self.rows.push(Row { method, path, page });
         self.attach.push(Box::new(move |router, app| {
-            let told = Arc::new(Promise { method, path, told });
+            let promise = Arc::new(Promise { method, path, told });
+            let kept = (Arc::clone(app), promise);
             let guarded = on(method.filter(), handler)
                 .route_layer(from_fn_with_state((Arc::clone(app), access), gate::guard))
-                .route_layer(from_fn_with_state(told, keep_the_promise));
+                .route_layer(from_fn_with_state(kept, keep_the_promise));
             router.route(path, guarded)
         }));
         self
@@ -229,28 +231,32 @@ struct Promise {
     told: Told,
 }
 
-/// An answer that the document does not know is a fault of the table. It goes out all the same, and is
-/// told loudly: tests fail on that line.
+/// Count the answer. One that the document does not know is a fault of the table: it goes out all the
+/// same, and is told loudly, as tests fail on that line.
 async fn keep_the_promise(
-    State(promise): State<Arc<Promise>>,
+    State((app, promise)): State<(Arc<App>, Arc<Promise>)>,
     request: Request,
     next: Next,
 ) -> Response {
+    let begin = Instant::now();
     let response = next.run(request).await;
+    let (method, code) = (promise.method.as_str(), response.status().as_u16());
+    app.metrics
+        .answered(method, promise.path, code, begin.elapsed());
     let known = match response.extensions().get::<ApiError>() {
         Some(error) => promise.told.codes.contains(&error.code()),
-        None => promise.told.statuses.contains(&response.status().as_u16()),
+        None => promise.told.statuses.contains(&code),
     };
     if !known {
-        let code = response
+        let error = response
             .extensions()
             .get::<ApiError>()
             .map(|error| error.code().as_str());
         tracing::error!(
-            method = promise.method.as_str(),
+            method,
             path = promise.path,
-            status = response.status().as_u16(),
-            code,
+            status = code,
+            code = error,
             "undocumented answer"
         );
     }

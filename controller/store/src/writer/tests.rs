@@ -104,20 +104,6 @@ fn a_change_that_fails_leaves_its_batch_alone() {
 }
 
 #[test]
-fn a_change_and_its_entry_are_one() {
-    let (_folder, store) = store();
-    let failed = store.write(|tx| {
-        tx.create_tenant(tenant("acme"), &Cause::controller())?
-            .unwrap();
-        Err::<(), _>(StoreError::Corrupt { what: "test" })
-    });
-    assert!(matches!(failed, Err(StoreError::Corrupt { .. })));
-    let id = "acme".parse().unwrap();
-    assert_eq!(store.read(|db| db.tenant(&id)).unwrap(), None);
-    assert_eq!(entries(&store), 0);
-}
-
-#[test]
 fn the_ledger_continues_over_a_restart_and_beside_another_writer() {
     let (folder, store) = store();
     let path = folder.path().join("berth.db");

@@ -23,27 +23,27 @@ long poll. Agents are simulated: they sign, verify and answer over HTTP as real 
 /// Where the plot is, from the page that shows it.
 pub(super) const PLOT: &str = "performance/controller-growth.svg";
 
+/// A line of the plot, at one length.
+type Figure = fn(&Growth) -> f64;
+
 impl Report {
     /// The plot of how figures grow with the number of VMs; `None` if that was not measured.
     #[must_use]
     pub fn plot(&self) -> Option<(&'static str, String)> {
         let mut lines = Vec::new();
         for of_store in &self.stores {
-            let mut add = |name: &str, figure: fn(&Growth) -> f64| {
-                lines.push(Line {
-                    name: format!("{}: {name}", of_store.store.name()),
-                    points: of_store
-                        .growth
-                        .iter()
-                        .map(|growth| (plotted(growth.rows), figure(growth)))
-                        .collect(),
-                });
-            };
-            add("placement decision p99, ms", |growth| {
-                growth.decision.p99_ms
-            });
-            add("create p99, ms", |growth| growth.creates.latency.p99_ms);
-            add("create to agent p99, ms", |growth| growth.share.p99_ms);
+            let figures: [(&str, Figure); 3] = [
+                ("placement decision p99, ms", |growth| {
+                    growth.decision.p99_ms
+                }),
+                ("create p99, ms", |growth| growth.creates.latency.p99_ms),
+                ("create to agent p99, ms", |growth| growth.share.p99_ms),
+            ];
+            lines.extend(figures.map(|(name, figure)| {
+                let name = format!("{}: {name}", of_store.store.name());
+                let length = |growth: &Growth| plotted(growth.rows);
+                Line::grown(name, &of_store.growth, length, figure)
+            }));
         }
         let picture = svg("Growth with the number of VMs", "VMs", &lines)?;
         Some((PLOT, picture))

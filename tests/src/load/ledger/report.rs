@@ -22,31 +22,31 @@ const PLOT: &str = "performance/ledger-growth.svg";
 /// the database's own caches fill up to their limits.
 const FLAT_MIB: f64 = 16.0;
 
+/// A line of the plot, at one length.
+type Figure = fn(&Growth) -> f64;
+
 impl Report {
     /// The plot of how figures grow with the log; `None` if nothing was measured.
     #[must_use]
     pub fn plot(&self) -> Option<(&'static str, String)> {
         let mut lines = Vec::new();
         for of_store in &self.stores {
-            let mut add = |name: &str, figure: fn(&Growth) -> f64| {
-                lines.push(Line {
-                    name: format!("{}: {name}", of_store.store.name()),
-                    points: of_store
-                        .growth
-                        .iter()
-                        .map(|growth| (plotted(growth.entries), figure(growth)))
-                        .collect(),
-                });
-            };
-            add("commits/s alone", |growth| growth.alone_per_s);
-            add("commits/s together", |growth| growth.together_per_s);
-            add("entries/s verified", |growth| growth.verified_per_s);
-            add("memory of the writer, MiB", |growth| {
-                growth.write_memory_mib
-            });
-            add("memory of the verifier, MiB", |growth| {
-                growth.verify_memory_mib
-            });
+            let figures: [(&str, Figure); 5] = [
+                ("commits/s alone", |growth| growth.alone_per_s),
+                ("commits/s together", |growth| growth.together_per_s),
+                ("entries/s verified", |growth| growth.verified_per_s),
+                ("memory of the writer, MiB", |growth| {
+                    growth.write_memory_mib
+                }),
+                ("memory of the verifier, MiB", |growth| {
+                    growth.verify_memory_mib
+                }),
+            ];
+            lines.extend(figures.map(|(name, figure)| {
+                let name = format!("{}: {name}", of_store.store.name());
+                let length = |growth: &Growth| plotted(growth.entries);
+                Line::grown(name, &of_store.growth, length, figure)
+            }));
         }
         let picture = svg("Growth with the log", "entries", &lines)?;
         Some((PLOT, picture))

@@ -14,6 +14,7 @@ mod zero_page;
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
+use std::thread;
 
 use berth_vmm_devices::memory::Memory;
 use vm_memory::{Bytes, GuestAddress};
@@ -85,7 +86,7 @@ impl KernelImage {
 pub struct BootInput<'a> {
     /// The kernel image.
     pub kernel: &'a File,
-    /// The initial RAM disk.
+    /// The initial RAM disk, which shares its position with no other open file.
     pub initrd: Option<&'a File>,
     /// The command line.
     pub cmdline: &'a str,
@@ -111,26 +112,29 @@ pub fn load(memory: &Memory, input: &BootInput<'_>) -> Result<EntryState, BuildM
         )
         .into());
     }
-    let initrd = load_initrd(memory, input, footprint)?;
-    firmware::write(memory)?;
-    write(
-        memory,
-        layout::CMDLINE,
-        "the command line",
-        input.cmdline.as_bytes(),
-    )?;
-    match image {
-        KernelImage::Pvh(image) => {
-            image.load(memory, input.kernel)?;
-            start_info::write(memory, input.ram, initrd)?;
-            entry::pvh(memory, image.entry())
+    let initrd = place_initrd(input, footprint)?;
+    beside_initrd(memory, initrd, || {
+        let initrd = initrd.map(|(_, place)| place);
+        firmware::write(memory)?;
+        write(
+            memory,
+            layout::CMDLINE,
+            "the command line",
+            input.cmdline.as_bytes(),
+        )?;
+        match image {
+            KernelImage::Pvh(image) => {
+                image.load(memory, input.kernel)?;
+                start_info::write(memory, input.ram, initrd)?;
+                entry::pvh(memory, image.entry())
+            }
+            KernelImage::BzImage(image) => {
+                image.load(memory, input.kernel)?;
+                zero_page::write(memory, image.setup_header(), input.ram, initrd)?;
+                entry::long_mode(memory, image.entry())
+            }
         }
-        KernelImage::BzImage(image) => {
-            image.load(memory, input.kernel)?;
-            zero_page::write(memory, image.setup_header(), input.ram, initrd)?;
-            entry::long_mode(memory, image.entry())
-        }
-    }
+    })
 }
 
 fn refuse_kernel(error: ParseKernelError) -> BuildMachineError {
@@ -147,12 +151,11 @@ fn refuse_kernel(error: ParseKernelError) -> BuildMachineError {
     }
 }
 
-/// Reads the initial RAM disk to the highest place that suits it.
-fn load_initrd(
-    memory: &Memory,
-    input: &BootInput<'_>,
+/// The initial RAM disk, and the highest place that suits it.
+fn place_initrd<'a>(
+    input: &BootInput<'a>,
     kernel: Range,
-) -> Result<Option<Range>, BuildMachineError> {
+) -> Result<Option<(&'a File, Range)>, BuildMachineError> {
     let Some(file) = input.initrd else {
         return Ok(None);
     };
@@ -173,20 +176,32 @@ fn load_initrd(
         )
         .into());
     };
-    read_file(
-        memory,
-        file,
-        Range {
-            start,
-            end: start + bytes,
-        },
-        0,
-    )
-    .map_err(host("read the initial RAM disk"))?;
-    Ok(Some(Range {
-        start,
-        end: start + bytes,
-    }))
+    let end = start + bytes;
+    Ok(Some((file, Range { start, end })))
+}
+
+/// Reads the initial RAM disk on a thread of its own while `rest` fills other memory, the kernel's
+/// among it: they are the two large files of a start.
+fn beside_initrd<T>(
+    memory: &Memory,
+    initrd: Option<(&File, Range)>,
+    rest: impl FnOnce() -> Result<T, BuildMachineError>,
+) -> Result<T, BuildMachineError> {
+    let Some((file, place)) = initrd else {
+        return rest();
+    };
+    thread::scope(|scope| {
+        let reading = thread::Builder::new()
+            .name("initrd".to_owned())
+            .spawn_scoped(scope, move || read_file(memory, file, place, 0))
+            .map_err(host("start a thread"))?;
+        let done = rest();
+        let read = reading
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("its thread ended early")));
+        read.map_err(host("read the initial RAM disk"))?;
+        done
+    })
 }
 
 /// Reads a part of a file straight into guest memory.

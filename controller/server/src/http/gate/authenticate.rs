@@ -19,7 +19,6 @@ use super::rate;
 use crate::api_error::ApiError;
 use crate::app::App;
 use crate::http::body;
-use crate::token_book;
 
 /// What the request's token allows, and the request as it was.
 pub(super) async fn authenticate(
@@ -30,13 +29,6 @@ pub(super) async fn authenticate(
     let token = bearer_token(request.headers())?.to_owned();
     rate::of_address(app, source)?;
     let grant = check(app, &token).map_err(|error| rate::of_failure(app, source, error))?;
-    let reads = is_read(request.method());
-    if !reads {
-        token_book::must_be_fresh(app).await?;
-        if app.tokens.refuses(&grant) {
-            return Err(revoked());
-        }
-    }
     let request = if grant.requires_pop {
         prove(app, &grant, request)
             .await
