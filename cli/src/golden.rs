@@ -97,7 +97,28 @@ fn a_vm(state: &str) -> Value {
 fn a_node() -> Value {
     json!({ "id": NODE, "name": "rack1-3", "liveness": "online", "last_heartbeat": TIME,
         "boot_id": "6b1f7a2e-8a55-4a40-9a56-0a4e0d7d5a11", "agent_version": "0.1.0", "vcpus": 64,
-        "memory_mb": 524_288, "memory_used_mb": 1024, "kvm": true, "vms": 1 })
+        "memory_mb": 524_288, "memory_used_mb": 1024, "kvm": true, "vms": 1,
+        "max_vms": 40, "cordoned_at": null, "reserved": true, "dedicated_to": "acme-corp",
+        "zone": "north", "labels": { "disk": "fast" }, "revision": 3,
+        "slots": { "gpu.h100": { "free": 2 }, "nvme": { "free": 3, "in_use": 1 } } })
+}
+
+fn a_plan() -> Value {
+    json!({ "outcome": "refused", "disk_gb": 4, "charges": { "vms": 1, "vcpus": 2 },
+        "node_id": null, "zone": null, "slots": [],
+        "refusal": { "status": 503, "code": "no_capacity", "error": "all nodes are full",
+            "detail": "Try again later.", "reasons": { "memory_taken": 1, "slots.nvme.claimed": 2 },
+            "quota": null },
+        "nodes": 3,
+        "candidates": [
+            { "node_id": NODE, "name": "rack1-3", "fits": true, "rejection": null,
+                "score": { "reserved": true, "group_vms": 1, "dedicated": true, "numa_local": false,
+                    "memory_left_mb": 512 } },
+            { "node_id": NODE, "name": "rack1-4", "fits": false, "rejection": "memory_taken",
+                "reasons": { "memory_taken": 1 }, "score": null },
+            { "node_id": NODE, "name": "rack1-5", "fits": false, "rejection": "slots",
+                "reasons": { "slots.nvme.claimed": 2 }, "score": null },
+        ] })
 }
 
 fn an_entry(index: u64, event_type: &str, vm: Option<&str>, code: Option<&str>) -> ReadEntry {
@@ -151,6 +172,7 @@ fn vms_and_nodes_are_shown_as_published() {
     let text = [
         vm::list_table(&[from(a_vm("running")), from(a_vm("failed"))]),
         vm::object_table(&from(a_vm("failed"))),
+        vm::placement::plan_table(&from(a_plan())),
         catalogue::operation_table(&from(operation)),
         node::list_table(&[from(a_node())]),
         node::object_table(&from(a_node())),

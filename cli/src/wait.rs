@@ -263,6 +263,7 @@ mod tests {
             image: "debian".to_owned(),
             node_id: None,
             slots: Vec::new(),
+            placement: None,
             labels: std::collections::BTreeMap::new(),
             created_at: String::new(),
             operation: None,

@@ -1,8 +1,10 @@
 //! Nodes and how they are let in.
 
-use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
-use crate::ids::NodeId;
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::ids::{NodeId, TenantId};
 
 /// `POST /v1/nodes/join-tokens`
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,4 +57,69 @@ pub struct Node {
     pub kvm: bool,
     /// VMs that are placed there.
     pub vms: u32,
+    /// VMs that may be placed there; `null` is no limit of its own.
+    #[serde(default)]
+    pub max_vms: Option<u32>,
+    /// Since when it gets no VMs, RFC 3339; `null` while it does.
+    #[serde(default)]
+    pub cordoned_at: Option<String>,
+    /// Whether it gets only what fits nowhere else.
+    #[serde(default)]
+    pub reserved: bool,
+    /// The tenant whose alone it is.
+    #[serde(default)]
+    pub dedicated_to: Option<TenantId>,
+    /// Its zone.
+    #[serde(default)]
+    pub zone: Option<String>,
+    /// Labels that VMs can ask for.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Counts changes by operators, from 1; `ETag` stands for it.
+    #[serde(default)]
+    pub revision: u64,
+    /// Slots by class and, inside, by state.
+    #[serde(default)]
+    pub slots: BTreeMap<String, BTreeMap<String, u32>>,
+}
+
+/// `PATCH /v1/nodes/{node}`: what is left out stays as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct ChangeNode {
+    /// Whether it gets only what fits nowhere else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reserved: Option<bool>,
+    /// The tenant whose alone it is; `null` is everybody's. VMs that are there stay.
+    #[serde(
+        default,
+        deserialize_with = "given",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub dedicated_to: Option<Option<TenantId>>,
+    /// Its zone; `null` is none.
+    #[serde(
+        default,
+        deserialize_with = "given",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub zone: Option<Option<String>>,
+    /// All labels from here on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<BTreeMap<String, String>>,
+    /// VMs that may be placed there; `null` is no limit of its own.
+    #[serde(
+        default,
+        deserialize_with = "given",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub max_vms: Option<Option<u32>>,
+}
+
+/// Apart: a field that is `null`, and one that is left out.
+fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Option<T>>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
 }

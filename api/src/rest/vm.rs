@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::agent::StopMode;
 use crate::ids::{ClaimId, NodeId, OperationId, ProjectId, SlotId, TenantId, VmId};
+use crate::rest::PlacementRequest;
 use crate::slot::{SlotProblem, SlotState};
 
 /// `POST /v1/vms`
@@ -31,6 +32,9 @@ pub struct CreateVm {
     /// Slots whose devices the guest gets; all on one node.
     #[serde(default)]
     pub slots: Vec<SlotRequest>,
+    /// Where it may and should go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub placement: Option<PlacementRequest>,
     /// Free labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
@@ -142,6 +146,9 @@ pub struct Vm {
     /// The slots that it holds.
     #[serde(default)]
     pub slots: Vec<VmSlot>,
+    /// Where it was to go, as its creator wished.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub placement: Option<PlacementRequest>,
     /// Free labels.
     pub labels: BTreeMap<String, String>,
     /// RFC 3339.

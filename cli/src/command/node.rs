@@ -1,10 +1,14 @@
 //! `berthctl node`: the hosts that run VMs.
 
-use berth_api::rest::{CreateJoinToken, IssuedJoinToken, Node};
-use clap::Subcommand;
+use std::collections::BTreeMap;
+
+use berth_api::ids::TenantId;
+use berth_api::rest::{ChangeNode, CreateJoinToken, IssuedJoinToken, Node};
+use clap::{Args, Subcommand};
 use serde_json::json;
 
 use crate::client::Path;
+use crate::command::vm::{labels, parse_label};
 use crate::duration::parse_seconds;
 use crate::failure::Failure;
 use crate::session::Session;
@@ -36,6 +40,78 @@ pub(crate) enum NodeCommand {
         /// Its id, `node_…`
         node: String,
     },
+    /// Change by what VMs are placed there; those that are there stay
+    Update {
+        /// Its id, `node_…`
+        node: String,
+        #[command(flatten)]
+        changes: NodeChanges,
+    },
+    /// Give it no VMs from here on; those that are there stay
+    Cordon {
+        /// Its id, `node_…`
+        node: String,
+    },
+    /// Give it VMs again
+    Uncordon {
+        /// Its id, `node_…`
+        node: String,
+    },
+}
+
+/// What can be changed; at least one must be given.
+#[derive(Args, Debug)]
+#[group(required = true, multiple = true)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
+pub(crate) struct NodeChanges {
+    /// Whether it gets only VMs that fit nowhere else
+    #[arg(long, value_name = "BOOL")]
+    reserved: Option<bool>,
+    /// Whose alone it is
+    #[arg(long, value_name = "TENANT")]
+    dedicated_to: Option<TenantId>,
+    /// It is everybody's
+    #[arg(long, conflicts_with = "dedicated_to")]
+    shared: bool,
+    /// Its zone
+    #[arg(long)]
+    zone: Option<String>,
+    /// It has no zone
+    #[arg(long, conflicts_with = "zone")]
+    no_zone: bool,
+    /// A label that VMs can ask for; may be repeated. Takes the place of all labels
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = parse_label)]
+    labels: Vec<(String, String)>,
+    /// It has no labels
+    #[arg(long, conflicts_with = "labels")]
+    no_labels: bool,
+    /// VMs that may be placed there
+    #[arg(long, value_name = "N")]
+    max_vms: Option<u32>,
+    /// As many VMs as fit may be placed there
+    #[arg(long, conflicts_with = "max_vms")]
+    no_max_vms: bool,
+}
+
+impl From<NodeChanges> for ChangeNode {
+    fn from(changes: NodeChanges) -> Self {
+        let names_labels = changes.no_labels || !changes.labels.is_empty();
+        Self {
+            reserved: changes.reserved,
+            dedicated_to: set_or_taken(changes.dedicated_to, changes.shared),
+            zone: set_or_taken(changes.zone, changes.no_zone),
+            labels: names_labels.then(|| changes.labels.into_iter().collect()),
+            max_vms: set_or_taken(changes.max_vms, changes.no_max_vms),
+        }
+    }
+}
+
+/// `null` takes a setting away; what is left out stays.
+fn set_or_taken<T>(set: Option<T>, is_taken: bool) -> Option<Option<T>> {
+    match set {
+        Some(value) => Some(Some(value)),
+        None => is_taken.then_some(None),
+    }
 }
 
 /// Run one of them.
@@ -68,7 +144,22 @@ pub(crate) fn run(session: &mut Session, command: NodeCommand) -> Result<(), Fai
             let reply = session.client.get(Path::of(&["v1", "nodes", &node]))?;
             session.show(&reply, object_table)
         }
+        NodeCommand::Update { node, changes } => {
+            let body = json!(ChangeNode::from(changes));
+            let reply = session
+                .client
+                .patch(Path::of(&["v1", "nodes", &node]), &body)?;
+            session.show(&reply, object_table)
+        }
+        NodeCommand::Cordon { node } => order(session, &node, "cordon"),
+        NodeCommand::Uncordon { node } => order(session, &node, "uncordon"),
     }
+}
+
+fn order(session: &mut Session, node: &str, verb: &str) -> Result<(), Failure> {
+    let path = Path::of(&["v1", "nodes", node, verb]);
+    let reply = session.client.post(path, None)?;
+    session.show(&reply, object_table)
 }
 
 /// A join token just made.
@@ -93,6 +184,8 @@ pub(crate) fn list_table(nodes: &[Node]) -> Table {
         "CPUS",
         "MEMORY MB",
         "USED MB",
+        "OPEN TO",
+        "ZONE",
         "HEARTBEAT",
     ]);
     for node in nodes {
@@ -105,6 +198,8 @@ pub(crate) fn list_table(nodes: &[Node]) -> Table {
             node.vcpus.into(),
             node.memory_mb.into(),
             node.memory_used_mb.into(),
+            open_to(node),
+            optional(node.zone.as_ref()),
             optional(node.last_heartbeat.as_ref()),
         ]);
     }
@@ -120,7 +215,13 @@ pub(crate) fn object_table(node: &Node) -> Table {
         ("liveness", liveness(node)),
         ("last heartbeat", optional(node.last_heartbeat.as_ref())),
         ("KVM usable", kvm(node)),
+        ("open to", open_to(node)),
+        ("cordoned", optional(node.cordoned_at.as_ref())),
+        ("zone", optional(node.zone.as_ref())),
+        ("labels", labels(&node.labels)),
+        ("slots", slots(&node.slots)),
         ("VMs", node.vms.into()),
+        ("max VMs", optional(node.max_vms)),
         ("CPUs", node.vcpus.into()),
         ("memory MB", node.memory_mb.into()),
         ("memory used MB", node.memory_used_mb.into()),
@@ -138,10 +239,56 @@ fn liveness(node: &Node) -> Cell {
     Cell::toned(&node.liveness, tone)
 }
 
+/// Who gets VMs placed there.
+fn open_to(node: &Node) -> Cell {
+    if node.cordoned_at.is_some() {
+        return Cell::toned("nobody", Tone::Caution);
+    }
+    let who = match &node.dedicated_to {
+        Some(tenant) => tenant.to_string(),
+        None => "everybody".to_owned(),
+    };
+    let last = if node.reserved { ", at last" } else { "" };
+    Cell::from(format!("{who}{last}").as_str())
+}
+
+/// Slots by class and state: `nvme: 3 free, 1 in_use`.
+fn slots(slots: &BTreeMap<String, BTreeMap<String, u32>>) -> Cell {
+    let classes: Vec<String> = slots
+        .iter()
+        .map(|(class, states)| {
+            let counts: Vec<String> = states
+                .iter()
+                .map(|(state, count)| format!("{count} {state}"))
+                .collect();
+            format!("{class}: {}", counts.join(", "))
+        })
+        .collect();
+    optional((!classes.is_empty()).then(|| classes.join("; ")))
+}
+
 fn kvm(node: &Node) -> Cell {
     if node.kvm {
         Cell::toned("yes", Tone::Good)
     } else {
         Cell::toned("no", Tone::Bad)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_named_stays_and_what_is_taken_away_is_null() {
+        assert_eq!(set_or_taken(Some(1), false), Some(Some(1)));
+        assert_eq!(set_or_taken::<u32>(None, true), Some(None));
+        assert_eq!(set_or_taken::<u32>(None, false), None);
+        let body = json!(ChangeNode {
+            zone: Some(None),
+            reserved: Some(true),
+            ..ChangeNode::default()
+        });
+        assert_eq!(body, json!({ "zone": null, "reserved": true }));
     }
 }

@@ -19,6 +19,10 @@ use crate::session::Session;
 use crate::table::{Cell, Table, Tone, optional};
 use crate::wait::{Goal, WaitArguments, state_parser, state_text, wait_for};
 
+pub(crate) mod placement;
+
+use placement::{PlacementArguments, plan_table};
+
 /// What can be done with VMs.
 #[derive(Subcommand, Debug)]
 pub(crate) enum VmCommand {
@@ -26,6 +30,9 @@ pub(crate) enum VmCommand {
     Create {
         #[command(flatten)]
         shape: Box<VmShape>,
+        /// Say what would become of it, and do nothing; an operator names the --tenant and sees each node
+        #[arg(long, conflicts_with = "wait")]
+        dry_run: bool,
         #[command(flatten)]
         wait: WaitArguments,
     },
@@ -123,6 +130,8 @@ pub(crate) struct VmShape {
     /// A label; may be repeated
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = parse_label)]
     labels: Vec<(String, String)>,
+    #[command(flatten)]
+    placement: PlacementArguments,
     /// The tenant; must be the token's own
     #[arg(long)]
     tenant: Option<String>,
@@ -168,6 +177,7 @@ impl From<VmShape> for CreateVm {
             tenant_id: shape.tenant,
             project_id: shape.project,
             slots: shape.slots,
+            placement: shape.placement.into_request(),
             labels: shape.labels.into_iter().collect(),
         }
     }
@@ -196,7 +206,7 @@ fn parse_slot(text: &str) -> Result<SlotRequest, String> {
     }
 }
 
-fn parse_label(text: &str) -> Result<(String, String), String> {
+pub(super) fn parse_label(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err("write it as KEY=VALUE".to_owned()),
@@ -210,7 +220,17 @@ fn path(vm: &str) -> Path {
 /// Run one of them.
 pub(crate) fn run(session: &mut Session, command: VmCommand) -> Result<(), Failure> {
     match command {
-        VmCommand::Create { shape, wait } => {
+        VmCommand::Create {
+            shape,
+            dry_run: true,
+            ..
+        } => {
+            let body = json!(CreateVm::from(*shape));
+            let path = Path::of(&["v1", "vms"]).with("dry_run", Some("plan"));
+            let reply = session.client.post(path, Some(&body))?;
+            session.show(&reply, plan_table)
+        }
+        VmCommand::Create { shape, wait, .. } => {
             let body = json!(CreateVm::from(*shape));
             let reply = session.client.post(Path::of(&["v1", "vms"]), Some(&body))?;
             let vm: Vm = reply.read()?;
@@ -386,7 +406,7 @@ fn slots(slots: &[VmSlot]) -> Cell {
     optional((!texts.is_empty()).then(|| texts.join(", ")))
 }
 
-fn labels(labels: &BTreeMap<String, String>) -> Cell {
+pub(super) fn labels(labels: &BTreeMap<String, String>) -> Cell {
     let texts: Vec<String> = labels
         .iter()
         .map(|(key, value)| format!("{key}={value}"))

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use berth_api::ids::ProjectId;
-use berth_api::rest::{CreateVm, SlotRequest};
+use berth_api::rest::{AntiAffinityMode, CreateVm, NumaWish, PlacementRequest, SlotRequest};
 use berth_api::vmm::{MAX_MEMORY_MIB, MAX_VCPUS};
 
-use crate::placement::SlotWish;
+use crate::placement::{Apart, SlotWish, Wishes};
 use crate::slot::{is_class_name, is_shared_device_class};
 
 /// vCPUs unless the request says otherwise.
@@ -21,6 +21,9 @@ pub const MAX_DISK_GB: u32 = 65_536;
 pub const MAX_SLOTS: u32 = 32;
 const MAX_LABELS: usize = 64;
 const MAX_LABEL_CHARS: usize = 128;
+const NAME_RULE: &str = "use 1 to 63 lower-case letters, digits and inner hyphens";
+const LABEL_RULE: &str =
+    "at most 64 labels, keys and values of at most 128 characters, no empty key";
 
 /// A request whose every field is within bounds.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -39,8 +42,42 @@ pub struct Shape {
     pub image: String,
     /// Slots.
     pub slots: Vec<SlotWish>,
+    /// Where it may and should go, within bounds.
+    pub placement: Option<PlacementRequest>,
     /// Free labels.
     pub labels: BTreeMap<String, String>,
+}
+
+impl Shape {
+    /// Where it may and should go.
+    #[must_use]
+    pub fn wishes(&self) -> Wishes {
+        wishes_of(self.placement.as_ref())
+    }
+}
+
+/// A request's words as placement takes them.
+#[must_use]
+pub fn wishes_of(request: Option<&PlacementRequest>) -> Wishes {
+    let Some(request) = request else {
+        return Wishes::default();
+    };
+    Wishes {
+        node: request.node,
+        zone: request.zone.clone(),
+        labels: request.node_labels.clone(),
+        apart: request.anti_affinity.as_ref().map(|asked| Apart {
+            group: asked.group.clone(),
+            is_required: match asked.mode {
+                None | Some(AntiAffinityMode::Required) => true,
+                Some(AntiAffinityMode::Preferred) => false,
+            },
+        }),
+        is_numa_strict: match request.numa {
+            Some(NumaWish::Strict) => true,
+            None | Some(NumaWish::Prefer) => false,
+        },
+    }
 }
 
 /// Why a request is not a shape.
@@ -135,8 +172,30 @@ pub fn validate(request: CreateVm) -> Result<Shape, ShapeDenied> {
         disk_gb: request.disk_gb,
         image: request.image,
         slots: slot_wishes(request.slots)?,
+        placement: placement_of(request.placement)?,
         labels: request.labels,
     })
+}
+
+/// A request that wishes for nothing is none.
+fn placement_of(
+    request: Option<PlacementRequest>,
+) -> Result<Option<PlacementRequest>, ShapeDenied> {
+    let Some(request) = request else {
+        return Ok(None);
+    };
+    let wrong = |field, problem| Err(ShapeDenied::Field { field, problem });
+    if request.zone.as_deref().is_some_and(|zone| !is_name(zone)) {
+        return wrong("placement.zone", NAME_RULE);
+    }
+    if check_labels(&request.node_labels).is_err() {
+        return wrong("placement.node_labels", LABEL_RULE);
+    }
+    let group = request.anti_affinity.as_ref().map(|asked| &asked.group);
+    if group.is_some_and(|group| !is_name(group)) {
+        return wrong("placement.anti_affinity.group", NAME_RULE);
+    }
+    Ok((request != PlacementRequest::default()).then_some(request))
 }
 
 fn slot_wishes(requests: Vec<SlotRequest>) -> Result<Vec<SlotWish>, ShapeDenied> {
@@ -220,7 +279,7 @@ pub fn validate_names(
     if name.is_some_and(|name| !is_name(name)) {
         return Err(ShapeDenied::Field {
             field: "name",
-            problem: "use 1 to 63 lower-case letters, digits and inner hyphens",
+            problem: NAME_RULE,
         });
     }
     labels.map_or(Ok(()), check_labels)
@@ -237,13 +296,15 @@ fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), ShapeDenied> {
     } else {
         Err(ShapeDenied::Field {
             field: "labels",
-            problem: "at most 64 labels, keys and values of at most 128 characters, no empty key",
+            problem: LABEL_RULE,
         })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use berth_api::rest::AntiAffinity;
+
     use super::*;
 
     fn request() -> CreateVm {
@@ -256,6 +317,7 @@ mod tests {
             tenant_id: None,
             project_id: None,
             slots: Vec::new(),
+            placement: None,
             labels: BTreeMap::new(),
         }
     }
@@ -337,6 +399,47 @@ mod tests {
     }
 
     #[test]
+    fn wishes_for_a_place_are_strict_only_where_that_is_said() {
+        let wishes = |asked: PlacementRequest| {
+            let mut changed = request();
+            changed.placement = Some(asked);
+            validate(changed).unwrap()
+        };
+        let nothing = wishes(PlacementRequest::default());
+        assert_eq!(
+            (nothing.placement.as_ref(), nothing.wishes()),
+            (None, Wishes::default())
+        );
+        for (mode, is_required) in [
+            (None, true),
+            (Some(AntiAffinityMode::Required), true),
+            (Some(AntiAffinityMode::Preferred), false),
+        ] {
+            let group = "web".to_owned();
+            let asked = PlacementRequest {
+                anti_affinity: Some(AntiAffinity {
+                    group: group.clone(),
+                    mode,
+                }),
+                ..PlacementRequest::default()
+            };
+            let apart = wishes(asked).wishes().apart;
+            assert_eq!(apart, Some(Apart { group, is_required }));
+        }
+        for (numa, is_strict) in [
+            (None, false),
+            (Some(NumaWish::Prefer), false),
+            (Some(NumaWish::Strict), true),
+        ] {
+            let asked = PlacementRequest {
+                numa,
+                ..PlacementRequest::default()
+            };
+            assert_eq!(wishes(asked).wishes().is_numa_strict, is_strict);
+        }
+    }
+
+    #[test]
     fn what_is_left_out_gets_its_default() {
         let shape = validate(request()).unwrap();
         assert_eq!(
@@ -380,6 +483,36 @@ mod tests {
         check(
             |r| r.project_id = Some("Web".to_owned()),
             "project_id",
+            false,
+        );
+        let placed = |change: &dyn Fn(&mut PlacementRequest)| {
+            let mut placement = PlacementRequest::default();
+            change(&mut placement);
+            Some(placement)
+        };
+        check(
+            |r| r.placement = placed(&|p| p.zone = Some("North".to_owned())),
+            "placement.zone",
+            false,
+        );
+        check(
+            |r| {
+                r.placement =
+                    placed(&|p| drop(p.node_labels.insert("x".to_owned(), "y".repeat(129))))
+            },
+            "placement.node_labels",
+            false,
+        );
+        check(
+            |r| {
+                r.placement = placed(&|p| {
+                    p.anti_affinity = Some(AntiAffinity {
+                        group: String::new(),
+                        mode: None,
+                    });
+                });
+            },
+            "placement.anti_affinity.group",
             false,
         );
         check(

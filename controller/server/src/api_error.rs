@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use berth_api::ids::{RequestId, SlotId};
-use berth_api::rest::{ErrorBody, ErrorCode, QuotaDetail};
+use berth_api::rest::{ErrorBody, ErrorCode, PlanRefusal, QuotaDetail};
 use berth_controller_core::quota::QuotaDenied;
 use berth_controller_core::shape::ShapeDenied;
 use berth_controller_core::slot::{Obstacle, is_shared_device_word};
 use berth_controller_core::vm::Denied;
 use berth_controller_store::{
-    ActOnSlotDenied, ActOnVmDenied, CreateVmDenied, DeleteTenantDenied, ProjectDenied, StoreError,
+    ActOnSlotDenied, ActOnVmDenied, ChangeNodeDenied, CreateVmDenied, DeleteTenantDenied,
+    ProjectDenied, StoreError,
 };
 use berth_token::Scope;
 
@@ -241,6 +242,19 @@ impl ApiError {
         self
     }
 
+    /// The same as a part of a plan.
+    pub(crate) fn into_plan(self) -> PlanRefusal {
+        let problem = *self.0;
+        PlanRefusal {
+            status: problem.code.status(),
+            code: problem.code,
+            error: problem.error,
+            detail: problem.detail,
+            reasons: problem.reasons,
+            quota: problem.quota,
+        }
+    }
+
     /// The body for this request.
     pub(crate) fn into_body(self, request_id: RequestId) -> ErrorBody {
         let problem = *self.0;
@@ -428,6 +442,17 @@ fn unclaimable(slot_id: SlotId, class: &str, obstacle: Obstacle) -> ApiError {
             )
             .retryable()
             .with_reasons(BTreeMap::from([(reason, 1)]))
+        }
+    }
+}
+
+impl From<ChangeNodeDenied> for ApiError {
+    fn from(denied: ChangeNodeDenied) -> Self {
+        match denied {
+            ChangeNodeDenied::NotFound => Self::not_found(),
+            ChangeNodeDenied::NoTenant(_) => {
+                Self::field("dedicated_to", "name a tenant as GET /v1/tenants lists it")
+            }
         }
     }
 }

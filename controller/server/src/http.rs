@@ -101,6 +101,9 @@ fn for_operators(routes: Table) -> Table {
     let resume = "/v1/tenants/{tenant}/resume";
     let overrides = "/v1/tenants/{tenant}/quota-overrides";
     let join = "/v1/nodes/join-tokens";
+    let node = "/v1/nodes/{node}";
+    let cordon = "/v1/nodes/{node}/cordon";
+    let uncordon = "/v1/nodes/{node}/uncordon";
     routes
         .add(Post, "/v1/tenants", operator, NEW_TENANT, tenants::create)
         .add(Get, "/v1/tenants", operator, TENANTS, tenants::list)
@@ -111,8 +114,11 @@ fn for_operators(routes: Table) -> Table {
         .add(Post, overrides, operator, OVERRIDE, tenants::override_quota)
         .add(Post, join, operator, NEW_JOIN_TOKEN, nodes::join_token)
         .add(Get, "/v1/nodes", operator, NODES, nodes::list)
+        .add(Get, node, operator, NODE, nodes::get)
+        .add(Patch, node, operator, CHANGE_NODE, nodes::change)
+        .add(Post, cordon, operator, CORDON, nodes::cordon)
+        .add(Post, uncordon, operator, UNCORDON, nodes::uncordon)
         .add(Get, "/metrics", watcher, METRICS, health::metrics)
-        .add(Get, "/v1/nodes/{node}", operator, NODE, nodes::get)
 }
 
 const NEW_TENANT: Says = Says(
@@ -137,7 +143,16 @@ const OVERRIDE: Says = Says("Let another ceiling hold for a while", &[]);
 const NEW_JOIN_TOKEN: Says = Says("Make a token with which one node can enrol", &[]);
 const METRICS: Says = Says("What monitoring reads, as OpenMetrics text", &[]);
 const NODES: Says = Says("All nodes", &[]);
-const NODE: Says = Says("One node", &[]);
+const NODE: Says = Says("One node; its tag stands for what operators set", &[]);
+const CHANGE_NODE: Says = Says(
+    "Change what placement goes by; VMs that are there stay",
+    &[],
+);
+const CORDON: Says = Says(
+    "Give a node no VMs from here on; those that are there stay",
+    &[],
+);
+const UNCORDON: Says = Says("Give a node VMs again", &[]);
 
 fn for_slots(routes: Table) -> Table {
     let operator = Access::Operator(Scope::PlatformAdmin);
@@ -249,13 +264,18 @@ const NAMES_TENANT: &[Code] = &[Code::TenantMismatch, Code::InvalidTenantId, Cod
 const TENANT: Says = Says("One tenant", &[]);
 const NEW_TOKEN: Says = Says(
     "Issue a token; it is shown this once",
-    &[Code::TenantMismatch, Code::NotFound],
+    &[Code::TenantMismatch, Code::NotFound, Code::QuotaExceeded],
 );
 const TOKENS: Says = Says("A tenant's tokens, without the tokens themselves", &[]);
 const REVOKE: Says = Says("Revoke a token and what hangs on it", &[Code::InvalidState]);
 const NEW_TOKEN_HERE: Says = Says(
     "Issue a token for the caller's tenant; an operator names one",
-    &[Code::TenantMismatch, Code::InvalidTenantId, Code::NotFound],
+    &[
+        Code::TenantMismatch,
+        Code::InvalidTenantId,
+        Code::NotFound,
+        Code::QuotaExceeded,
+    ],
 );
 const REVOKE_ANY: Says = Says(
     "Revoke a link, recorded or not, a holder, or everything so far",
@@ -285,7 +305,8 @@ const HEAD: Says = Says("Where the ledger ends", &[]);
 
 fn for_vms(routes: Table) -> Table {
     let reader = Access::Namespace(Scope::VmRead);
-    let creator = Access::Tenant(Scope::VmCreate);
+    // Operators plan alone: what they ask for is never made.
+    let planner = Access::Namespace(Scope::VmCreate);
     let control = Access::Tenant(Scope::VmControl);
     let console = Access::TenantUnrated(Scope::VmConsole);
     let vm = "/v1/vms/{vm}";
@@ -293,7 +314,7 @@ fn for_vms(routes: Table) -> Table {
     let operation = "/v1/operations/{operation}";
     let await_end = "/v1/operations/{operation}/wait";
     routes
-        .add(Post, "/v1/vms", creator, NEW_VM, vms::create)
+        .add(Post, "/v1/vms", planner, NEW_VM, vms::create)
         .add(Get, "/v1/vms", reader, VMS, vms::list)
         .add(Get, vm, reader, VM, vms::get)
         .add(Patch, vm, control, CHANGE_VM, vms::change)
@@ -324,8 +345,10 @@ fn for_vms(routes: Table) -> Table {
 }
 
 const NEW_VM: Says = Says(
-    "Create a VM and start it",
+    "Create a VM and start it; with `dry_run=plan` say what would become of it",
     &[
+        Code::PermissionDenied,
+        Code::InvalidTenantId,
         Code::TenantMismatch,
         Code::ShapeNotSupported,
         Code::NotFound,

@@ -116,7 +116,7 @@ fn mint_operator(keys: &KeyRing, store: &Store, days: u16, scope: Scope) -> anyh
         expires_at_s: link.expires_at,
     };
     let cause = at_the_console();
-    store.write(move |tx| tx.record_token(&record, &cause))?;
+    store.write(move |tx| tx.record_token(&record, &cause))??;
     Ok(token)
 }
 

@@ -14,7 +14,8 @@ pub struct Difference {
     pub counted: i64,
 }
 
-/// Each query gives a name, the stored and the counted value, where the two differ.
+/// Each query gives a name, the stored and the counted value, where the two differ. `:now` is the
+/// moment of the check, in milliseconds since the epoch.
 const CHECKS: &[&str] = &[
     // What VMs are charged for.
     "SELECT 'quota ' || tenant_id || '/' || scope || '/' || resource, used, counted FROM (
@@ -59,6 +60,21 @@ const CHECKS: &[&str] = &[
      WHERE vm.state = 'stopped' AND c.resource IN ('running_vms', 'vcpus', 'memory_mb')",
     "SELECT 'charges of deleted ' || vm.vm_id, 0, SUM(c.amount) FROM charge c
      JOIN vm ON vm.vm_id = c.vm_id WHERE vm.state = 'deleted' GROUP BY vm.vm_id",
+    // Tokens that are good are charged, and no others.
+    "SELECT 'charge of token ' || t.token_id, 0, 1 FROM token t
+     WHERE t.tenant_id IS NOT NULL AND t.expires_at > :now
+     AND NOT EXISTS (SELECT 1 FROM token_charge c
+       WHERE c.tenant_id = t.tenant_id AND c.token_id = t.token_id)
+     AND NOT EXISTS (SELECT 1 FROM revocation r WHERE r.namespace = t.tenant_id
+       AND ((r.kind = 'link' AND r.subject = t.token_id)
+         OR (r.kind = 'holder' AND r.subject = t.subject_key)
+         OR (r.kind = 'epoch' AND t.issued_at < r.min_not_before_s * 1000)))",
+    "SELECT 'charge of revoked token ' || t.token_id, 1, 0 FROM token t
+     JOIN token_charge c ON c.tenant_id = t.tenant_id AND c.token_id = t.token_id
+     WHERE EXISTS (SELECT 1 FROM revocation r WHERE r.namespace = t.tenant_id
+       AND ((r.kind = 'link' AND r.subject = t.token_id)
+         OR (r.kind = 'holder' AND r.subject = t.subject_key)
+         OR (r.kind = 'epoch' AND t.issued_at < r.min_not_before_s * 1000)))",
     // Every project counts what its tenant counts.
     "SELECT 'quota rows of ' || p.tenant_id || '/' || p.project_id, 1, 0 FROM project p
      JOIN quota q ON q.tenant_id = p.tenant_id AND q.scope = ''
@@ -90,7 +106,8 @@ impl Db<'_> {
     pub fn check(&self) -> Result<Vec<Difference>, StoreError> {
         let mut differences = Vec::new();
         for sql in CHECKS {
-            let mut select = self.conn.prepare_cached(sql)?;
+            let sql = sql.replace(":now", &self.now.to_string());
+            let mut select = self.conn.prepare_cached(&sql)?;
             let rows = select.query_map([], |row| {
                 Ok(Difference {
                     counter: row.get(0)?,

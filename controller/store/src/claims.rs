@@ -18,11 +18,10 @@ use crate::store::Db;
 use crate::tenants::object;
 use crate::writer::WriteTx;
 
-/// Raise a slot's epoch, if nothing stands against a claim. It says the same as
-/// `SlotFacts::obstacle`, for a moment when somebody else may have been quicker.
-const RAISE_EPOCH: &str = "UPDATE slot SET own_epoch =
-    CASE WHEN own_epoch > host_epoch THEN own_epoch ELSE host_epoch END + 1
-    WHERE slot_id = ?1 AND host_state = 'free' AND problem_code IS NULL AND is_reported = 1
+/// That nothing stands against a claim of a slot: in SQL what `SlotFacts::obstacle` says, for a moment
+/// when somebody else may have been quicker.
+pub(crate) const CLAIMABLE: &str =
+    "host_state = 'free' AND problem_code IS NULL AND is_reported = 1
     AND quarantined_at IS NULL AND wipe_required_after IS NULL AND admitted_identity = identity
     AND NOT EXISTS (SELECT 1 FROM claim WHERE claim.slot_id = slot.slot_id AND claim.state = 'live')
     AND NOT EXISTS (SELECT 1 FROM slot_task
@@ -65,9 +64,14 @@ impl WriteTx<'_> {
         cause: &Cause,
     ) -> Result<(), StoreError> {
         for slot_id in slots {
+            let raise_epoch = format!(
+                "UPDATE slot SET own_epoch =
+                 CASE WHEN own_epoch > host_epoch THEN own_epoch ELSE host_epoch END + 1
+                 WHERE slot_id = ?1 AND {CLAIMABLE}"
+            );
             let raised = self
                 .conn
-                .prepare_cached(RAISE_EPOCH)?
+                .prepare_cached(&raise_epoch)?
                 .execute([slot_id.to_string()])?;
             let slot =
                 self.stored_slot(*slot_id)?

@@ -18,6 +18,7 @@ mod log;
 mod log_check;
 mod log_epoch;
 mod log_tree;
+mod node_policy;
 mod nodes;
 mod operations;
 mod placement;
@@ -37,10 +38,12 @@ mod store;
 mod sync;
 mod tasks;
 mod tenants;
+mod token_charges;
 mod tokens;
 mod vm_change;
 mod vm_create;
 mod vm_events;
+mod vm_plan;
 mod vms;
 mod writer;
 
@@ -51,6 +54,7 @@ pub use gauges::{Gauges, QuotaGauge};
 pub use idempotency::{IdempotencyKey, Remembered};
 pub use ledger::{Cause, EntryFilter, NewEvent, request_cause};
 pub use log::{LogError, LogFault, LogHead};
+pub use node_policy::{ChangeNodeDenied, NodeChange};
 pub use nodes::{EnrollDenied, NewJoinToken, NodeIdentity};
 pub use operations::OperationFilter;
 pub use projects::{NewProject, ProjectChange, ProjectDenied};
@@ -66,9 +70,10 @@ pub use tenants::{
     CreateTenantDenied, DeleteTenantDenied, NewTenant, TenantChange, TenantProfile, TenantStanding,
     Tier,
 };
-pub use tokens::{DerivedToken, NewTokenRecord, TokenUse};
+pub use tokens::{DerivedToken, NewTokenRecord, RecordTokenDenied, TokenUse};
 pub use vm_change::{ChangeVmDenied, VmChange};
-pub use vm_create::{CreateVmDenied, CreatedVm, PlannedVm};
+pub use vm_create::{CreateVmDenied, CreatedVm};
 pub use vm_events::{ActOnVmDenied, VmWish};
+pub use vm_plan::PlannedVm;
 pub use vms::VmRef;
 pub use writer::{WRITER_THREAD, WriteTx};

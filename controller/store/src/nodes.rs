@@ -1,5 +1,7 @@
 //! Nodes, their join tokens, their images.
 
+use std::collections::BTreeMap;
+
 use berth_api::agent::EnrollRequest;
 use berth_api::ids::{NodeId, TenantId};
 use berth_api::rest::{Image, Node};
@@ -9,7 +11,7 @@ use serde_json::json;
 
 use crate::error::StoreError;
 use crate::ledger::{Cause, NewEvent};
-use crate::rows::{parsed, rfc3339};
+use crate::rows::{parsed, parsed_option, rfc3339};
 use crate::sql::{OptionalExtension as _, Row};
 use crate::store::Db;
 use crate::tenants::object;
@@ -20,7 +22,8 @@ const FIRST_EPOCH: u64 = 1;
 
 const SELECT: &str =
     "SELECT node_id, name, last_sync_at, boot_id, agent_version, vcpus, memory_mib,
-    memory_used_mib, kvm, vms FROM node";
+    memory_used_mib, kvm, vms, max_vms, cordoned_at, is_reserved, dedicated_to, zone, labels, revision
+    FROM node";
 
 /// A join token as it is stored: never its secret.
 #[derive(Clone, Debug)]
@@ -62,9 +65,11 @@ impl Db<'_> {
         let sql = format!("{SELECT} WHERE node_id > ?1 ORDER BY node_id LIMIT ?2");
         let mut select = self.conn.prepare_cached(&sql)?;
         let rows = select
-            .query_map((after, limit), |row| self.node_row(row))?
+            .query_map((after, limit), |row| Ok(self.node_row(row)))?
             .collect::<Result<Vec<_>, _>>()?;
-        rows.into_iter().collect()
+        rows.into_iter()
+            .map(|node| self.with_slots(node?))
+            .collect()
     }
 
     /// One node.
@@ -72,9 +77,15 @@ impl Db<'_> {
         let sql = format!("{SELECT} WHERE node_id = ?1");
         self.conn
             .prepare_cached(&sql)?
-            .query_row([id.to_string()], |row| self.node_row(row))
+            .query_row([id.to_string()], |row| Ok(self.node_row(row)))
             .optional()?
+            .map(|node| self.with_slots(node?))
             .transpose()
+    }
+
+    fn with_slots(&self, mut node: Node) -> Result<Node, StoreError> {
+        node.slots = self.slot_counts(node.id)?;
+        Ok(node)
     }
 
     /// The node that signs with this key.
@@ -157,30 +168,32 @@ impl Db<'_> {
         Ok(largest.map(gib_of))
     }
 
-    fn node_row(&self, row: &Row<'_>) -> crate::sql::Result<Result<Node, StoreError>> {
-        let id: String = row.get(0)?;
+    fn node_row(&self, row: &Row<'_>) -> Result<Node, StoreError> {
         let last_sync: Option<i64> = row.get(2)?;
-        let name = row.get(1)?;
-        let boot_id = row.get(3)?;
-        let agent_version = row.get(4)?;
-        let vcpus = row.get(5)?;
-        let memory_mb = row.get(6)?;
-        let memory_used_mb = row.get(7)?;
-        let kvm = row.get(8)?;
-        let vms = row.get(9)?;
-        Ok(parsed(&id, "node id").map(|id| Node {
-            id,
-            name,
+        let labels: String = row.get(15)?;
+        Ok(Node {
+            id: parsed(&row.get::<_, String>(0)?, "node id")?,
+            name: row.get(1)?,
             liveness: Liveness::judge(last_sync, self.now).as_str().to_owned(),
             last_heartbeat: last_sync.map(rfc3339),
-            boot_id,
-            agent_version,
-            vcpus,
-            memory_mb,
-            memory_used_mb,
-            kvm,
-            vms,
-        }))
+            boot_id: row.get(3)?,
+            agent_version: row.get(4)?,
+            vcpus: row.get(5)?,
+            memory_mb: row.get(6)?,
+            memory_used_mb: row.get(7)?,
+            kvm: row.get(8)?,
+            vms: row.get(9)?,
+            max_vms: row.get(10)?,
+            cordoned_at: row.get::<_, Option<i64>>(11)?.map(rfc3339),
+            reserved: row.get(12)?,
+            dedicated_to: parsed_option(row.get(13)?, "tenant id")?,
+            zone: row.get(14)?,
+            labels: serde_json::from_str(&labels).map_err(|_| StoreError::Corrupt {
+                what: "node's labels",
+            })?,
+            revision: row.get(16)?,
+            slots: BTreeMap::new(),
+        })
     }
 }
 

@@ -294,6 +294,9 @@ impl WriteTx<'_> {
                  WHERE revocation.min_not_before_s < excluded.min_not_before_s",
             )?
             .execute((namespace(tenant), kind, subject, second, self.now, expires_at))?;
+        if let (1.., Some(tenant)) = (new, tenant) {
+            self.end_token_charges(tenant, revoked)?;
+        }
         Ok(new > 0)
     }
 }

@@ -13,6 +13,8 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0005_placement.sql"),
     include_str!("../migrations/0006_changes.sql"),
     include_str!("../migrations/0007_tokens.sql"),
+    include_str!("../migrations/0008_node_policy.sql"),
+    include_str!("../migrations/0009_token_charges.sql"),
 ];
 
 /// The newest schema that this program knows.

@@ -20,13 +20,25 @@ use crate::store::Db;
 const SELECT: &str =
     "SELECT slot.slot_id, slot.node_id, name, slot.class, host_state, problem_code,
     problem_message, slot.generation, host_epoch, own_epoch, progress_percent, holder, devices,
-    identity, numa_node, is_reported, reported_at, admitted_identity, admitted_at, admitted_by,
+    identity, is_reported, reported_at, admitted_identity, admitted_at, admitted_by,
     quarantined_at, quarantined_by, quarantine_reason, wipe_required_after,
     claim_id, claim.vm_id, claim.tenant_id, claim.fencing_epoch, claimed_at, charged,
     seen_generation, wiped_by IS NOT NULL AS is_wipe_proved,
     (SELECT vm.state = 'deleted' FROM vm WHERE vm.vm_id = claim.vm_id) AS is_vm_gone,
     (SELECT task_id FROM slot_task WHERE slot_task.slot_id = slot.slot_id
       AND slot_task.state = 'pending') AS pending_task
+    FROM slot LEFT JOIN claim ON claim.slot_id = slot.slot_id AND claim.state = 'live'";
+
+/// What decides whether a slot can be claimed, without what only people read.
+const SELECT_FACTS: &str = "SELECT slot.slot_id, slot.node_id, slot.class, numa_node, host_state,
+    problem_code, is_reported,
+    CASE WHEN admitted_identity IS NULL THEN 0 WHEN admitted_identity = identity THEN 1 ELSE 2 END
+      AS admission,
+    quarantined_at IS NOT NULL AS is_quarantined,
+    wipe_required_after IS NOT NULL OR EXISTS (SELECT 1 FROM slot_task
+      WHERE slot_task.slot_id = slot.slot_id AND slot_task.state = 'pending') AS awaits_wipe,
+    claim.claim_id IS NOT NULL AS is_claimed,
+    EXISTS (SELECT 1 FROM vm WHERE vm.vm_id = claim.vm_id AND vm.state = 'deleted') AS is_vm_gone
     FROM slot LEFT JOIN claim ON claim.slot_id = slot.slot_id AND claim.state = 'live'";
 
 /// Which slots to list.
@@ -63,7 +75,6 @@ pub(crate) struct StoredSlot {
     pub(crate) devices: String,
     /// JSON of what an admission holds for.
     pub(crate) identity: String,
-    pub(crate) numa_node: Option<u32>,
     pub(crate) is_reported: bool,
     reported_at: i64,
     admission: Option<(String, i64, String)>,
@@ -216,25 +227,40 @@ impl Db<'_> {
             .collect()
     }
 
-    /// All slots as placement sees them, by node.
+    /// Slots as placement sees them, by node: those of which `condition` is true, where `?1` is `text`.
     pub(crate) fn slot_candidates(
         &self,
+        condition: &'static str,
+        text: &str,
     ) -> Result<BTreeMap<NodeId, Vec<SlotCandidate>>, StoreError> {
         let mut candidates: BTreeMap<NodeId, Vec<SlotCandidate>> = BTreeMap::new();
-        let mut select = self.conn.prepare_cached(SELECT)?;
-        for row in select.query_map([], |row| Ok(stored_slot(row)))? {
-            let slot = row??;
-            candidates
-                .entry(slot.node_id)
-                .or_default()
-                .push(SlotCandidate {
-                    slot_id: slot.slot_id,
-                    obstacle: slot.facts().obstacle(),
-                    numa_node: slot.numa_node,
-                    class: slot.class,
-                });
+        let sql = format!("{SELECT_FACTS} WHERE {condition}");
+        let mut select = self.conn.prepare_cached(&sql)?;
+        for row in select.query_map([text], |row| Ok(slot_with_facts(row)))? {
+            let (node, slot, facts) = row??;
+            candidates.entry(node).or_default().push(SlotCandidate {
+                obstacle: facts.obstacle(),
+                ..slot
+            });
         }
         Ok(candidates)
+    }
+
+    /// How many slots of each class a node has, by state.
+    pub(crate) fn slot_counts(
+        &self,
+        node: NodeId,
+    ) -> Result<BTreeMap<String, BTreeMap<String, u32>>, StoreError> {
+        let mut counts: BTreeMap<String, BTreeMap<String, u32>> = BTreeMap::new();
+        let sql = format!("{SELECT_FACTS} WHERE slot.node_id = ?1");
+        let mut select = self.conn.prepare_cached(&sql)?;
+        for row in select.query_map([node.to_string()], |row| Ok(slot_with_facts(row)))? {
+            let (_, slot, facts) = row??;
+            let of_class = counts.entry(slot.class).or_default();
+            let count = of_class.entry(text_of(&facts.shown_state())).or_default();
+            *count = count.saturating_add(1);
+        }
+        Ok(counts)
     }
 
     /// Classes after a name, in the order of their names: those that a tenant may use, or all of
@@ -254,7 +280,8 @@ impl Db<'_> {
                 .map(|class| (class, (0, 0)))
                 .collect(),
         };
-        for slot in self.slot_candidates()?.into_values().flatten() {
+        let slots = self.slot_candidates("slot.slot_id > ?1", "")?;
+        for slot in slots.into_values().flatten() {
             let counts = match tenant {
                 None => Some(classes.entry(slot.class).or_default()),
                 Some(_) => classes.get_mut(&slot.class),
@@ -319,6 +346,35 @@ fn bucket(free: u32) -> &'static str {
     }
 }
 
+fn slot_with_facts(row: &Row<'_>) -> Result<(NodeId, SlotCandidate, SlotFacts), StoreError> {
+    let problem: Option<String> = row.get("problem_code")?;
+    let admission = match row.get::<_, u8>("admission")? {
+        0 => Admission::None,
+        1 => Admission::Holds,
+        _ => Admission::Void,
+    };
+    let slot = SlotCandidate {
+        slot_id: parsed(&row.get::<_, String>("slot_id")?, "slot id")?,
+        class: row.get("class")?,
+        numa_node: row.get("numa_node")?,
+        obstacle: None,
+    };
+    let facts = SlotFacts {
+        host_state: word(&row.get::<_, String>("host_state")?, "slot state")?,
+        problem: problem
+            .map(|code| word(&code, "slot problem"))
+            .transpose()?,
+        is_reported: row.get("is_reported")?,
+        admission,
+        is_quarantined: row.get("is_quarantined")?,
+        awaits_wipe: row.get("awaits_wipe")?,
+        is_claimed: row.get("is_claimed")?,
+        is_vm_gone: row.get("is_vm_gone")?,
+    };
+    let node = parsed(&row.get::<_, String>("node_id")?, "node id")?;
+    Ok((node, slot, facts))
+}
+
 fn stored_slot(row: &Row<'_>) -> Result<StoredSlot, StoreError> {
     let slot_id: SlotId = parsed(&row.get::<_, String>("slot_id")?, "slot id")?;
     let admission = match row.get("admitted_identity")? {
@@ -347,7 +403,6 @@ fn stored_slot(row: &Row<'_>) -> Result<StoredSlot, StoreError> {
         holder: row.get("holder")?,
         devices: row.get("devices")?,
         identity: row.get("identity")?,
-        numa_node: row.get("numa_node")?,
         is_reported: row.get("is_reported")?,
         reported_at: row.get("reported_at")?,
         admission,

@@ -481,8 +481,14 @@ impl WriteTx<'_> {
             [id.as_str()],
             |row| row.get(0),
         )?;
-        if vms > 0 {
-            let counts = BTreeMap::from([("vms".to_owned(), vms)]);
+        let nodes: u32 = self.conn.query_row(
+            "SELECT COUNT(*) FROM node WHERE dedicated_to = ?1",
+            [id.as_str()],
+            |row| row.get(0),
+        )?;
+        let mut counts = BTreeMap::from([("vms".to_owned(), vms), ("nodes".to_owned(), nodes)]);
+        counts.retain(|_, count| *count > 0);
+        if !counts.is_empty() {
             return Ok(Err(DeleteTenantDenied::NotEmpty { counts }));
         }
         let audit_index = self.append(

@@ -3,6 +3,7 @@
 
 use berth_api::ids::{TenantId, TokenId};
 use berth_api::rest::TokenRecord;
+use berth_controller_core::quota::QuotaDenied;
 use serde_json::json;
 
 use crate::error::StoreError;
@@ -38,6 +39,17 @@ pub struct NewTokenRecord {
     pub issued_at_s: i64,
     /// Seconds since the epoch.
     pub expires_at_s: i64,
+}
+
+/// Why a token was not recorded, and so must not be handed out.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RecordTokenDenied {
+    /// Its tenant does not exist.
+    #[error("the tenant does not exist")]
+    NoTenant,
+    /// Its tenant has as many as it may have.
+    #[error(transparent)]
+    Quota(#[from] QuotaDenied),
 }
 
 /// A link that a holder made, seen for the first time.
@@ -101,16 +113,20 @@ impl Db<'_> {
 }
 
 impl WriteTx<'_> {
-    /// Record a token; `false` if its tenant does not exist.
+    /// Record a token and charge its tenant for it. A refusal charges nothing.
     pub fn record_token(
         &mut self,
         new: &NewTokenRecord,
         cause: &Cause,
-    ) -> Result<bool, StoreError> {
-        if let Some(tenant) = &new.tenant_id
-            && self.tenant(tenant)?.is_none()
-        {
-            return Ok(false);
+    ) -> Result<Result<(), RecordTokenDenied>, StoreError> {
+        if let Some(tenant) = &new.tenant_id {
+            if self.tenant_standing(tenant)?.is_none() {
+                return Ok(Err(RecordTokenDenied::NoTenant));
+            }
+            let expires_at_ms = new.expires_at_s.saturating_mul(1000);
+            if let Err(denied) = self.charge_token(tenant, new.token_id, expires_at_ms, cause)? {
+                return Ok(Err(denied.into()));
+            }
         }
         self.append(
             NewEvent {
@@ -146,7 +162,7 @@ impl WriteTx<'_> {
                 new.resources.as_ref().map(|ids| json!(ids).to_string()),
                 i64::from(new.requires_pop),
             ))?;
-        Ok(true)
+        Ok(Ok(()))
     }
 
     /// Record a link that a holder made, the first time that it is used. Repeatable.

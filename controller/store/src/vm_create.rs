@@ -6,7 +6,7 @@ use berth_api::ids::{NodeId, ProjectId, SlotId, TenantId, VmId};
 use berth_api::rest::{Vm, VmState};
 use berth_controller_core::placement::{Decision, Demand, Placement, Reasons, SlotWish};
 use berth_controller_core::quota::{QuotaDenied, Resource};
-use berth_controller_core::shape::Shape;
+use berth_controller_core::shape::{Shape, wishes_of};
 use berth_controller_core::slot::Obstacle;
 use berth_controller_core::vm::{Event, TaskKind};
 use serde_json::json;
@@ -132,17 +132,6 @@ pub struct CreatedVm {
     pub wake: Option<NodeId>,
 }
 
-/// What would become of a request.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PlannedVm {
-    /// Its root disk, in GiB.
-    pub disk_gb: u32,
-    /// What it would be charged for.
-    pub charges: BTreeMap<String, u64>,
-    /// Where it would go; `None` if it would wait for a node that is silent.
-    pub placement: Option<Placement>,
-}
-
 /// What a VM's row says that its shape does not.
 struct NewVmRow<'n> {
     vm_id: VmId,
@@ -152,44 +141,34 @@ struct NewVmRow<'n> {
 }
 
 /// What a request comes to, before anything is charged or placed.
-struct Wanted {
-    disk_gb: u32,
+pub(crate) struct Wanted {
+    pub(crate) disk_gb: u32,
     /// The image's name; `None` if the tenant may not know of it.
     image: Option<String>,
-    amounts: Amounts,
+    pub(crate) amounts: Amounts,
+}
+
+impl Wanted {
+    pub(crate) fn demand(&self, tenant: &TenantId, shape: &Shape) -> Demand {
+        Demand {
+            tenant: tenant.clone(),
+            vcpus: shape.vcpus,
+            memory_mib: shape.memory_mb,
+            disk_mib: u64::from(self.disk_gb) * 1024,
+            slots: shape.slots.clone(),
+            wishes: shape.wishes(),
+        }
+    }
+
+    /// No image has the empty name: one that the tenant may not know of is on no node.
+    pub(crate) fn image_or_none(&self) -> &str {
+        self.image.as_deref().unwrap_or("")
+    }
 }
 
 impl Db<'_> {
-    /// What would become of a request now: where the VM would go, with nothing charged or stored.
-    pub fn plan_vm(
-        &self,
-        tenant: &TenantId,
-        shape: &Shape,
-    ) -> Result<Result<PlannedVm, CreateVmDenied>, StoreError> {
-        let wanted = match self.wanted(tenant, shape)? {
-            Ok(wanted) => wanted,
-            Err(denied) => return Ok(Err(denied)),
-        };
-        if let Err(denied) = self.would_admit(tenant, &shape.project, &wanted.amounts)? {
-            return Ok(Err(denied.into()));
-        }
-        let placement = match self.place_now(tenant, shape, &wanted)? {
-            Ok(placement) => placement,
-            Err(denied) => return Ok(Err(denied)),
-        };
-        Ok(Ok(PlannedVm {
-            disk_gb: wanted.disk_gb,
-            charges: wanted
-                .amounts
-                .iter()
-                .map(|(resource, amount)| (resource.name(), *amount))
-                .collect(),
-            placement,
-        }))
-    }
-
     /// Check what can be checked without a charge.
-    fn wanted(
+    pub(crate) fn wanted(
         &self,
         tenant: &TenantId,
         shape: &Shape,
@@ -240,9 +219,9 @@ impl Db<'_> {
     }
 
     /// Where the VM goes; `None` if it waits for a node that is silent.
-    fn place_now(
+    pub(crate) fn place_now(
         &self,
-        _tenant: &TenantId,
+        tenant: &TenantId,
         shape: &Shape,
         wanted: &Wanted,
     ) -> Result<Result<Option<Placement>, CreateVmDenied>, StoreError> {
@@ -256,20 +235,15 @@ impl Db<'_> {
         if let Some(denied) = self.obstacle_of(&shape.slots)? {
             return Ok(Err(denied));
         }
-        let demand = Demand {
-            vcpus: shape.vcpus,
-            memory_mib: shape.memory_mb,
-            disk_mib: u64::from(wanted.disk_gb) * 1024,
-            slots: shape.slots.clone(),
-        };
-        // No image has the empty name: one that the tenant may not know of is on no node.
-        let image = wanted.image.as_deref().unwrap_or("");
-        Ok(match self.decide_placement(image, &demand)? {
-            Decision::Chosen(placement) => Ok(Some(placement)),
-            Decision::Wait(_) => Ok(None),
-            Decision::NoCapacity(reasons) => Err(CreateVmDenied::NoCapacity(reasons)),
-            Decision::Impossible(reasons) => Err(CreateVmDenied::Impossible(reasons)),
-        })
+        let demand = wanted.demand(tenant, shape);
+        Ok(
+            match self.decide_placement(wanted.image_or_none(), &demand)? {
+                Decision::Chosen(placement) => Ok(Some(placement)),
+                Decision::Wait(_) => Ok(None),
+                Decision::NoCapacity(reasons) => Err(CreateVmDenied::NoCapacity(reasons)),
+                Decision::Impossible(reasons) => Err(CreateVmDenied::Impossible(reasons)),
+            },
+        )
     }
 
     /// How many slots of each class are wanted; the tenant may use them all. A slot of a class that
@@ -407,6 +381,7 @@ impl WriteTx<'_> {
                     "disk_gb": wanted.disk_gb,
                     "image": shape.image,
                     "slots": slots,
+                    "placement": shape.placement,
                 })),
                 ..NewEvent::default()
             },
@@ -441,11 +416,19 @@ impl WriteTx<'_> {
     ) -> Result<(), StoreError> {
         let labels = serde_json::to_string(&shape.labels)
             .map_err(|_| StoreError::Unstorable { what: "label list" })?;
+        let placement = shape
+            .placement
+            .as_ref()
+            .map(serde_json::to_string)
+            .transpose()
+            .map_err(|_| StoreError::Unstorable { what: "placement" })?;
+        let apart = shape.wishes().apart;
         self.conn
             .prepare_cached(
                 "INSERT INTO vm (vm_id, tenant_id, name, state, state_since, desired_state, generation,
-                 vcpus, memory_mb, disk_gb, image, labels, created_at, audit_index, project_id)
-                 VALUES (?1, ?2, ?3, ?4, ?5, 'running', 0, ?6, ?7, ?8, ?9, ?10, ?5, ?11, ?12)",
+                 vcpus, memory_mb, disk_gb, image, labels, created_at, audit_index, project_id,
+                 placement, apart_group, is_apart_required)
+                 VALUES (?1, ?2, ?3, ?4, ?5, 'running', 0, ?6, ?7, ?8, ?9, ?10, ?5, ?11, ?12, ?13, ?14, ?15)",
             )?
             .execute((
                 new.vm_id.to_string(),
@@ -460,6 +443,9 @@ impl WriteTx<'_> {
                 labels,
                 new.audit_index,
                 shape.project.as_str(),
+                placement,
+                apart.as_ref().map(|apart| &apart.group),
+                apart.as_ref().is_some_and(|apart| apart.is_required),
             ))?;
         Ok(())
     }
@@ -474,14 +460,21 @@ impl WriteTx<'_> {
         self.conn
             .prepare_cached("UPDATE vm SET node_id = ?2 WHERE vm_id = ?1")?
             .execute((vm_id.to_string(), node.to_string()))?;
-        self.conn
+        let taken = self
+            .conn
             .prepare_cached(
                 "UPDATE node SET vms = vms + 1,
                  vcpus_used = vcpus_used + (SELECT vcpus FROM vm WHERE vm_id = ?1),
                  memory_used_mib = memory_used_mib + (SELECT memory_mb FROM vm WHERE vm_id = ?1)
-                 WHERE node_id = ?2",
+                 WHERE node_id = ?2 AND cordoned_at IS NULL
+                 AND memory_used_mib + (SELECT memory_mb FROM vm WHERE vm_id = ?1) <= memory_mib",
             )?
             .execute((vm_id.to_string(), node.to_string()))?;
+        if taken == 0 {
+            return Err(StoreError::Corrupt {
+                what: "node that was chosen",
+            });
+        }
         self.show_phase(vm_id, "scheduled")?;
         self.apply_event(vm_id, Event::Placed, None, cause)?
             .map_err(|_| StoreError::Corrupt { what: "pending VM" })?;
@@ -505,11 +498,13 @@ impl WriteTx<'_> {
                 continue;
             };
             let demand = Demand {
+                tenant: stored.vm.tenant_id.clone(),
                 vcpus: stored.vm.vcpus,
                 memory_mib: stored.vm.memory_mb,
                 disk_mib: u64::from(stored.vm.disk_gb) * 1024,
                 // A VM with slots was placed when it was accepted.
                 slots: Vec::new(),
+                wishes: wishes_of(stored.vm.placement.as_ref()),
             };
             let decision = self.decide_placement(&stored.vm.image, &demand)?;
             if let Decision::Chosen(placement) = decision {

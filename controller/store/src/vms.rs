@@ -11,8 +11,8 @@ use crate::store::Db;
 
 const SELECT: &str =
     "SELECT vm.vm_id, vm.tenant_id, vm.name, vm.state, reason_code, reason_message,
-    state_since, desired_state, generation, vm.vcpus, memory_mb, disk_gb, image, vm.node_id, labels,
-    created_at, operation_id, last_sync_at, audit_index, project_id
+    state_since, desired_state, generation, vm.vcpus, memory_mb, disk_gb, image, vm.node_id, vm.labels,
+    created_at, operation_id, last_sync_at, audit_index, project_id, vm.placement
     FROM vm LEFT JOIN node ON node.node_id = vm.node_id";
 
 /// How a caller names a VM.
@@ -156,6 +156,7 @@ struct VmRow {
     last_sync_at: Option<i64>,
     audit_index: u64,
     project_id: String,
+    placement: Option<String>,
 }
 
 fn vm_row(row: &Row<'_>) -> crate::sql::Result<VmRow> {
@@ -180,6 +181,7 @@ fn vm_row(row: &Row<'_>) -> crate::sql::Result<VmRow> {
         last_sync_at: row.get(17)?,
         audit_index: row.get(18)?,
         project_id: row.get(19)?,
+        placement: row.get(20)?,
     })
 }
 
@@ -204,6 +206,13 @@ impl VmRow {
             image: self.image,
             node_id: parsed_option::<NodeId>(self.node_id, "node id")?,
             slots: Vec::new(),
+            placement: self
+                .placement
+                .map(|text| serde_json::from_str(&text))
+                .transpose()
+                .map_err(|_| StoreError::Corrupt {
+                    what: "VM's placement",
+                })?,
             labels: serde_json::from_str(&self.labels)
                 .map_err(|_| StoreError::Corrupt { what: "label list" })?,
             created_at: rfc3339(self.created_at),

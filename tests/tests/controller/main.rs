@@ -34,6 +34,8 @@ mod monitoring;
 #[cfg(test)]
 mod nodes;
 #[cfg(test)]
+mod placement;
+#[cfg(test)]
 mod quota;
 #[cfg(test)]
 mod rates;

@@ -7,7 +7,9 @@ use berth_tests::simulated_agent::SimulatedAgent;
 use serde_json::json;
 
 use crate::database::TestDatabase;
-use crate::harness::{Client, Controller, Reply, audit_bodies, tenant_body, usage_of, vm_body};
+use crate::harness::{
+    Client, Controller, Reply, audit_bodies, tenant_body, token_body, usage_of, vm_body,
+};
 
 fn statuses_of_concurrent_creates(clients: &[&Client], count: usize) -> BTreeMap<u16, usize> {
     let threads: Vec<_> = (0..count)
@@ -176,6 +178,55 @@ fn storage_has_its_own_ceiling() {
             .unwrap()
             .ends_with("T00:00:00.000Z")
     );
+}
+
+#[test]
+fn tokens_are_charged_from_their_mint_until_they_are_revoked() {
+    let controller = Controller::start();
+    let tenant = controller.tenant("acme", 1);
+    assert_eq!(usage_of(&tenant, "tokens")["used"], 1);
+    let admin = controller.admin();
+    let ceiling = json!({ "max_tokens": 3 });
+    admin
+        .send_json("PATCH", "/v1/tenants/acme", &ceiling)
+        .expect(200);
+    let issue = || tenant.post("/v1/tokens", &token_body("vm.read"));
+    let issued: Vec<_> = (0..2).map(|_| issue().expect(201).json()).collect();
+    let body = issue().refused(429, "quota_exceeded");
+    assert_eq!(body["quota"]["resource"], "tokens");
+    assert_eq!(
+        (&body["quota"]["used"], &body["quota"]["limit"]),
+        (&json!(3), &json!(3))
+    );
+    // An operator's mint for the tenant is the tenant's too.
+    admin
+        .post("/v1/tenants/acme/tokens", &token_body("vm.read"))
+        .refused(429, "quota_exceeded");
+    assert_eq!(
+        audit_bodies(&admin, "event_type=TOKEN_ISSUE_DENIED").len(),
+        2
+    );
+    let path = format!("/v1/tokens/{}", issued[0]["token_id"].as_str().unwrap());
+    for _ in 0..2 {
+        tenant.delete(&path).expect(204);
+        assert_eq!(usage_of(&tenant, "tokens")["used"], 2);
+    }
+    issue().expect(201);
+    let holder = json!({ "subject_pubkey": issued[1]["subject_pubkey"] });
+    tenant.post("/v1/tokens/revoke", &holder).expect(204);
+    assert_eq!(usage_of(&tenant, "tokens")["used"], 2);
+    controller.assert_sound();
+    admin
+        .post(
+            "/v1/tokens/revoke",
+            &json!({ "tenant_id": "acme", "all": true }),
+        )
+        .expect(204);
+    let usage = admin.get("/v1/tenants/acme/usage").expect(200).json();
+    let tokens = usage["items"].as_array().unwrap();
+    let tokens = tokens.iter().find(|item| item["resource"] == "tokens");
+    assert_eq!(tokens.unwrap()["used"], 0);
+    controller.assert_sound();
 }
 
 #[test]

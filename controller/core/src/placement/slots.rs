@@ -2,7 +2,7 @@
 //!
 //! Slots of one NUMA node are preferred; the older id wins otherwise.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use berth_api::ids::SlotId;
 
@@ -38,37 +38,66 @@ pub struct SlotCandidate {
 
 /// Why a node's slots do not do.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Shortage {
+pub struct Shortage {
     /// Whether it would be the same if all of its slots were free.
-    pub(super) is_permanent: bool,
-    /// Slots per rejection.
-    pub(super) reasons: Reasons,
+    pub is_permanent: bool,
+    /// Slots per rejection; `slots.numa_split` counts the node.
+    pub reasons: Reasons,
 }
 
-/// The slots that fulfil all wishes, or why there are none.
+/// The slots that fulfil all wishes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Choice {
+    /// Which.
+    pub(super) slots: Vec<SlotId>,
+    /// Whether they are near each other; a single one always is.
+    pub(super) is_numa_local: bool,
+}
+
+/// The slots that fulfil all wishes, or why there are none. `is_strict`: all of one NUMA node, or none.
 pub(super) fn choose(
     wishes: &[SlotWish],
     slots: &[SlotCandidate],
-) -> Result<Vec<SlotId>, Shortage> {
+    is_strict: bool,
+) -> Result<Choice, Shortage> {
     let mut free: Vec<&SlotCandidate> = slots
         .iter()
         .filter(|slot| slot.obstacle.is_none())
         .collect();
     free.sort_by_key(|slot| slot.slot_id);
-    let mut numa_nodes: Vec<u32> = free.iter().filter_map(|slot| slot.numa_node).collect();
-    numa_nodes.sort_unstable();
-    numa_nodes.dedup();
-    for numa_node in numa_nodes {
-        let near = free
+    if let Some(slots) = take_near(wishes, &free) {
+        return Ok(Choice {
+            slots,
+            is_numa_local: true,
+        });
+    }
+    let Some(taken) = take(wishes, free) else {
+        return Err(shortage(wishes, slots));
+    };
+    let is_numa_local = taken.len() <= 1;
+    if is_strict && !is_numa_local {
+        return Err(Shortage {
+            is_permanent: take_near(wishes, &slots.iter().collect::<Vec<_>>()).is_none(),
+            reasons: Reasons::from([("slots.numa_split".to_owned(), 1)]),
+        });
+    }
+    Ok(Choice {
+        slots: taken,
+        is_numa_local,
+    })
+}
+
+/// Take slots for every wish out of one NUMA node's.
+fn take_near(wishes: &[SlotWish], slots: &[&SlotCandidate]) -> Option<Vec<SlotId>> {
+    let numa_nodes: BTreeSet<u32> = slots.iter().filter_map(|slot| slot.numa_node).collect();
+    numa_nodes.into_iter().find_map(|numa_node| {
+        let near = slots
             .iter()
             .copied()
             .filter(|slot| slot.numa_node == Some(numa_node))
             .collect();
-        if let Some(chosen) = take(wishes, near) {
-            return Ok(chosen);
-        }
-    }
-    take(wishes, free).ok_or_else(|| shortage(wishes, slots))
+        take(wishes, near)
+    })
 }
 
 /// Take slots for every wish out of `free`, named ones first.
@@ -160,12 +189,39 @@ mod tests {
             slot("nvme", Some(1), None),
         ];
         let both = [some("gpu", 1), some("nvme", 1)];
-        assert_eq!(
-            choose(&both, &slots),
-            Ok(vec![slots[1].slot_id, slots[2].slot_id])
+        let near = Choice {
+            slots: vec![slots[1].slot_id, slots[2].slot_id],
+            is_numa_local: true,
+        };
+        assert_eq!(choose(&both, &slots, false), Ok(near.clone()));
+        assert_eq!(choose(&both, &slots, true), Ok(near));
+        let apart = choose(&[some("nvme", 2)], &slots, false).unwrap();
+        assert!(apart.slots.contains(&slots[0].slot_id) && apart.slots.contains(&slots[2].slot_id));
+        assert!(!apart.is_numa_local);
+    }
+
+    #[test]
+    fn a_strict_bundle_is_of_one_numa_node_or_refused() {
+        let split = [
+            slot("nvme", Some(0), None),
+            slot("nvme", Some(1), None),
+            slot("nvme", None, None),
+        ];
+        let never = choose(&[some("nvme", 2)], &split, true).unwrap_err();
+        let reasons = Reasons::from([("slots.numa_split".to_owned(), 1)]);
+        assert_eq!((never.is_permanent, never.reasons), (true, reasons.clone()));
+        let mut later = split.to_vec();
+        later.push(slot("nvme", Some(1), Some(Obstacle::Wiping)));
+        let full = choose(&[some("nvme", 2)], &later, true).unwrap_err();
+        assert_eq!((full.is_permanent, full.reasons), (false, reasons));
+        // One slot is near itself, wherever it is.
+        let alone = [slot("nvme", None, None)];
+        assert!(
+            choose(&[some("nvme", 1)], &alone, true)
+                .unwrap()
+                .is_numa_local
         );
-        let apart = choose(&[some("nvme", 2)], &slots).unwrap();
-        assert!(apart.contains(&slots[0].slot_id) && apart.contains(&slots[2].slot_id));
+        assert!(choose(&[], &[], true).unwrap().slots.is_empty());
     }
 
     #[test]
@@ -173,14 +229,14 @@ mod tests {
         let slots = [slot("nvme", None, None), slot("nvme", None, None)];
         let wishes = [some("nvme", 1), SlotWish::One(slots[0].slot_id)];
         assert_eq!(
-            choose(&wishes, &slots),
-            Ok(vec![slots[0].slot_id, slots[1].slot_id])
+            choose(&wishes, &slots, false).unwrap().slots,
+            [slots[0].slot_id, slots[1].slot_id]
         );
         let twice = [
             SlotWish::One(slots[0].slot_id),
             SlotWish::One(slots[0].slot_id),
         ];
-        choose(&twice, &slots).unwrap_err();
+        choose(&twice, &slots, false).unwrap_err();
     }
 
     #[test]
@@ -191,7 +247,7 @@ mod tests {
             slot("nvme", None, Some(Obstacle::Wiping)),
             slot("gpu", None, Some(Obstacle::Quarantined)),
         ];
-        let short = choose(&[some("nvme", 1)], &slots).unwrap_err();
+        let short = choose(&[some("nvme", 1)], &slots, false).unwrap_err();
         assert!(!short.is_permanent);
         assert_eq!(
             short.reasons,
@@ -200,7 +256,7 @@ mod tests {
                 ("slots.nvme.wiping".to_owned(), 1),
             ])
         );
-        let never = choose(&[some("nvme", 4)], &slots).unwrap_err();
+        let never = choose(&[some("nvme", 4)], &slots, false).unwrap_err();
         assert!(never.is_permanent);
         assert_eq!(never.reasons["slots.nvme.too_few"], 1);
     }

@@ -101,6 +101,11 @@ impl Scoped {
             .ok_or_else(ApiError::internal)
     }
 
+    /// The tenant whose token it is; an operator's is no tenant's.
+    pub(crate) fn own_tenant(&self) -> Result<&TenantId, ApiError> {
+        self.grant.tenant.as_ref().ok_or_else(no_tenant)
+    }
+
     /// The only VMs that a list may show, in their order; `None` for all of the namespace.
     pub(crate) fn only_vms(&self) -> Option<Vec<VmId>> {
         let limit = self.grant.resources.as_ref()?;
@@ -263,11 +268,7 @@ fn admit(
         Access::TenantPath(_) => path_tenant = Some(tenant_in_path(grant, params)?),
         Access::Tenant(_) | Access::TenantUnrated(_) => {
             if grant.tenant.is_none() {
-                return Err(ApiError::new(
-                    ErrorCode::PermissionDenied,
-                    "an operator's token belongs to no tenant",
-                    "Issue a token for the tenant (POST /v1/tenants/{tenant}/tokens) and use that.",
-                ));
+                return Err(no_tenant());
             }
         }
     }
@@ -275,6 +276,14 @@ fn admit(
         Some(scope) if !grant.scopes.covers(scope) => Err(ApiError::permission_denied(scope)),
         Some(_) | None => Ok(path_tenant),
     }
+}
+
+fn no_tenant() -> ApiError {
+    ApiError::new(
+        ErrorCode::PermissionDenied,
+        "an operator's token belongs to no tenant",
+        "Issue a token for the tenant (POST /v1/tenants/{tenant}/tokens) and use that.",
+    )
 }
 
 fn tenant_in_path(grant: &Grant, params: &RawPathParams) -> Result<TenantId, ApiError> {

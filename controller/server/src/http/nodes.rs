@@ -4,23 +4,27 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use berth_api::agent::{JOIN_TOKEN_PREFIX, JoinToken};
-use berth_api::rest::{CreateJoinToken, IssuedJoinToken, ListQuery, Node, Page};
-use berth_controller_store::NewJoinToken;
+use berth_api::rest::{ChangeNode, CreateJoinToken, IssuedJoinToken, ListQuery, Node, Page};
+use berth_controller_core::shape::{is_name, validate_names};
+use berth_controller_store::{NewJoinToken, NodeChange};
 use ring::digest::{SHA256, digest};
 use ring::rand::{SecureRandom as _, SystemRandom};
 
 use crate::api_error::ApiError;
 use crate::app::App;
-use crate::http::answer::{Created, Shown};
-use crate::http::body::{OptionalJson, QueryOf};
+use crate::http::answer::{Created, tag_of};
+use crate::http::body::{self, NoBody, OptionalJson, QueryOf};
+use crate::http::describe::{Answers, Sheet};
 use crate::http::gate::Scoped;
 use crate::http::once::{Idempotency, once};
 use crate::http::owned::Owned;
 use crate::http::page::{limit_of, page};
+use crate::http::precondition::IfMatch;
 use crate::http::tokens::rfc3339_s;
 
 const LIFETIME_S: std::ops::RangeInclusive<u64> = 60..=86_400;
@@ -124,6 +128,113 @@ pub(crate) async fn list(
     Ok(page(nodes, limit, |node| node.id.to_string()))
 }
 
-pub(crate) async fn get(node: Owned<Node>) -> Shown<Node> {
-    Shown(node.into_inner())
+/// 200: one node. Its tag stands for what operators set, as what its host reports changes all the time.
+#[derive(Clone, Debug)]
+pub(crate) struct ShownNode(Node);
+
+/// What a node's tag stands for.
+fn settings(node: &Node) -> (String, u64) {
+    (node.id.to_string(), node.revision)
+}
+
+impl IntoResponse for ShownNode {
+    fn into_response(self) -> Response {
+        let Ok(settings) = serde_json::to_vec(&settings(&self.0)) else {
+            return ApiError::internal().into_response();
+        };
+        ([(header::ETAG, tag_of(&settings))], Json(self.0)).into_response()
+    }
+}
+
+impl Answers for ShownNode {
+    fn describe(sheet: &mut Sheet<'_>) {
+        sheet.json_answer::<Node>(200, &["ETag"]);
+    }
+}
+
+pub(crate) async fn get(node: Owned<Node>) -> ShownNode {
+    ShownNode(node.into_inner())
+}
+
+/// What placement goes by. VMs that are there stay.
+pub(crate) async fn change(
+    State(app): State<Arc<App>>,
+    caller: Scoped,
+    node: Owned<Node>,
+    if_match: IfMatch,
+    body: body::Json<ChangeNode>,
+) -> Result<ShownNode, ApiError> {
+    let change = change_of(body.value)?;
+    let (id, cause) = (node.id, caller.cause());
+    let changed = app
+        .write(move |tx| {
+            if let Some(current) = tx.node(id)?
+                && let Err(stale) = if_match.check(&settings(&current))
+            {
+                return Ok(Err(stale));
+            }
+            Ok(tx.change_node(id, change, &cause)?.map_err(ApiError::from))
+        })
+        .await??;
+    Ok(ShownNode(changed))
+}
+
+fn change_of(asked: ChangeNode) -> Result<NodeChange, ApiError> {
+    let zone = asked.zone.as_ref().and_then(Option::as_deref);
+    if zone.is_some_and(|zone| !is_name(zone)) {
+        return Err(ApiError::field(
+            "zone",
+            "use 1 to 63 lower-case letters, digits and inner hyphens",
+        ));
+    }
+    validate_names(None, asked.labels.as_ref())?;
+    Ok(NodeChange {
+        is_reserved: asked.reserved,
+        dedicated_to: asked.dedicated_to,
+        zone: asked.zone,
+        labels: asked.labels,
+        max_vms: asked.max_vms,
+    })
+}
+
+pub(crate) async fn cordon(
+    app: State<Arc<App>>,
+    caller: Scoped,
+    node: Owned<Node>,
+    if_match: IfMatch,
+    _: NoBody,
+) -> Result<ShownNode, ApiError> {
+    set_cordoned(app, caller, node, if_match, true).await
+}
+
+pub(crate) async fn uncordon(
+    app: State<Arc<App>>,
+    caller: Scoped,
+    node: Owned<Node>,
+    if_match: IfMatch,
+    _: NoBody,
+) -> Result<ShownNode, ApiError> {
+    set_cordoned(app, caller, node, if_match, false).await
+}
+
+async fn set_cordoned(
+    State(app): State<Arc<App>>,
+    caller: Scoped,
+    node: Owned<Node>,
+    if_match: IfMatch,
+    is_cordoned: bool,
+) -> Result<ShownNode, ApiError> {
+    let (id, cause) = (node.id, caller.cause());
+    let changed = app
+        .write(move |tx| {
+            if let Some(current) = tx.node(id)?
+                && let Err(stale) = if_match.check(&settings(&current))
+            {
+                return Ok(Err(stale));
+            }
+            let changed = tx.cordon_node(id, is_cordoned, &cause)?;
+            Ok(changed.ok_or_else(ApiError::not_found))
+        })
+        .await??;
+    Ok(ShownNode(changed))
 }

@@ -10,7 +10,7 @@ use berth_api::rest::{
     ErrorCode, IssueToken, IssuedToken, ListQuery, Page, RevokeTokens, TokenRecord, VerifiedToken,
     VerifyToken,
 };
-use berth_controller_store::{NewTokenRecord, RevokeDenied, Revoked};
+use berth_controller_store::{NewTokenRecord, RecordTokenDenied, RevokeDenied, Revoked};
 use berth_token::{MAX_DELEGATIONS, MintError, NewLink, Resources, Scope, ScopeSet, SubjectKey};
 
 use crate::api_error::ApiError;
@@ -111,8 +111,8 @@ async fn issue_to(
         StatusCode::CREATED,
         move |tx| {
             Ok(match tx.record_token(&record, &cause)? {
-                true => Ok(issued),
-                false => Err(ApiError::not_found()),
+                Ok(()) => Ok(issued),
+                Err(denied) => Err(not_recorded(denied)),
             })
         },
         // A secret is not kept for a replay: it tells which token the first answer carried.
@@ -123,6 +123,13 @@ async fn issue_to(
     )
     .await?;
     Ok(done.answer(Created::new))
+}
+
+fn not_recorded(denied: RecordTokenDenied) -> ApiError {
+    match denied {
+        RecordTokenDenied::NoTenant => ApiError::not_found(),
+        RecordTokenDenied::Quota(denied) => denied.into(),
+    }
 }
 
 fn mint(app: &App, link: &NewLink) -> Result<String, ApiError> {

@@ -5,10 +5,15 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
 use berth_api::ids::{TenantId, VmId};
-use berth_api::rest::{ChangeVm, CreateVm, ErrorCode, Image, ListQuery, Page, Vm, VmState};
-use berth_controller_core::shape;
-use berth_controller_store::{ChangeVmDenied, CreatedVm, Db, StoreError, VmChange, VmRef};
+use berth_api::rest::{
+    ChangeVm, CreateVm, ErrorCode, Image, ListQuery, Page, PlanOutcome, Vm, VmPlan, VmState,
+};
+use berth_controller_core::shape::{self, Shape};
+use berth_controller_store::{
+    ChangeVmDenied, CreatedVm, Db, PlannedVm, StoreError, VmChange, VmRef,
+};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -16,6 +21,7 @@ use crate::api_error::{ApiError, wire};
 use crate::app::App;
 use crate::http::answer::{Created, Shown};
 use crate::http::body::{self, QueryOf};
+use crate::http::describe::{Answers, Sheet};
 use crate::http::gate::Scoped;
 use crate::http::once::{Idempotency, Once, once};
 use crate::http::owned::{Owned, VmOrTombstone};
@@ -81,17 +87,66 @@ impl Sieve {
     }
 }
 
+/// `POST /v1/vms`
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CreateQuery {
+    /// Answer when the VM is in this state.
+    wait: Option<VmState>,
+    /// Or after this many seconds, 0 to 120; 30 unless given.
+    timeout: Option<u64>,
+    /// Say what would become of it instead. Operators may do this alone, and name the tenant.
+    dry_run: Option<DryRun>,
+}
+
+/// How little is done.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum DryRun {
+    /// Nothing is charged, stored or ordered.
+    Plan,
+}
+
+/// A VM, or what would become of one.
+#[derive(Debug)]
+pub(crate) enum Creation {
+    Made(Created<Vm>),
+    Planned(Box<VmPlan>),
+}
+
+impl IntoResponse for Creation {
+    fn into_response(self) -> Response {
+        match self {
+            Self::Made(made) => made.into_response(),
+            Self::Planned(plan) => Json(plan).into_response(),
+        }
+    }
+}
+
+impl Answers for Creation {
+    fn describe(sheet: &mut Sheet<'_>) {
+        sheet.json_answer::<VmPlan>(200, &[]);
+        Created::<Vm>::describe(sheet);
+    }
+}
+
 pub(crate) async fn create(
     State(app): State<Arc<App>>,
     caller: Scoped,
-    QueryOf(query): QueryOf<WaitQuery>,
+    QueryOf(query): QueryOf<CreateQuery>,
     prefer: Patience,
     idempotency: Idempotency,
     body: body::Json<CreateVm>,
-) -> Result<Created<Vm>, ApiError> {
-    let wish = query.wish()?;
-    namespace_or_named(&caller, body.value.tenant_id.as_deref())?;
-    let tenant = caller.tenant()?.clone();
+) -> Result<Creation, ApiError> {
+    let wish = WaitQuery::of(query.wait, query.timeout).wish()?;
+    let named = namespace_or_named(&caller, body.value.tenant_id.as_deref())?;
+    if let Some(DryRun::Plan) = query.dry_run {
+        let tenant =
+            named.ok_or_else(|| ApiError::field("tenant_id", "is required of an operator"))?;
+        let plan = plan(&app, &caller, tenant, shape::validate(body.value)?).await?;
+        return Ok(Creation::Planned(Box::new(plan)));
+    }
+    let tenant = caller.own_tenant()?.clone();
     let shape = shape::validate(body.value)?;
     let key = idempotency.key(&caller, &body.bytes);
     let cause = caller.cause();
@@ -108,7 +163,7 @@ pub(crate) async fn create(
     )
     .await?;
     let CreatedVm { mut vm, wake } = match done {
-        Once::Replayed(replay) => return Ok(Created::Replayed(replay)),
+        Once::Replayed(replay) => return Ok(Creation::Made(Created::Replayed(replay))),
         Once::Done(created) => created,
     };
     tracing::info!(vm_id = %vm.id, tenant_id = %vm.tenant_id, request_id = %caller.request.id, "VM accepted");
@@ -124,7 +179,49 @@ pub(crate) async fn create(
             .unwrap_or(vm);
     }
     let location = format!("/v1/vms/{}", vm.id);
-    Ok(Created::at(vm, location))
+    Ok(Creation::Made(Created::at(vm, location)))
+}
+
+/// What would become of it. Of single nodes operators alone are told.
+async fn plan(
+    app: &Arc<App>,
+    caller: &Scoped,
+    tenant: TenantId,
+    shape: Shape,
+) -> Result<VmPlan, ApiError> {
+    let is_operator = caller.namespace().is_none();
+    let planned = app
+        .read(move |db| db.plan_vm(&tenant, &shape, is_operator))
+        .await?;
+    let PlannedVm {
+        disk_gb,
+        charges,
+        outcome,
+        zone,
+        verdicts,
+    } = planned;
+    let (outcome, placement, refusal) = match outcome {
+        Ok(Some(placement)) => (PlanOutcome::Accepted, Some(placement), None),
+        Ok(None) => (PlanOutcome::Waits, None, None),
+        Err(denied) => {
+            let refusal = ApiError::from(denied).into_plan();
+            (PlanOutcome::Refused, None, Some(refusal))
+        }
+    };
+    let (nodes, candidates) = verdicts.unzip();
+    Ok(VmPlan {
+        outcome,
+        disk_gb,
+        charges,
+        node_id: placement.as_ref().map(|placement| placement.node_id),
+        zone,
+        slots: placement
+            .map(|placement| placement.slots)
+            .unwrap_or_default(),
+        refusal,
+        candidates,
+        nodes,
+    })
 }
 
 pub(crate) async fn list(

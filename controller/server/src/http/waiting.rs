@@ -29,6 +29,11 @@ pub(crate) struct WaitQuery {
 }
 
 impl WaitQuery {
+    /// The same out of a query that has more.
+    pub(crate) fn of(wait: Option<VmState>, timeout: Option<u64>) -> Self {
+        Self { wait, timeout }
+    }
+
     /// What to wait for and how long, if anything.
     pub(crate) fn wish(self) -> Result<Option<(VmState, Duration)>, ApiError> {
         let patience = patience(self.timeout)?;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use berth_api::agent::{Capacity, EnrollRequest, PROTOCOL_VERSION};
-use berth_api::ids::{ProjectId, VmId};
+use berth_api::ids::{ProjectId, TokenId, VmId};
 use berth_api::rest::{CreateVm, VmState};
 use berth_controller_core::quota::{Ceilings, QuotaScope, Resource};
 use berth_controller_core::shape::validate;
@@ -15,8 +15,10 @@ use proptest::prelude::*;
 use super::NewOverride;
 use crate::ledger::{Cause, EntryFilter};
 use crate::nodes::NewJoinToken;
+use crate::revocations::Revoked;
 use crate::store::{Keys, Store};
 use crate::tenants::{NewTenant, TenantChange, TenantProfile};
+use crate::tokens::{NewTokenRecord, RecordTokenDenied};
 use crate::vm_create::CreateVmDenied;
 use crate::vm_events::{ActOnVmDenied, VmWish};
 use crate::vms::VmRef;
@@ -114,6 +116,11 @@ enum Step {
     Delete(usize),
     Happens(usize, Event),
     Ceiling(Option<usize>, Resource, Option<u64>),
+    /// A token of one of two holders; whether it is good for an hour, or was over before it began.
+    Issue(usize, bool),
+    Revoke(usize),
+    RevokeHolder(usize),
+    RevokeAll,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -139,8 +146,13 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         Resource::MemoryMb,
         Resource::StorageGb,
         Resource::CreatesPerDay,
+        Resource::Tokens,
     ]);
     let step = prop_oneof![
+        4 => (0_usize..2, prop::bool::weighted(0.8)).prop_map(|(h, good)| Step::Issue(h, good)),
+        1 => (0_usize..6).prop_map(Step::Revoke),
+        1 => (0_usize..2).prop_map(Step::RevokeHolder),
+        1 => Just(Step::RevokeAll),
         4 => (0_usize..2, 1_u32..4, 128_u64..512, 1_u32..4)
             .prop_map(|(p, v, m, d)| Step::Create(p, v, m, d)),
         2 => vm.clone().prop_map(Step::Start),
@@ -165,14 +177,35 @@ struct Modelled {
     exists: bool,
 }
 
+/// A token as the model knows it.
+#[derive(Clone, Debug)]
+struct ModelledToken {
+    id: TokenId,
+    holder: usize,
+    is_good: bool,
+}
+
 #[derive(Default)]
 struct Model {
     vms: Vec<Modelled>,
+    tokens: Vec<ModelledToken>,
+    revoked_holders: Vec<usize>,
+    /// Seconds that tokens begin at: one more with each.
+    clock: i64,
     ceilings: BTreeMap<(Option<usize>, Resource), u64>,
 }
 
 impl Model {
     fn used(&self, project: Option<usize>, resource: &Resource) -> u64 {
+        if *resource == Resource::Tokens {
+            let good = self.tokens.iter().filter(|token| token.is_good).count();
+            // They are the whole tenant's, which stands for them with its default project.
+            return if project == Some(1) {
+                0
+            } else {
+                good.try_into().unwrap()
+            };
+        }
         let of = |vm: &Modelled| match resource {
             Resource::CreatesPerDay => 1,
             Resource::Vms => u64::from(vm.exists),
@@ -299,6 +332,60 @@ fn happens(store: &Store, model: &mut Model, nth: usize, event: Event) {
     }
 }
 
+fn issue(store: &Store, model: &mut Model, holder: usize, is_good: bool) {
+    // The caller's business: nobody issues a token to a holder that is revoked.
+    if model.revoked_holders.contains(&holder) {
+        return;
+    }
+    model.clock += 1;
+    let id = TokenId::generate();
+    let hour = if is_good { 3600 } else { 0 };
+    let record = NewTokenRecord {
+        token_id: id,
+        tenant_id: Some(tenant()),
+        scope: Vec::new(),
+        resources: None,
+        requires_pop: false,
+        subject_pubkey: format!("holder-{holder}"),
+        label: None,
+        issued_at_s: model.clock,
+        expires_at_s: jiff::Timestamp::now().as_second() - 60 + hour,
+    };
+    let expected = model.lacks(0, &[(Resource::Tokens, 1)]);
+    let issued = store
+        .write(move |tx| tx.record_token(&record, &Cause::controller()))
+        .unwrap();
+    match issued {
+        Ok(()) => {
+            assert_eq!(expected, None);
+            model.tokens.push(ModelledToken {
+                id,
+                holder,
+                is_good,
+            });
+        }
+        Err(RecordTokenDenied::Quota(denied)) => {
+            assert_eq!(Some(denied.counter.resource), expected);
+        }
+        Err(RecordTokenDenied::NoTenant) => panic!("it is there"),
+    }
+}
+
+fn revoke(
+    store: &Store,
+    model: &mut Model,
+    what: Revoked,
+    is_meant: impl Fn(&ModelledToken) -> bool,
+) {
+    store
+        .write(move |tx| tx.revoke(Some(&tenant()), &what, None, &Cause::controller()))
+        .unwrap()
+        .unwrap();
+    for token in model.tokens.iter_mut().filter(|token| is_meant(token)) {
+        token.is_good = false;
+    }
+}
+
 fn set_ceiling(store: &Store, project: Option<usize>, resource: &Resource, ceiling: Option<u64>) {
     let scope = scope(project.map(|nth| PROJECTS[nth]));
     let ceilings = Ceilings::from([(resource.clone(), ceiling)]);
@@ -341,6 +428,21 @@ proptest! {
                 }
                 Step::Delete(nth) => act(&store, &mut model, nth, VmWish::Delete),
                 Step::Happens(nth, event) => happens(&store, &mut model, nth, event),
+                Step::Issue(holder, is_good) => issue(&store, &mut model, holder, is_good),
+                Step::Revoke(nth) => {
+                    if let Some(id) = model.tokens.get(nth).map(|token| token.id) {
+                        revoke(&store, &mut model, Revoked::Link(id), |token| token.id == id);
+                    }
+                }
+                Step::RevokeHolder(holder) => {
+                    let key = Revoked::Holder(format!("holder-{holder}"));
+                    model.revoked_holders.push(holder);
+                    revoke(&store, &mut model, key, |token| token.holder == holder);
+                }
+                Step::RevokeAll => {
+                    let before = Revoked::Before(model.clock + 1);
+                    revoke(&store, &mut model, before, |_| true);
+                }
                 Step::Ceiling(project, resource, ceiling) => {
                     set_ceiling(&store, project, &resource, ceiling);
                     match ceiling {

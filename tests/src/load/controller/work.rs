@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use berth_api::ids::{TokenId, VmId};
-use berth_controller_core::placement::{Decision, Demand};
+use berth_api::ids::{TenantId, TokenId, VmId};
+use berth_controller_core::placement::{Decision, Demand, Wishes};
 use berth_controller_store::Store;
 use berth_token::{Scope, TokenVerifier};
 use hyper::Method;
@@ -325,16 +325,19 @@ async fn shares(
 /// Placement decisions on the database beside its controller, as it is at this moment.
 async fn decisions(state: &State) -> Result<Percentiles> {
     let database = state.open_database()?;
+    let tenant: TenantId = "load-0".parse()?;
     let measured = tokio::task::spawn_blocking(move || {
         Store::inspect(database, |db| {
             let mut times = Latencies::default();
             let mut chosen = 0;
             for number in 0..DECISIONS {
                 let demand = Demand {
+                    tenant: tenant.clone(),
                     vcpus: 1 + u32::try_from(number % 8).unwrap_or(0),
                     memory_mib: 128,
                     disk_mib: 1024,
                     slots: Vec::new(),
+                    wishes: Wishes::default(),
                 };
                 let begun = Instant::now();
                 let decision = db.decide_placement("debian-12", &demand)?;

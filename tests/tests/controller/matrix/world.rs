@@ -206,7 +206,7 @@ impl World {
             "token" | "token_id" => vec![id(&victims.token, TokenId::generate().to_string())],
             "project" | "project_id" => vec![id(&victims.project, "nowhere".to_owned())],
             "slot_id" => vec![id(&self.slot, SlotId::generate().to_string())],
-            "node_id" => vec![id(&self.node, NodeId::generate().to_string())],
+            "node" | "node_id" => vec![id(&self.node, NodeId::generate().to_string())],
             _ => return None,
         })
     }
