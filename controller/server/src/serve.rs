@@ -22,7 +22,7 @@ use crate::offline::{StateDir, say_error};
 use crate::publisher::Publisher;
 use crate::tiers::Tiers;
 use crate::tls::{Tls, TlsError, TlsFiles};
-use crate::{door, follow, http, logging, recount, token_book};
+use crate::{door, follow, http, logging, overdue, recount, token_book};
 
 /// `EX_CONFIG` of sysexits.h: a restart would not help.
 const EXIT_CONFIG: u8 = 78;
@@ -189,6 +189,7 @@ async fn serve(
     tracing::info!(%address, controller = %app.store.controller_id(), "serving");
     let watchdog = tokio::spawn(feed_watchdog(Arc::clone(&app)));
     let follower = tokio::spawn(follow::follow(Arc::clone(&app)));
+    let overdue = tokio::spawn(overdue::watch(Arc::clone(&app)));
     let book = tokio::spawn(token_book::keep(Arc::clone(&app)));
     let recount = tokio::spawn(recount::every_day(Arc::clone(&app)));
     let shown = Arc::clone(&app);
@@ -212,6 +213,7 @@ async fn serve(
     tracing::info!("stopping");
     watchdog.abort();
     follower.abort();
+    overdue.abort();
     recount.abort();
     ledger.abort();
     publication.abort();
