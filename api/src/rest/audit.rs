@@ -155,11 +155,31 @@ pub struct AuditHead {
     /// The same for other people's verifiers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous_vkey: Option<String>,
-    /// The signed checkpoint that says all this.
-    pub checkpoint: String,
     /// Size of the newest checkpoint of the public copy, where the log is published.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub published_size: Option<u64>,
+    /// The signed checkpoint that says all this, with the cosignatures that it has.
+    pub checkpoint: String,
+    /// Other parties' witnesses, and how they stand.
+    #[serde(default)]
+    pub witnesses: Vec<WitnessStatus>,
+}
+
+/// A witness of the ledger that another party runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct WitnessStatus {
+    /// Its name in its cosignatures.
+    pub name: String,
+    /// What those are verified with.
+    pub vkey: String,
+    /// Size of the newest checkpoint that it cosigned since this controller started.
+    pub cosigned_size: Option<u64>,
+    /// When that was by its own word, RFC 3339.
+    pub cosigned_at: Option<String>,
+    /// Why it has not cosigned the newest one: `unreachable`, `refuses`, `ahead`, `no_proof`,
+    /// `rolled_back` or `forked`.
+    pub problem: Option<String>,
 }
 
 /// Query of `GET /v1/audit/proof/inclusion`.

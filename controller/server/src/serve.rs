@@ -22,6 +22,7 @@ use crate::offline::{StateDir, say_error};
 use crate::publisher::Publisher;
 use crate::tiers::Tiers;
 use crate::tls::{Tls, TlsError, TlsFiles};
+use crate::witnesses::Witnesses;
 use crate::{door, follow, http, logging, overdue, recount, token_book};
 
 /// `EX_CONFIG` of sysexits.h: a restart would not help.
@@ -87,7 +88,14 @@ pub(crate) fn run(
         }
     };
     let anchor = state.anchor(&config);
-    let ledger = match LedgerDesk::open(Arc::clone(&store), anchor) {
+    let witnesses = match Witnesses::open(&config.ledger.witnesses, config.ledger.witness_quorum) {
+        Ok(witnesses) => witnesses,
+        Err(error) => {
+            say_error(&error);
+            return Ok(ExitCode::from(EXIT_CONFIG));
+        }
+    };
+    let ledger = match LedgerDesk::open(Arc::clone(&store), anchor, witnesses) {
         Ok(ledger) => ledger,
         Err(error) => {
             say_error(&error.into());
@@ -195,6 +203,8 @@ async fn serve(
     let shown = Arc::clone(&app);
     let mut ledger = tokio::spawn(async move { shown.ledger.run().await });
     let publication = tokio::spawn(publish(Arc::clone(&app)));
+    let asking = Arc::clone(&app);
+    let witnesses = tokio::spawn(async move { asking.ledger.ask_witnesses().await });
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
@@ -217,6 +227,7 @@ async fn serve(
     recount.abort();
     ledger.abort();
     publication.abort();
+    witnesses.abort();
     app.stop();
     match tokio::time::timeout(STOP_PATIENCE, &mut server).await {
         Ok(ended) => ended?,

@@ -42,6 +42,7 @@ mod monitoring;
 #[cfg(test)]
 mod nodes;
 #[cfg(test)]
+mod passports;
 mod placement;
 #[cfg(test)]
 mod quota;
@@ -75,3 +76,5 @@ mod token_attacks;
 mod token_chains;
 #[cfg(test)]
 mod tokens;
+#[cfg(test)]
+mod witnesses;
