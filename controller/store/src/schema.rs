@@ -15,6 +15,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0007_tokens.sql"),
     include_str!("../migrations/0008_node_policy.sql"),
     include_str!("../migrations/0009_token_charges.sql"),
+    include_str!("../migrations/0012_free_slots.sql"),
 ];
 
 /// The newest schema that this program knows.
