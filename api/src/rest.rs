@@ -4,6 +4,7 @@
 //! fields; clients ignore unknown response fields. [`ErrorCode`] is the closed list of codes. One file
 //! per subject; all names are reached from here.
 
+mod account;
 mod audit;
 mod error;
 mod event;
@@ -14,6 +15,7 @@ mod tenant;
 mod token;
 mod vm;
 
+pub use account::*;
 pub use audit::*;
 pub use error::*;
 pub use event::*;
@@ -60,6 +62,9 @@ pub struct Version {
     pub version: String,
     /// What this controller can, for clients that must know.
     pub api_features: Vec<String>,
+    /// What a token may allow.
+    #[serde(default)]
+    pub scopes: Vec<String>,
 }
 
 /// `GET /healthz`

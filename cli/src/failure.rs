@@ -579,6 +579,8 @@ mod tests {
                 | ErrorCode::InvalidState
                 | ErrorCode::TenantNotEmpty
                 | ErrorCode::ClaimConflict
+                | ErrorCode::OperationInProgress
+                | ErrorCode::Protected
                 | ErrorCode::PreconditionFailed
                 | ErrorCode::IdempotencyConflict => Exit::Conflict,
                 ErrorCode::PlacementImpossible | ErrorCode::NoCapacity => Exit::Capacity,

@@ -9,7 +9,9 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::command::slot::{receipts, remote};
-use crate::command::{catalogue, explain, ledger, node, tenant, token, vm};
+use crate::command::{
+    catalogue, explain, ledger, node, project, service_account, tenant, token, vm,
+};
 use crate::failure::{Failure, Refusal};
 use crate::ledger::filter::ReadEntry;
 use crate::table::{Style, Table};
@@ -83,6 +85,19 @@ fn a_tenant() -> Value {
         "audit_index": 0, "a_member_from_the_future": true })
 }
 
+fn a_project() -> Value {
+    json!({ "tenant_id": "acme-corp", "project_id": "web", "display_name": "Web",
+        "department": "sales", "labels": {}, "quotas": { "vms": 4, "slots.nvme": 1 },
+        "created_at": TIME, "revision": 2, "audit_index": 7 })
+}
+
+fn an_account() -> Value {
+    json!({ "tenant_id": "acme-corp", "account_id": "ci", "project_id": "web",
+        "display_name": "Build server", "subject_pubkey": "c3ViamVjdA", "disabled": true,
+        "roles": { "web": "editor", "db": "viewer" }, "created_at": TIME, "revision": 3,
+        "audit_index": 9 })
+}
+
 fn a_vm(state: &str) -> Value {
     json!({ "id": VM, "name": "web-1", "tenant_id": "acme-corp", "state": state,
         "state_reason": { "code": "vmm_exit", "message": "the VMM ended by signal 9" },
@@ -142,12 +157,19 @@ fn tenants_and_tokens_are_shown_as_published() {
         "subject_pubkey": "c3ViamVjdA", "issued_at": TIME, "expires_at": TIME });
     let operator = json!({ "tenant_id": null, "token_id": TOKEN,
         "scope": ["service:platform-admin"], "expires_at": TIME });
+    let member = json!({ "project_id": "web", "account_id": "ci", "role": "editor" });
     let text = [
         tenant::list_table(&[from(a_tenant())]),
         tenant::object_table(&from(a_tenant())),
         token::list_table(&[from(record)]),
         token::issued_table(&from(issued)),
         catalogue::me_table(&from(operator)),
+        project::list_table(&[from(a_project())]),
+        project::object_table(&from(a_project())),
+        service_account::list_table(&[from(an_account())]),
+        service_account::object_table(&from(an_account())),
+        project::members_table(&[from(member.clone())]),
+        service_account::member_table(&from(member)),
     ];
     check(
         "tables-tenant.txt",

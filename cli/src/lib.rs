@@ -27,8 +27,8 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::client::Client;
 use crate::command::{
-    api, catalogue, explain, host as host_command, ledger as ledger_command, node, receipt, shell,
-    slot, tenant, token, vm,
+    api, catalogue, explain, host as host_command, ledger as ledger_command, node, project,
+    receipt, service_account, shell, slot, tenant, token, vm,
 };
 use crate::connection::ConnectionArguments;
 use crate::failure::Failure;
@@ -86,6 +86,12 @@ enum RemoteCommand {
     /// Tenants and their ceilings (operators)
     #[command(subcommand)]
     Tenant(tenant::TenantCommand),
+    /// The parts of a tenant, with ceilings inside its own
+    #[command(subcommand)]
+    Project(project::ProjectCommand),
+    /// Holders of tokens that are no persons, and their roles in projects
+    #[command(subcommand)]
+    ServiceAccount(service_account::ServiceAccountCommand),
     /// Capability tokens and the keys of their holders
     #[command(subcommand)]
     Token(token::TokenCommand),
@@ -183,6 +189,8 @@ fn local(screen: &mut Screen, command: LocalCommand) -> Result<(), Failure> {
 fn remote(session: &mut Session, command: RemoteCommand) -> Result<(), Failure> {
     match command {
         RemoteCommand::Tenant(command) => tenant::run(session, command),
+        RemoteCommand::Project(command) => project::run(session, command),
+        RemoteCommand::ServiceAccount(command) => service_account::run(session, command),
         RemoteCommand::Token(command) => token::run(session, command),
         RemoteCommand::Vm(command) => vm::run(session, command),
         RemoteCommand::Node(command) => node::run(session, command),

@@ -255,6 +255,8 @@ mod tests {
                 message: "the VMM ended by signal 9".to_owned(),
             }),
             state_since: String::new(),
+            state_deadline: None,
+            overdue: false,
             desired_state: VmState::Running,
             generation: 1,
             vcpus: 1,

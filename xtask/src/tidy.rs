@@ -3,6 +3,7 @@
 //! Each rule is a function from the tree to [`Problem`]s; nothing here changes a file. A rule that is
 //! written in CONTRIBUTING.md and can be checked by reading text has its check here.
 
+mod codes;
 mod documents;
 mod layers;
 mod sources;
@@ -101,6 +102,7 @@ pub(crate) fn problems(root: &Path) -> anyhow::Result<Vec<Problem>> {
     let tree = Tree::read(root)?;
     let mut problems = sources::problems(&tree);
     problems.extend(documents::problems(&tree));
+    problems.extend(codes::problems(&tree));
     problems.extend(layers::problems(&tree)?);
     Ok(problems)
 }

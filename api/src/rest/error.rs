@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::RequestId;
+use crate::ids::{OperationId, RequestId};
 
 macro_rules! error_codes { ($($(#[$doc:meta])* $name:ident = $text:literal, $status:literal, $title:literal;)*) => {
     /// Every code that an error body can carry, with its HTTP status.
@@ -85,6 +85,10 @@ error_codes! {
     TenantNotEmpty = "tenant_not_empty", 409, "Tenant not empty";
     /// The same key with another body.
     IdempotencyConflict = "idempotency_conflict", 409, "Idempotency conflict";
+    /// Another operation works on the object; `operation_id` names it.
+    OperationInProgress = "operation_in_progress", 409, "Operation in progress";
+    /// The object is always there.
+    Protected = "protected", 409, "Protected";
     /// The object is not what the caller has seen; `ETag` has its tag as it is.
     PreconditionFailed = "precondition_failed", 412, "Precondition failed";
     /// The body is too long.
@@ -138,6 +142,9 @@ pub struct ErrorBody {
     pub retryable: bool,
     /// This request.
     pub request_id: RequestId,
+    /// For `operation_in_progress`: what to wait for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operation_id: Option<OperationId>,
     /// Field by field, for `invalid_request` and `unknown_field`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub fields: BTreeMap<String, String>,

@@ -129,6 +129,12 @@ pub struct Vm {
     pub state_reason: Option<StateReason>,
     /// Since when, RFC 3339.
     pub state_since: String,
+    /// When it should have left the state, RFC 3339; of states that it leaves by itself.
+    #[serde(default)]
+    pub state_deadline: Option<String>,
+    /// Whether that time is over. Nothing is stopped by it; somebody should look.
+    #[serde(default)]
+    pub overdue: bool,
     /// What it should do: `running`, `stopped` or `deleted`.
     pub desired_state: VmState,
     /// Counts orders to the node.

@@ -166,6 +166,14 @@ fn texts(code: ErrorCode) -> (&'static str, &'static str) {
             "The same Idempotency-Key came with another body.",
             "Use a new key for a new request; repeat a request only word for word.",
         ),
+        ErrorCode::OperationInProgress => (
+            "Another operation works on the object and has to end first.",
+            "Wait for it: `operation_id` names it, and `berthctl operation show` tells where it stands; a deletion does not wait.",
+        ),
+        ErrorCode::Protected => (
+            "The object is always there and cannot be deleted.",
+            "Delete what is in it instead; every tenant keeps its project `default`.",
+        ),
         ErrorCode::PreconditionFailed => (
             "The object has changed since the tag in If-Match was given.",
             "Read it again, decide again, and send its new ETag; or leave If-Match out.",
@@ -248,6 +256,20 @@ mod tests {
         for (meaning, remedy) in texts {
             assert!(meaning.len() > 20 && meaning.ends_with('.'), "{meaning}");
             assert!(remedy.len() > 20 && remedy.ends_with('.'), "{remedy}");
+        }
+    }
+
+    #[test]
+    fn the_document_says_of_each_code_what_is_said_here() {
+        let document = include_str!("../../../docs/errors.md");
+        for code in ErrorCode::ALL {
+            let (meaning, remedy) = texts(*code);
+            let row = format!(
+                "| `{}` | {} | {meaning} | {remedy} | ",
+                code.as_str(),
+                code.status()
+            );
+            assert!(document.contains(&row), "docs/errors.md lacks: {row}");
         }
     }
 

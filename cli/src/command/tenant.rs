@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use berth_api::rest::{CreateTenant, Tenant};
+use berth_api::rest::{CreateTenant, SuspendTenant, Tenant};
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
 use crate::client::Path;
 use crate::failure::Failure;
 use crate::session::Session;
-use crate::table::{Cell, Table, optional};
+use crate::table::{Cell, Table, Tone, optional};
 
 /// What can be done with tenants.
 #[derive(Subcommand, Debug)]
@@ -33,6 +33,8 @@ pub(crate) enum TenantCommand {
         /// Slots of a class that may be held at once; may be repeated. Of other classes none
         #[arg(long = "slot-limit", value_name = "CLASS=N", value_parser = parse_slot_limit)]
         slot_limits: Vec<(String, u32)>,
+        #[command(flatten)]
+        ceilings: Ceilings,
     },
     /// List all tenants
     List {
@@ -52,6 +54,19 @@ pub(crate) enum TenantCommand {
         #[command(flatten)]
         changes: TenantChanges,
     },
+    /// Suspend a tenant: it can look, stop and delete, and nothing else
+    Suspend {
+        /// Its id
+        tenant_id: String,
+        /// Have its running VMs power off
+        #[arg(long)]
+        stop_vms: bool,
+    },
+    /// End a tenant's suspension
+    Resume {
+        /// Its id
+        tenant_id: String,
+    },
     /// Delete a tenant that owns nothing any more
     Delete {
         /// Its id
@@ -59,9 +74,28 @@ pub(crate) enum TenantCommand {
     },
 }
 
+/// Where ceilings come from, and those that a tier may set.
+#[derive(Args, Debug)]
+pub(crate) struct Ceilings {
+    /// A tier of the controller's settings, for the ceilings that are not given
+    #[arg(long)]
+    tier: Option<String>,
+    /// VMs that may be other than stopped at once
+    #[arg(long, value_name = "N")]
+    max_running_vms: Option<u32>,
+    /// vCPUs of VMs that are not stopped
+    #[arg(long, value_name = "N")]
+    max_vcpus: Option<u32>,
+    /// Memory of VMs that are not stopped, in MiB
+    #[arg(long, value_name = "MIB")]
+    max_memory_mb: Option<u64>,
+    /// VMs accepted in one day, in UTC
+    #[arg(long, value_name = "N")]
+    max_creates_per_day: Option<u32>,
+}
+
 /// What can be changed; at least one must be given.
 #[derive(Args, Debug)]
-#[group(required = true, multiple = true)]
 pub(crate) struct TenantChanges {
     /// Name for people
     #[arg(long)]
@@ -79,10 +113,12 @@ pub(crate) struct TenantChanges {
     /// a class that is not named, or has 0, may not be used
     #[arg(long = "slot-limit", value_name = "CLASS=N", value_parser = parse_slot_limit)]
     slot_limits: Vec<(String, u32)>,
+    #[command(flatten)]
+    ceilings: Ceilings,
 }
 
 impl TenantChanges {
-    fn to_json(&self) -> Value {
+    fn to_json(&self) -> Result<Value, Failure> {
         let members = [
             (
                 "display_name",
@@ -98,12 +134,32 @@ impl TenantChanges {
                 "slot_limits",
                 (!self.slot_limits.is_empty()).then(|| limits_of(&self.slot_limits)),
             ),
+            ("tier", self.ceilings.tier.as_ref().map(|tier| json!(tier))),
+            (
+                "max_running_vms",
+                self.ceilings.max_running_vms.map(Value::from),
+            ),
+            ("max_vcpus", self.ceilings.max_vcpus.map(Value::from)),
+            (
+                "max_memory_mb",
+                self.ceilings.max_memory_mb.map(Value::from),
+            ),
+            (
+                "max_creates_per_day",
+                self.ceilings.max_creates_per_day.map(Value::from),
+            ),
         ];
         let given: Map<String, Value> = members
             .into_iter()
             .filter_map(|(name, value)| Some((name.to_owned(), value?)))
             .collect();
-        Value::Object(given)
+        if given.is_empty() {
+            return Err(Failure::Usage {
+                sentence: "nothing was given that could be changed".to_owned(),
+                remedy: "Give a name, a tier or a ceiling; `--help` lists them.".to_owned(),
+            });
+        }
+        Ok(Value::Object(given))
     }
 }
 
@@ -135,6 +191,7 @@ pub(crate) fn run(session: &mut Session, command: TenantCommand) -> Result<(), F
             storage_quota_gb,
             api_rate_limit_rpm,
             slot_limits,
+            ceilings,
         } => {
             let body = json!(CreateTenant {
                 display_name: display_name.unwrap_or_else(|| tenant_id.clone()),
@@ -143,13 +200,13 @@ pub(crate) fn run(session: &mut Session, command: TenantCommand) -> Result<(), F
                 storage_quota_gb,
                 api_rate_limit_rpm,
                 slot_limits: slot_limits.into_iter().collect(),
-                tier: None,
-                max_running_vms: None,
-                max_vcpus: None,
-                max_memory_mb: None,
+                tier: ceilings.tier,
+                max_running_vms: ceilings.max_running_vms,
+                max_vcpus: ceilings.max_vcpus,
+                max_memory_mb: ceilings.max_memory_mb,
                 max_images: None,
                 max_tokens: None,
-                max_creates_per_day: None,
+                max_creates_per_day: ceilings.max_creates_per_day,
                 allowed_images: None,
                 allowed_actions: None,
                 email: None,
@@ -164,8 +221,20 @@ pub(crate) fn run(session: &mut Session, command: TenantCommand) -> Result<(), F
             return session.show_list(&items, list_table);
         }
         TenantCommand::Show { tenant_id } => session.client.get(path(&tenant_id))?,
-        TenantCommand::Update { tenant_id, changes } => {
-            session.client.patch(path(&tenant_id), &changes.to_json())?
+        TenantCommand::Update { tenant_id, changes } => session
+            .client
+            .patch(path(&tenant_id), &changes.to_json()?)?,
+        TenantCommand::Suspend {
+            tenant_id,
+            stop_vms,
+        } => {
+            let path = Path::of(&["v1", "tenants", &tenant_id, "suspend"]);
+            let body = json!(SuspendTenant { stop_vms });
+            session.client.post(path, Some(&body))?
+        }
+        TenantCommand::Resume { tenant_id } => {
+            let path = Path::of(&["v1", "tenants", &tenant_id, "resume"]);
+            session.client.post(path, None)?
         }
         TenantCommand::Delete { tenant_id } => {
             session.client.delete(path(&tenant_id))?;
@@ -203,10 +272,26 @@ pub(crate) fn object_table(tenant: &Tenant) -> Table {
         ("storage quota GB", tenant.storage_quota_gb.into()),
         ("API requests per minute", tenant.api_rate_limit_rpm.into()),
         ("slots", slot_limits(&tenant.slot_limits)),
+        (
+            "tier",
+            optional((!tenant.tier.is_empty()).then_some(&tenant.tier)),
+        ),
+        ("max running VMs", optional(tenant.max_running_vms)),
+        ("max vCPUs", optional(tenant.max_vcpus)),
+        ("max memory MiB", optional(tenant.max_memory_mb)),
+        ("max creates per day", optional(tenant.max_creates_per_day)),
+        ("suspended since", suspension(tenant)),
         ("created", (&tenant.created_at).into()),
         ("revision", tenant.revision.into()),
         ("ledger entry", tenant.audit_index.into()),
     ])
+}
+
+fn suspension(tenant: &Tenant) -> Cell {
+    match &tenant.suspended_at {
+        Some(since) => Cell::toned(since, Tone::Bad),
+        None => optional(None::<String>),
+    }
 }
 
 fn slot_limits(limits: &BTreeMap<String, u32>) -> Cell {

@@ -3,6 +3,7 @@
 //! A route cannot be added without saying who may use it ([`gate::Access`]), and not with a handler
 //! whose extractors and answer do not say what they are ([`describe`]).
 
+mod accounts;
 mod agent;
 mod answer;
 mod audit;
@@ -59,6 +60,7 @@ fn table() -> Table {
     let routes = for_slots(routes);
     let routes = for_tenants(routes);
     let routes = for_projects(routes);
+    let routes = for_accounts(routes);
     for_vms(routes)
 }
 
@@ -240,6 +242,39 @@ fn for_projects(routes: Table) -> Table {
         .add(Delete, project, admin, DELETE_PROJECT, projects::delete)
 }
 
+fn for_accounts(routes: Table) -> Table {
+    let admin = Access::Tenant(Scope::TenantAdmin);
+    let in_project = "/v1/projects/{project}/service-accounts";
+    let members = "/v1/projects/{project}/members";
+    let member = "/v1/projects/{project}/members/{account}";
+    let all = "/v1/service-accounts";
+    let account = "/v1/service-accounts/{account}";
+    routes
+        .add(Post, in_project, admin, NEW_ACCOUNT, accounts::create)
+        .add(Get, all, admin, ACCOUNTS, accounts::list)
+        .add(Get, account, admin, ACCOUNT, accounts::get)
+        .add(Patch, account, admin, CHANGE_ACCOUNT, accounts::change)
+        .add(Delete, account, admin, DELETE_ACCOUNT, accounts::delete)
+        .add(Get, members, admin, MEMBERS, accounts::members)
+        .add(Put, member, admin, SET_MEMBER, accounts::set_member)
+        .add(Delete, member, admin, END_MEMBER, accounts::remove_member)
+}
+
+const NEW_ACCOUNT: Says = Says(
+    "Make a service account of a project; neither its id nor its key is ever used again in the tenant",
+    &[Code::AlreadyExists, Code::InvalidState],
+);
+const ACCOUNTS: Says = Says("The tenant's service accounts", &[]);
+const ACCOUNT: Says = Says("One service account", &[]);
+const CHANGE_ACCOUNT: Says = Says("Rename a service account, or switch it off or on", &[]);
+const DELETE_ACCOUNT: Says = Says(
+    "Delete a service account: its tokens open nothing ever again",
+    &[],
+);
+const MEMBERS: Says = Says("The members of a project and their roles", &[]);
+const SET_MEMBER: Says = Says("Give a service account a role in a project", &[]);
+const END_MEMBER: Says = Says("End a service account's membership of a project", &[]);
+
 const OWN_TENANT: Says = Says("The caller's own tenant", &[Code::NotFound]);
 const CHANGE_OWN: Says = Says("What the tenant says of itself", &[Code::NotFound]);
 const STATUS: Says = Says("The tenant at a glance", &[Code::NotFound]);
@@ -253,7 +288,10 @@ const CHANGE_PROJECT: Says = Says(
     "Change a project; a limit may be put below what is in use",
     &[],
 );
-const DELETE_PROJECT: Says = Says("Delete a project that owns nothing", &[Code::InvalidState]);
+const DELETE_PROJECT: Says = Says(
+    "Delete a project that owns nothing",
+    &[Code::InvalidState, Code::Protected],
+);
 const TENANT_USAGE: Says = Says(
     "A tenant's limits, and what is used of them",
     &[Code::NotFound],
@@ -368,9 +406,16 @@ const VM: Says = Says("One VM", &[]);
 const DELETE_VM: Says = Says("Delete a VM, whatever its state", &[Code::InvalidState]);
 const START: Says = Says(
     "Start a VM; it is charged like a creation",
-    &[Code::InvalidState, Code::QuotaExceeded],
+    &[
+        Code::InvalidState,
+        Code::OperationInProgress,
+        Code::QuotaExceeded,
+    ],
 );
-const STOP: Says = Says("Stop a VM", &[Code::InvalidState]);
+const STOP: Says = Says(
+    "Stop a VM",
+    &[Code::InvalidState, Code::OperationInProgress],
+);
 const WAIT: Says = Says("Wait until a VM is in a state", &[Code::WaitTimeout]);
 const CONSOLE_LOG: Says = Says(
     "The end of what the guest wrote to its console",

@@ -18,6 +18,7 @@ mod logging;
 mod metrics;
 mod node_links;
 mod offline;
+mod overdue;
 mod panics;
 mod rates;
 mod recount;

@@ -19,7 +19,7 @@ use crate::listener::{self, DEFAULT_LISTEN, ListenError};
 use crate::offline::{StateDir, say_error};
 use crate::tiers::Tiers;
 use crate::tls::{Tls, TlsError, TlsFiles};
-use crate::{door, follow, http, logging, recount, token_book};
+use crate::{door, follow, http, logging, overdue, recount, token_book};
 
 /// `EX_CONFIG` of sysexits.h: a restart would not help.
 const EXIT_CONFIG: u8 = 78;
@@ -142,6 +142,7 @@ async fn serve(
     tracing::info!(%address, controller = %app.store.controller_id(), "serving");
     let watchdog = tokio::spawn(feed_watchdog(Arc::clone(&app)));
     let follower = tokio::spawn(follow::follow(Arc::clone(&app)));
+    let overdue = tokio::spawn(overdue::watch(Arc::clone(&app)));
     let book = tokio::spawn(token_book::keep(Arc::clone(&app)));
     let recount = tokio::spawn(recount::every_day(Arc::clone(&app)));
     let shown = Arc::clone(&app);
@@ -164,6 +165,7 @@ async fn serve(
     tracing::info!("stopping");
     watchdog.abort();
     follower.abort();
+    overdue.abort();
     recount.abort();
     ledger.abort();
     app.stop();

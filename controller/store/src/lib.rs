@@ -6,6 +6,7 @@
 //! It knows no HTTP and decides nothing: the rules are `berth-controller-core`'s.
 #![forbid(unsafe_code)]
 
+mod accounts;
 mod check;
 mod claims;
 mod database;
@@ -20,6 +21,7 @@ mod log_tree;
 mod node_policy;
 mod nodes;
 mod operations;
+mod overdue;
 mod placement;
 mod projects;
 mod quota;
@@ -46,6 +48,7 @@ mod vm_plan;
 mod vms;
 mod writer;
 
+pub use accounts::{AccountChange, AccountDenied, AccountStanding, NewServiceAccount};
 pub use check::Difference;
 pub use database::Database;
 pub use error::{OpenStoreError, StoreError};

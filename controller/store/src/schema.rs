@@ -15,6 +15,8 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0007_tokens.sql"),
     include_str!("../migrations/0008_node_policy.sql"),
     include_str!("../migrations/0009_token_charges.sql"),
+    include_str!("../migrations/0010_service_accounts.sql"),
+    include_str!("../migrations/0011_deadlines.sql"),
     include_str!("../migrations/0012_free_slots.sql"),
 ];
 

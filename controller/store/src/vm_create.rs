@@ -17,6 +17,7 @@ use crate::quota::{Amounts, running_amounts};
 use crate::rows::state_text;
 use crate::store::Db;
 use crate::tenants::object;
+use crate::vm_events::due_ms;
 use crate::vms::VmRef;
 use crate::writer::WriteTx;
 
@@ -427,8 +428,8 @@ impl WriteTx<'_> {
             .prepare_cached(
                 "INSERT INTO vm (vm_id, tenant_id, name, state, state_since, desired_state, generation,
                  vcpus, memory_mb, disk_gb, image, labels, created_at, audit_index, project_id,
-                 placement, apart_group, is_apart_required)
-                 VALUES (?1, ?2, ?3, ?4, ?5, 'running', 0, ?6, ?7, ?8, ?9, ?10, ?5, ?11, ?12, ?13, ?14, ?15)",
+                 placement, apart_group, is_apart_required, state_deadline)
+                 VALUES (?1, ?2, ?3, ?4, ?5, 'running', 0, ?6, ?7, ?8, ?9, ?10, ?5, ?11, ?12, ?13, ?14, ?15, ?16)",
             )?
             .execute((
                 new.vm_id.to_string(),
@@ -446,6 +447,7 @@ impl WriteTx<'_> {
                 placement,
                 apart.as_ref().map(|apart| &apart.group),
                 apart.as_ref().is_some_and(|apart| apart.is_required),
+                due_ms(self.now, VmState::Pending, 0),
             ))?;
         Ok(())
     }

@@ -1,8 +1,9 @@
 //! Carrying out what `berth_controller_core::vm::transition` decides, in the running transaction.
 
 use berth_api::agent::StopMode;
-use berth_api::ids::{NodeId, TenantId, VmId};
+use berth_api::ids::{NodeId, OperationId, TenantId, VmId};
 use berth_api::rest::{Operation, StateReason, Vm, VmState};
+use berth_controller_core::deadline::deadline_s;
 use berth_controller_core::quota::{QuotaDenied, Resource};
 use berth_controller_core::stop::StopOrder;
 use berth_controller_core::vm::{Denied, Effect, Event, Record, TaskKind, transition};
@@ -63,6 +64,14 @@ pub enum ActOnVmDenied {
     /// Not possible in its state.
     #[error(transparent)]
     State(#[from] Denied),
+    /// Not possible while this operation is under way.
+    #[error("operation {operation} works on the VM")]
+    InProgress {
+        /// The operation that has to end first.
+        operation: OperationId,
+        /// What its state allows.
+        denied: Denied,
+    },
     /// An operator suspended the tenant.
     #[error("the tenant is suspended")]
     Suspended,
@@ -102,7 +111,7 @@ impl WriteTx<'_> {
             return Ok(Err(denied));
         }
         if !again && let Err(denied) = self.apply(vm_id, &wished, cause)? {
-            return Ok(Err(denied.into()));
+            return self.denied_now(&row.vm, denied).map(Err);
         }
         let vm = self
             .stored_vm(vm_id)?
@@ -134,7 +143,7 @@ impl WriteTx<'_> {
             return Ok(Err(ActOnVmDenied::NotAllowed));
         }
         if let Err(denied) = transition(vm.state, Event::Start) {
-            return Ok(Err(denied.into()));
+            return self.denied_now(vm, denied).map(Err);
         }
         let Err(denied) = self.charge_as_running(vm, cause)? else {
             return Ok(Ok(()));
@@ -153,6 +162,24 @@ impl WriteTx<'_> {
             cause,
         )?;
         Ok(Err(denied.into()))
+    }
+
+    /// Why a wish is not taken: its state, or the operation that will end it. After a deletion there
+    /// is nothing to wait for.
+    fn denied_now(&self, vm: &Vm, denied: Denied) -> Result<ActOnVmDenied, StoreError> {
+        let at_work = match vm.operation {
+            Some(id) if denied.state != VmState::Deleting => {
+                self.operation(Some(&vm.tenant_id), id)?
+            }
+            Some(_) | None => None,
+        };
+        Ok(match at_work {
+            Some(operation) if operation.state == "running" => ActOnVmDenied::InProgress {
+                operation: operation.id,
+                denied,
+            },
+            Some(_) | None => denied.into(),
+        })
     }
 
     /// Whether the same order is unanswered: a repeat is the same operation.
@@ -201,7 +228,9 @@ impl WriteTx<'_> {
             Err(denied) => return Ok(Err(denied)),
         };
         if next != old {
-            self.store_state(&stored, next, event, happening.reason.as_ref())?;
+            self.store_state(&stored, next, happening)?;
+        } else if event == Event::StopHard {
+            self.set_deadline(vm_id, next, happening)?;
         }
         for effect in effects {
             self.carry_out(vm_id, *effect, happening, cause)?;
@@ -219,14 +248,14 @@ impl WriteTx<'_> {
         &mut self,
         stored: &StoredVm,
         next: VmState,
-        event: Event,
-        reason: Option<&StateReason>,
+        happening: &Happening,
     ) -> Result<(), StoreError> {
-        let desired = desired_after(event).unwrap_or(stored.vm.desired_state);
+        let reason = happening.reason.as_ref();
+        let desired = desired_after(happening.event).unwrap_or(stored.vm.desired_state);
         self.conn
             .prepare_cached(
                 "UPDATE vm SET state = ?2, reason_code = ?3, reason_message = ?4, state_since = ?5,
-                 desired_state = ?6 WHERE vm_id = ?1",
+                 desired_state = ?6, state_deadline = ?7, is_overdue_told = 0 WHERE vm_id = ?1",
             )?
             .execute((
                 stored.vm.id.to_string(),
@@ -235,8 +264,32 @@ impl WriteTx<'_> {
                 reason.map(|reason| &reason.message),
                 self.now,
                 state_text(desired),
+                self.deadline(next, happening),
             ))?;
         self.show_phase(stored.vm.id, state_text(next))
+    }
+
+    /// A hard stop waits for nothing that the stop before it waited for.
+    fn set_deadline(
+        &mut self,
+        vm_id: VmId,
+        state: VmState,
+        happening: &Happening,
+    ) -> Result<(), StoreError> {
+        self.conn
+            .prepare_cached(
+                "UPDATE vm SET state_deadline = ?2, is_overdue_told = 0 WHERE vm_id = ?1",
+            )?
+            .execute((vm_id.to_string(), self.deadline(state, happening)))?;
+        Ok(())
+    }
+
+    fn deadline(&self, state: VmState, happening: &Happening) -> Option<i64> {
+        let guest_s = match happening.stop.mode() {
+            StopMode::Graceful => happening.stop.timeout_s(),
+            StopMode::Hard => 0,
+        };
+        due_ms(self.now, state, guest_s)
     }
 
     fn carry_out(
@@ -349,6 +402,12 @@ impl WriteTx<'_> {
         }
         Ok(())
     }
+}
+
+/// When a VM that enters a state now is overdue there, in milliseconds since the epoch.
+pub(crate) fn due_ms(now: i64, state: VmState, stop_timeout_s: u32) -> Option<i64> {
+    let seconds = deadline_s(state, stop_timeout_s)?;
+    Some(now.saturating_add(i64::from(seconds).saturating_mul(1000)))
 }
 
 /// A hard stop waits for nothing, so its time says nothing.

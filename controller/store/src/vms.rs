@@ -12,7 +12,7 @@ use crate::store::Db;
 const SELECT: &str =
     "SELECT vm.vm_id, vm.tenant_id, vm.name, vm.state, reason_code, reason_message,
     state_since, desired_state, generation, vm.vcpus, memory_mb, disk_gb, image, vm.node_id, vm.labels,
-    created_at, operation_id, last_sync_at, audit_index, project_id, vm.placement
+    created_at, operation_id, last_sync_at, audit_index, project_id, vm.placement, state_deadline
     FROM vm LEFT JOIN node ON node.node_id = vm.node_id";
 
 /// How a caller names a VM.
@@ -79,7 +79,7 @@ impl Db<'_> {
         rows.into_iter()
             .map(|row| {
                 let last_sync = row.last_sync_at;
-                self.shown(row.into_stored()?.vm, last_sync)
+                self.shown(row.into_stored(self.now)?.vm, last_sync)
             })
             .collect()
     }
@@ -116,7 +116,7 @@ impl Db<'_> {
             .optional()?;
         row.map(|row| {
             let last_sync = row.last_sync_at;
-            Ok((row.into_stored()?, last_sync))
+            Ok((row.into_stored(self.now)?, last_sync))
         })
         .transpose()
     }
@@ -157,6 +157,7 @@ struct VmRow {
     audit_index: u64,
     project_id: String,
     placement: Option<String>,
+    state_deadline: Option<i64>,
 }
 
 fn vm_row(row: &Row<'_>) -> crate::sql::Result<VmRow> {
@@ -182,11 +183,12 @@ fn vm_row(row: &Row<'_>) -> crate::sql::Result<VmRow> {
         audit_index: row.get(18)?,
         project_id: row.get(19)?,
         placement: row.get(20)?,
+        state_deadline: row.get(21)?,
     })
 }
 
 impl VmRow {
-    fn into_stored(self) -> Result<StoredVm, StoreError> {
+    fn into_stored(self, now: i64) -> Result<StoredVm, StoreError> {
         let vm = Vm {
             id: parsed(&self.vm_id, "VM id")?,
             name: self.name,
@@ -198,6 +200,8 @@ impl VmRow {
                 message: self.reason_message.unwrap_or_default(),
             }),
             state_since: rfc3339(self.state_since),
+            state_deadline: self.state_deadline.map(rfc3339),
+            overdue: self.state_deadline.is_some_and(|deadline| deadline < now),
             desired_state: state_of(&self.desired_state)?,
             generation: self.generation,
             vcpus: self.vcpus,

@@ -74,7 +74,7 @@ impl fmt::Display for Scope {
 
 /// A text that is no scope.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("there is no such scope; GET /v1/version lists what exists under `scope:`")]
+#[error("there is no such scope; GET /v1/version lists them as `scopes`")]
 pub struct ParseScopeError;
 
 impl FromStr for Scope {

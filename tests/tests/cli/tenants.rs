@@ -152,3 +152,132 @@ fn a_raw_call_prints_the_reply() {
     let version = bench.berthctl(&["api", "get", "/v1/version"]);
     assert!(version.expect(0).json()["version"].is_string());
 }
+
+#[test]
+fn a_tenant_is_suspended_and_resumed_and_its_ceilings_are_shown() {
+    let bench = Bench::start();
+    let mut create = create("acme-corp");
+    create.extend(["--max-vcpus", "16", "--max-creates-per-day", "9"]);
+    bench
+        .berthctl(&create)
+        .expect(0)
+        .shows("max vCPUs:                16")
+        .shows("max creates per day:      9")
+        .shows("suspended since:          -");
+    let suspended = bench
+        .berthctl(&["tenant", "suspend", "acme-corp", "--json"])
+        .expect(0)
+        .json();
+    assert!(suspended["suspended_at"].is_string(), "{suspended}");
+    let resumed = bench
+        .berthctl(&["tenant", "resume", "acme-corp", "--json"])
+        .expect(0)
+        .json();
+    assert!(resumed["suspended_at"].is_null(), "{resumed}");
+    bench
+        .berthctl(&["tenant", "update", "acme-corp", "--tier", "nonsense"])
+        .expect(2)
+        .complains("tier");
+    bench
+        .berthctl(&["tenant", "suspend", "nobody"])
+        .expect(3)
+        .complains("code: not_found");
+}
+
+#[test]
+fn a_project_and_its_service_account_live_from_create_to_delete() {
+    let bench = Bench::start();
+    bench.tenant("acme-corp", "3");
+    let admin = bench.tenant_token("acme-corp");
+    let tenant = |arguments: &[&str]| bench.berthctl_as(&admin, arguments);
+    let made = tenant(&["project", "create", "web", "--quota", "vms=2", "--json"]);
+    assert_eq!(made.expect(0).json()["quotas"]["vms"], 2);
+    tenant(&["project", "create", "web"])
+        .expect(8)
+        .complains("code: already_exists");
+    let changed = tenant(&["project", "update", "web", "--department", "sales"]);
+    changed.expect(0).shows("department:    sales");
+    tenant(&["project", "update", "web"]).expect(2);
+    tenant(&["project", "list"])
+        .expect(0)
+        .shows("web")
+        .shows("default");
+    tenant(&["project", "delete", "default"])
+        .expect(8)
+        .complains("code: protected");
+
+    let key = bench.path("robot");
+    bench.berthctl(&["token", "keygen", &key]).expect(0);
+    let public = format!("@{key}.pub");
+    let place = ["--project", "web", "--role", "viewer"];
+    let mut create = vec![
+        "service-account",
+        "create",
+        "robot",
+        "--subject-pubkey",
+        &public,
+    ];
+    create.extend(place);
+    tenant(&create).expect(0).shows("web=viewer");
+    let mut issue = vec!["token", "issue", "acme-corp", "--subject-pubkey", &public];
+    issue.extend(["--scope", "vm.read", "--scope", "vm.create", "--json"]);
+    let issued = tenant(&issue).expect(0).json();
+    let robot = issued["token"].as_str().unwrap();
+    let refused = [
+        "vm",
+        "create",
+        "one",
+        "--image",
+        "debian-12",
+        "--project",
+        "web",
+    ];
+    bench
+        .berthctl_as(robot, &refused)
+        .expect(4)
+        .complains("the role viewer does not permit it");
+    let grant = [
+        "service-account",
+        "grant",
+        "robot",
+        "--project",
+        "default",
+        "--role",
+        "editor",
+    ];
+    tenant(&grant).expect(0).shows("editor");
+    tenant(&["project", "members", "default"])
+        .expect(0)
+        .shows("robot            editor");
+    tenant(&["service-account", "revoke", "robot", "--project", "default"]).expect(0);
+    tenant(&["service-account", "disable", "robot"])
+        .expect(0)
+        .shows("disabled");
+    bench
+        .berthctl_as(robot, &["me"])
+        .expect(4)
+        .complains("disabled or deleted");
+    tenant(&["service-account", "enable", "robot"])
+        .expect(0)
+        .shows("enabled");
+    tenant(&["service-account", "list"])
+        .expect(0)
+        .shows("robot");
+    tenant(&["service-account", "delete", "robot"]).expect(0);
+    tenant(&["service-account", "show", "robot"])
+        .expect(3)
+        .complains("code: not_found");
+    tenant(&["project", "delete", "web"])
+        .expect(0)
+        .shows("deleted web");
+    let wrong = [
+        "service-account",
+        "grant",
+        "robot",
+        "--project",
+        "web",
+        "--role",
+        "owner",
+    ];
+    tenant(&wrong).expect(2);
+}

@@ -63,6 +63,56 @@ fn a_change_is_of_what_was_seen_or_is_refused_with_the_tag_of_now() {
 }
 
 #[test]
+fn what_a_reader_has_is_not_sent_again_until_it_changes() {
+    let controller = Controller::start();
+    let (tenant, _agent) = running_vm(&controller);
+    let read = |tag: &str| tenant.send("GET", "/v1/vms/web", &[("if-none-match", tag)], None);
+    let first = read("\"nothing\"").expect(200);
+    let tag = first.header("etag").unwrap().to_owned();
+    for known in [
+        tag.clone(),
+        format!("\"other\", {tag}"),
+        format!("W/{tag}"),
+        "*".to_owned(),
+    ] {
+        let reply = read(&known).expect(304);
+        assert_eq!(reply.text, "", "{known}");
+        assert_eq!(reply.header("etag"), Some(tag.as_str()));
+    }
+    let labels = json!({ "labels": { "a": "b" } });
+    tenant
+        .send_json("PATCH", "/v1/vms/web", &labels)
+        .expect(200);
+    let second = read(&tag).expect(200);
+    assert_ne!(second.header("etag"), Some(tag.as_str()));
+    assert_eq!(second.json()["labels"], labels["labels"]);
+    // What is not there or not allowed is told all the same.
+    let absent = tenant.send("GET", "/v1/vms/none", &[("if-none-match", "*")], None);
+    absent.refused(404, "not_found");
+}
+
+#[test]
+fn an_unknown_scope_is_refused_with_where_the_known_ones_stand() {
+    let controller = Controller::start();
+    controller.tenant("acme", 1);
+    let admin = controller.admin();
+    let error = admin
+        .post(
+            "/v1/tenants/acme/tokens",
+            &crate::harness::token_body("vm.*"),
+        )
+        .refused(400, "invalid_request");
+    let said = error["fields"]["scope"].as_str().unwrap();
+    assert!(said.contains("GET /v1/version"), "{said}");
+    let version = controller.stranger().get("/v1/version").expect(200).json();
+    let scopes = version["scopes"].as_array().unwrap();
+    assert!(
+        scopes.contains(&json!("vm.read")) && scopes.len() == 9,
+        "{version}"
+    );
+}
+
+#[test]
 fn a_vm_is_called_anew_and_found_by_its_labels() {
     let controller = Controller::start();
     let (tenant, _agent) = running_vm(&controller);

@@ -165,6 +165,19 @@ impl Controller {
         }
     }
 
+    /// Wait until its operator reads these words.
+    #[track_caller]
+    pub(crate) fn await_log(&self, words: &str) {
+        let begun = Instant::now();
+        while !self.log().iter().any(|line| line.contains(words)) {
+            assert!(
+                begun.elapsed() < HEARING_PATIENCE,
+                "it never says {words:?}"
+            );
+            std::thread::yield_now();
+        }
+    }
+
     /// One more controller process on the same database.
     pub(crate) fn beside(&self) -> Self {
         let folder = Arc::clone(&self.folder);

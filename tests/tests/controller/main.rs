@@ -12,11 +12,19 @@ mod harness;
 mod holders;
 
 #[cfg(test)]
+mod accounts;
+#[cfg(test)]
+mod codes;
+#[cfg(test)]
 mod conformance;
 #[cfg(test)]
 mod conventions;
 #[cfg(test)]
 mod crashes;
+#[cfg(test)]
+mod deadlines;
+#[cfg(test)]
+mod defects;
 #[cfg(test)]
 mod isolation;
 #[cfg(test)]

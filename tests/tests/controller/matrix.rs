@@ -95,6 +95,9 @@ fn nobody_gets_through_who_must_not() {
         check_wrong_kind(&world, route, &mut count);
         check_path_ids(&world, route, &mut count);
         check_fields(&world, route, &mut count);
+        check_switched_off(&world, route, &mut count);
+        check_insiders(&world, route, &mut count);
+        check_suspended(&world, route, &mut count);
     }
     check_nodes(&world, &mut count);
     assert_eq!(world.picture(), before, "somebody's things were changed");
@@ -268,6 +271,122 @@ fn check_fields(world: &World, route: &Route, count: &mut Count) {
             count.position(Place::Body);
         }
     }
+}
+
+/// Whose holder authorises nothing is refused everywhere, whatever the token says.
+fn check_switched_off(world: &World, route: &Route, count: &mut Count) {
+    if route.kind == Kind::Public {
+        return;
+    }
+    let Some(path) = world.path(route, Caller::Victim) else {
+        return;
+    };
+    for (name, client) in world.switched_off() {
+        let reply = call(client, route, &path);
+        assert_eq!(reply.status, 403, "{name}: {route}: {}", reply.text);
+        reply.refused(403, "permission_denied");
+        count.caller(name);
+    }
+}
+
+/// Who is let into the tenant for something else finds its other things absent, or is refused.
+fn check_insiders(world: &World, route: &Route, count: &mut Count) {
+    let Some(path) = world
+        .path(route, Caller::Victim)
+        .filter(|_| route.is_for_tenants())
+    else {
+        return;
+    };
+    for (name, client) in world.insiders() {
+        let reply = call(client, route, &path);
+        let is_read = route.method == "get" && route.segments.is_empty();
+        assert!(
+            reply.status >= 400 || is_read,
+            "{name}: {route}: {}",
+            reply.text
+        );
+        for secret in world.secrets() {
+            assert!(
+                !reply.text.contains(secret),
+                "{name}: {route} tells {secret}"
+            );
+        }
+        count.caller(name);
+        for segment in &route.segments {
+            if !["vm", "operation", "project"].contains(&segment.as_str()) {
+                continue;
+            }
+            for pair in world.pairs(segment).into_iter().flatten() {
+                let ask = |text: &str| {
+                    let path = world.path_with(route, Caller::Victim, segment, text);
+                    call(client, route, &path)
+                };
+                let (foreign, absent) = (ask(&pair.foreign), ask(&pair.absent));
+                assert!(
+                    matches!(foreign.status, 403 | 404),
+                    "{name}: {route}: {}",
+                    foreign.text
+                );
+                assert_eq!(
+                    foreign.without_request_id(),
+                    absent.without_request_id(),
+                    "{name}: {route}: {segment}"
+                );
+                count.position(Place::Path);
+            }
+        }
+        check_named_projects(world, route, (name, client), count);
+    }
+}
+
+/// A project that is another's, in a query or a body.
+fn check_named_projects(
+    world: &World,
+    route: &Route,
+    (name, client): (&'static str, &Client),
+    count: &mut Count,
+) {
+    let pairs = || world.pairs("project_id").into_iter().flatten();
+    if route.query_ids.iter().any(|field| field == "project_id") {
+        for pair in pairs() {
+            let ask = |text: &str| {
+                let path = world.with_query(route, &[("project_id", text)]);
+                same_but_for_request(&call(client, route, &path))
+            };
+            assert_eq!(ask(&pair.foreign), ask(&pair.absent), "{name}: {route}");
+            count.position(Place::Query);
+        }
+    }
+    if route.path == "/v1/vms" && route.body_ids.iter().any(|field| field == "project_id") {
+        for pair in pairs() {
+            let ask = |text: &str| {
+                let body = world.body(route, "project_id", text);
+                let reply = client.post(&route.path, &body);
+                assert!(reply.status >= 400, "{name}: {route}: {}", reply.text);
+                same_but_for_request(&reply)
+            };
+            assert_eq!(ask(&pair.foreign), ask(&pair.absent), "{name}: {route}");
+            count.position(Place::Body);
+        }
+    }
+}
+
+/// A suspended tenant begins and changes nothing.
+fn check_suspended(world: &World, route: &Route, count: &mut Count) {
+    let Some(path) = world
+        .path(route, Caller::Victim)
+        .filter(|_| route.is_for_tenants())
+    else {
+        return;
+    };
+    if !route.begins() {
+        return;
+    }
+    let own = path.replace("/v1/tenants/acme", "/v1/tenants/paused");
+    let reply = call(&world.suspended, route, &own);
+    assert_eq!(reply.status, 403, "suspended: {route}: {}", reply.text);
+    reply.refused(403, "tenant_suspended");
+    count.caller("suspended tenant");
 }
 
 fn same_but_for_request(reply: &Reply) -> String {

@@ -55,7 +55,7 @@ fn a_refused_action_may_be_repeated_under_its_key() {
     let mut agent = controller.agent("node-1", 4096);
     let tenant = controller.tenant("acme", 1);
     tenant.post("/v1/vms", &vm_body("web")).expect(201);
-    post(&tenant, "/v1/vms/web/stop", "k-1", &json!({})).refused(409, "invalid_state");
+    post(&tenant, "/v1/vms/web/stop", "k-1", &json!({})).refused(409, "operation_in_progress");
     agent.settle().unwrap();
     let taken = post(&tenant, "/v1/vms/web/stop", "k-1", &json!({})).expect(202);
     assert!(!replayed(&taken));

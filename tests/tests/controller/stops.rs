@@ -196,8 +196,15 @@ fn a_hard_stop_overtakes_a_graceful_one_and_nothing_else_does() {
     let slow = stopping_slowly(&tenant, &mut agent);
     let before = generation(&tenant);
     for body in [json!({}), json!({ "mode": "graceful", "timeout_s": 1 })] {
-        let denied = tenant.post(STOP, &body).refused(409, "invalid_state");
-        assert_eq!(denied["detail"], "Possible while it is: running.");
+        let denied = tenant
+            .post(STOP, &body)
+            .refused(409, "operation_in_progress");
+        assert_eq!(denied["operation_id"], slow["id"]);
+        assert_eq!(denied["retryable"], true);
+        assert_eq!(
+            denied["detail"],
+            "Wait for the operation. Possible while it is: running."
+        );
     }
     assert_eq!(end(&tenant, &slow), (json!("running"), Value::Null));
     let body = json!({ "mode": "hard" });

@@ -285,7 +285,7 @@ fn a_project_has_ceilings_inside_its_tenants_and_its_id_is_never_used_again() {
     assert_eq!(body["reasons"], json!({ "vms": 2 }));
     tenant
         .delete("/v1/projects/default")
-        .refused(409, "invalid_state");
+        .refused(409, "protected");
     for vm in ["first", "third"] {
         tenant.delete(&format!("/v1/vms/{vm}")).expect(202);
     }

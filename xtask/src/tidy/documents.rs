@@ -150,10 +150,12 @@ fn requirements_are_whole(tree: &Tree) -> Vec<Problem> {
     let rows = |prefix: &'static str, count: u32| (1..=count).map(move |n| format!("{prefix}.{n}"));
     let mut problems: Vec<Problem> = rows("S1", 20)
         .chain(rows("S2", 30))
+        .chain(rows("P", 12))
         .filter(|id| !text.contains(&format!("| {id} |")))
         .map(|id| Problem::new(document, 0, format!("has no row for {id}")))
         .collect();
     problems.extend(rows_name_tests(tree, document, "| S"));
+    problems.extend(rows_name_tests(tree, document, "| P."));
     problems.extend(rows_name_tests(tree, "docs/attacks.md", "| "));
     problems
 }

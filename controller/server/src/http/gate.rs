@@ -4,11 +4,13 @@
 //! The tenant of a request comes from its token alone. Handlers get a [`Scoped`] and nothing else to
 //! tell tenants apart by.
 
+mod accounts;
 mod authenticate;
 mod rate;
 mod resources;
 pub(crate) mod standing;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -17,9 +19,10 @@ use axum::http::request::Parts;
 use axum::http::{Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
-use berth_api::ids::{TenantId, TokenId, VmId};
+use berth_api::ids::{ProjectId, TenantId, TokenId, VmId};
 use berth_api::rest::{AuditActor, AuditRequest, ErrorCode};
-use berth_controller_store::{Cause, NewEvent, request_cause};
+use berth_controller_core::authority::Permission;
+use berth_controller_store::{AccountStanding, Cause, Db, NewEvent, StoreError, request_cause};
 use berth_token::{Grant, Scope};
 
 use crate::api_error::ApiError;
@@ -85,6 +88,8 @@ pub(crate) struct Scoped {
     pub(crate) request: AuditRequest,
     /// The tenant named in the path, checked.
     path_tenant: Option<TenantId>,
+    /// The service accounts among the token's holders.
+    accounts: Vec<AccountStanding>,
 }
 
 impl Scoped {
@@ -112,6 +117,39 @@ impl Scoped {
         Some(limit.vms().collect())
     }
 
+    /// The only projects whose things a list may show; `None` for all of the namespace.
+    pub(crate) fn only_projects(&self) -> Option<BTreeSet<ProjectId>> {
+        if self.accounts.is_empty() {
+            return None;
+        }
+        let of_first = self.accounts.iter().take(1).flat_map(|one| one.projects());
+        Some(
+            of_first
+                .filter(|project| self.permits(project, Permission::VmRead).is_ok())
+                .cloned()
+                .collect(),
+        )
+    }
+
+    /// Whether the caller may do this in a project, as things were when the request came.
+    pub(crate) fn permits(&self, project: &ProjectId, wanted: Permission) -> Result<(), ApiError> {
+        accounts::permits(&self.accounts, project, wanted)
+    }
+
+    /// As [`Scoped::permits`], as things are in the transaction of the change.
+    pub(crate) fn permits_now(
+        &self,
+        db: &Db<'_>,
+        project: &ProjectId,
+        wanted: Permission,
+    ) -> Result<Result<(), ApiError>, StoreError> {
+        let Some(tenant) = self.namespace().filter(|_| !self.accounts.is_empty()) else {
+            return Ok(Ok(()));
+        };
+        let accounts = db.accounts_of(tenant, &holders(&self.grant))?;
+        Ok(accounts::permits(&accounts, project, wanted))
+    }
+
     /// The token's id; the last link's, where there are several.
     pub(crate) fn token_id(&self) -> Result<TokenId, ApiError> {
         self.grant
@@ -123,8 +161,21 @@ impl Scoped {
 
     /// Who and what is behind a change, for the ledger.
     pub(crate) fn cause(&self) -> Cause {
-        request_cause(actor(Some(&self.grant)), self.request.clone())
+        let mut actor = actor(Some(&self.grant));
+        if !self.accounts.is_empty() {
+            "service_account".clone_into(&mut actor.kind);
+        }
+        request_cause(actor, self.request.clone())
     }
+}
+
+/// The keys of all who ever held a token.
+fn holders(grant: &Grant) -> Vec<String> {
+    grant
+        .holders
+        .iter()
+        .map(|holder| holder.to_base64url())
+        .collect()
 }
 
 /// The holder of a token; `unknown` where nobody proved who they are.
@@ -197,14 +248,16 @@ pub(crate) async fn guard(
         Ok(taken) => taken,
         Err(error) => return error.into_response(),
     };
-    let scoped = Scoped {
+    let mut scoped = Scoped {
         grant,
         request: source,
         path_tenant,
+        accounts: Vec::new(),
     };
+    let asked = (&method, path.as_str());
     let mut response = match taken {
         Some(taken) if !taken.standing.allowed => rate::too_many(taken).into_response(),
-        Some(_) | None => match passed(&app, &scoped, &method, path.as_str(), &params).await {
+        Some(_) | None => match passed(&app, &mut scoped, access, asked, &params).await {
             Err(error) => error.into_response(),
             Ok(()) => {
                 request.extensions_mut().insert(scoped);
@@ -221,12 +274,33 @@ pub(crate) async fn guard(
 /// What is left to do once a request is counted.
 async fn passed(
     app: &App,
-    scoped: &Scoped,
-    method: &Method,
-    route: &str,
+    scoped: &mut Scoped,
+    access: Access,
+    (method, route): (&Method, &str),
     params: &RawPathParams,
 ) -> Result<(), ApiError> {
-    standing::let_in(app, &scoped.grant, method, route).await?;
+    if let Some(tenant) = scoped.grant.tenant.clone() {
+        let holders = holders(&scoped.grant);
+        let own = tenant.clone();
+        let (standing, accounts) = app
+            .read(move |db| Ok((db.tenant_standing(&own)?, db.accounts_of(&own, &holders)?)))
+            .await?;
+        // A tenant that is gone is told so where its token is.
+        standing.map_or(Ok(()), |standing| {
+            standing::let_in(&standing, method, route)
+        })?;
+        scoped.accounts = accounts;
+        let scope = access.scope();
+        accounts::within(
+            app,
+            &tenant,
+            &scoped.accounts,
+            scope,
+            (method, route),
+            params,
+        )
+        .await?;
+    }
     authenticate::note_first_use(app, &scoped.grant, method, scoped.cause()).await?;
     resources::within(app, &scoped.grant, method, route, params).await
 }

@@ -8,6 +8,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use berth_api::rest::{Health, Me, Readiness, Version};
+use berth_token::Scope;
 
 use crate::api_error::ApiError;
 use crate::app::App;
@@ -26,6 +27,9 @@ const API_FEATURES: &[&str] = &[
     "slots",
     "openapi",
     "etag-if-match",
+    "etag-if-none-match",
+    "service-accounts",
+    "vm-deadlines",
 ];
 
 pub(crate) async fn healthz() -> Json<Health> {
@@ -101,6 +105,10 @@ pub(crate) async fn version() -> Json<Version> {
     Json(Version {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         api_features: API_FEATURES.iter().map(|&name| name.to_owned()).collect(),
+        scopes: Scope::ALL
+            .iter()
+            .map(|scope| scope.as_str().to_owned())
+            .collect(),
     })
 }
 

@@ -11,8 +11,10 @@ use std::sync::Arc;
 
 use axum::extract::{FromRequestParts, RawPathParams};
 use axum::http::request::Parts;
-use berth_api::ids::{OperationId, ProjectId, TenantId, TokenId};
-use berth_api::rest::{ErrorCode, Node, Operation, Project, Slot, Tenant, Vm, VmState};
+use berth_api::ids::{AccountId, OperationId, ProjectId, TenantId, TokenId};
+use berth_api::rest::{
+    ErrorCode, Node, Operation, Project, ServiceAccount, Slot, Tenant, Vm, VmState,
+};
 use berth_controller_store::{Db, StoreError, VmRef};
 
 use crate::api_error::ApiError;
@@ -222,6 +224,23 @@ impl InPath for Project {
     ) -> Result<Option<Self>, StoreError> {
         match (namespace, text.parse::<ProjectId>()) {
             (Some(tenant), Ok(id)) => db.project(tenant, &id),
+            (None, _) | (Some(_), Err(_)) => Ok(None),
+        }
+    }
+}
+
+/// As a project.
+impl InPath for ServiceAccount {
+    const SEGMENT: &'static str = "account";
+    const ABOUT: &'static str = "A service account's id";
+
+    fn find(
+        db: &Db<'_>,
+        namespace: Option<&TenantId>,
+        text: &str,
+    ) -> Result<Option<Self>, StoreError> {
+        match (namespace, text.parse::<AccountId>()) {
+            (Some(tenant), Ok(id)) => db.service_account(tenant, &id),
             (None, _) | (Some(_), Err(_)) => Ok(None),
         }
     }

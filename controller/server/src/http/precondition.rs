@@ -1,8 +1,12 @@
-//! `If-Match`: a change of what the caller has seen, or none.
+//! `If-Match`: a change of what the caller has seen, or none. `If-None-Match`: an answer that the caller
+//! does not have, or none.
 
-use axum::extract::FromRequestParts;
-use axum::http::header;
+use axum::body::Body;
+use axum::extract::{FromRequestParts, Request};
 use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::Response;
 use berth_api::rest::ErrorCode;
 use serde::Serialize;
 use serde_json::json;
@@ -18,23 +22,58 @@ const MAX_CHARS: usize = 1024;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct IfMatch(Option<Vec<String>>);
 
+/// The tags of a header; `None` if it was not sent.
+fn tags_of(headers: &HeaderMap, name: &HeaderName) -> Result<Option<Vec<String>>, Unreadable> {
+    let mut tags = Vec::new();
+    let mut sent = false;
+    for value in headers.get_all(name) {
+        sent = true;
+        let text = value
+            .to_str()
+            .ok()
+            .filter(|text| text.len() <= MAX_CHARS)
+            .ok_or(Unreadable)?;
+        tags.extend(text.split(',').map(|tag| tag.trim().to_owned()));
+    }
+    Ok(sent.then_some(tags))
+}
+
+/// A header that holds no tags.
+struct Unreadable;
+
 impl<S: Sync> FromRequestParts<S> for IfMatch {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
-        let mut tags = Vec::new();
-        let mut sent = false;
-        for value in parts.headers.get_all(header::IF_MATCH) {
-            sent = true;
-            let text = value
-                .to_str()
-                .ok()
-                .filter(|text| text.len() <= MAX_CHARS)
-                .ok_or_else(|| ApiError::field("If-Match", "must be a tag as ETag gave it"))?;
-            tags.extend(text.split(',').map(|tag| tag.trim().to_owned()));
-        }
-        Ok(Self(sent.then_some(tags)))
+        tags_of(&parts.headers, &header::IF_MATCH)
+            .map(Self)
+            .map_err(|Unreadable| ApiError::field("If-Match", "must be a tag as ETag gave it"))
     }
+}
+
+/// 304 for a read of what the caller has as it is. A tag that cannot be read is one that nothing has.
+pub(crate) async fn leave_out_what_is_known(request: Request, next: Next) -> Response {
+    let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+    let known = tags_of(request.headers(), &header::IF_NONE_MATCH);
+    let mut response = next.run(request).await;
+    let Ok(Some(known)) = known else {
+        return response;
+    };
+    let tag = response.headers().get(header::ETAG);
+    let has = |tag: &str| {
+        // The comparison is the weak one (RFC 9110, 13.1.2).
+        known
+            .iter()
+            .any(|one| one == "*" || one.trim_start_matches("W/") == tag)
+    };
+    let is_known = tag.and_then(|tag| tag.to_str().ok()).is_some_and(has);
+    if is_read && is_known && response.status() == StatusCode::OK {
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        *response.body_mut() = Body::empty();
+        response.headers_mut().remove(header::CONTENT_TYPE);
+        response.headers_mut().remove(header::CONTENT_LENGTH);
+    }
+    response
 }
 
 impl IfMatch {

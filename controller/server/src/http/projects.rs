@@ -142,8 +142,17 @@ pub(crate) async fn list(
     let limit = limit_of(query.limit)?;
     let after = query.page_token.unwrap_or_default();
     let tenant = tenant_of(&caller)?;
+    let only = caller.only_projects();
     let projects = app
-        .read(move |db| db.projects(&tenant, &after, limit + 1))
+        .read(move |db| match only {
+            None => db.projects(&tenant, &after, limit + 1),
+            Some(only) => only
+                .iter()
+                .filter(|id| id.as_str() > after.as_str())
+                .filter_map(|id| db.project(&tenant, id).transpose())
+                .take(usize::try_from(limit + 1).unwrap_or(usize::MAX))
+                .collect(),
+        })
         .await?;
     Ok(page(projects, limit, |project| {
         project.project_id.to_string()

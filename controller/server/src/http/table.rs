@@ -8,7 +8,7 @@ use std::time::Instant;
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::handler::Handler;
-use axum::middleware::{Next, from_fn_with_state};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::{MethodFilter, on};
 use berth_api::rest::ErrorCode;
@@ -20,6 +20,7 @@ use crate::api_error::ApiError;
 use crate::app::App;
 use crate::http::describe::{Documented, Sheet, Told};
 use crate::http::gate::{self, Access, standing};
+use crate::http::precondition::leave_out_what_is_known;
 
 /// A method of HTTP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,7 +95,7 @@ impl Access {
 
     /// The refusals that follow from it.
     fn describe(self, sheet: &mut Sheet<'_>) {
-        let (_, scope, is_rated) = self.parts();
+        let (_, _, is_rated) = self.parts();
         sheet.refuses(&[ErrorCode::Internal, ErrorCode::AuditUnavailable]);
         if !self.is_public() {
             sheet.refuses(&[
@@ -102,10 +103,8 @@ impl Access {
                 ErrorCode::InvalidToken,
                 ErrorCode::TokenExpired,
                 ErrorCode::TokenRevoked,
+                ErrorCode::PermissionDenied,
             ]);
-        }
-        if scope.is_some() {
-            sheet.refuses(&[ErrorCode::PermissionDenied]);
         }
         if is_rated {
             sheet.refuses(&[ErrorCode::RateLimited]);
@@ -172,6 +171,9 @@ impl Table {
             sheet.refuses(&[ErrorCode::TenantSuspended]);
         }
         H::describe(&mut sheet);
+        if method == Method::Get {
+            sheet.may_be_known();
+        }
         sheet.refuses(says.1);
         let (page, told) = sheet.finish();
         let page = whole_page(method, path, access, says, page);
@@ -180,6 +182,7 @@ impl Table {
             let promise = Arc::new(Promise { method, path, told });
             let kept = (Arc::clone(app), promise);
             let guarded = on(method.filter(), handler)
+                .route_layer(from_fn(leave_out_what_is_known))
                 .route_layer(from_fn_with_state((Arc::clone(app), access), gate::guard))
                 .route_layer(from_fn_with_state(kept, keep_the_promise));
             router.route(path, guarded)

@@ -6,6 +6,7 @@ use axum::Json;
 use axum::extract::State;
 use berth_api::ids::ProjectId;
 use berth_api::rest::{Tenant, TenantStatus, UsageReport};
+use berth_controller_core::authority::Permission;
 use berth_controller_core::quota::QuotaScope;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -35,6 +36,16 @@ pub(crate) async fn usage(
     let tenant = namespace_or_named(&caller, query.tenant_id.as_deref())?
         .ok_or_else(|| ApiError::field("tenant_id", "is required of an operator"))?;
     let project = query.project_id.as_deref().map(project_named).transpose()?;
+    match &project {
+        Some(project) => caller.permits(project, Permission::VmRead)?,
+        None if caller.only_projects().is_some() => {
+            return Err(ApiError::field(
+                "project_id",
+                "is required of a service account",
+            ));
+        }
+        None => {}
+    }
     report(&app, QuotaScope { tenant, project }).await
 }
 

@@ -1,18 +1,20 @@
 //! `/v1/vms` and `/v1/images`: making, listing and reading VMs. Orders about them are in `vm_orders`.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use berth_api::ids::{TenantId, VmId};
+use berth_api::ids::{ProjectId, TenantId, VmId};
 use berth_api::rest::{
     ChangeVm, CreateVm, ErrorCode, Image, ListQuery, Page, PlanOutcome, Vm, VmPlan, VmState,
 };
+use berth_controller_core::authority::Permission;
 use berth_controller_core::shape::{self, Shape};
 use berth_controller_store::{
-    ChangeVmDenied, CreatedVm, Db, PlannedVm, StoreError, VmChange, VmRef,
+    ChangeVmDenied, CreateVmDenied, CreatedVm, Db, PlannedVm, StoreError, VmChange, VmRef,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -64,6 +66,7 @@ pub(crate) struct StateQuery {
 struct Sieve {
     state: Option<VmState>,
     label: Option<(String, String)>,
+    projects: Option<BTreeSet<ProjectId>>,
 }
 
 impl Sieve {
@@ -75,7 +78,11 @@ impl Sieve {
                     .ok_or_else(|| ApiError::field("label", "must be key=value"))
             })
             .transpose()?;
-        Ok(Self { state, label })
+        Ok(Self {
+            state,
+            label,
+            projects: None,
+        })
     }
 
     fn lets_pass(&self, vm: &Vm) -> bool {
@@ -84,6 +91,10 @@ impl Sieve {
                 .label
                 .as_ref()
                 .is_none_or(|(key, value)| vm.labels.get(key) == Some(value))
+            && self
+                .projects
+                .as_ref()
+                .is_none_or(|projects| projects.contains(&vm.project_id))
     }
 }
 
@@ -143,18 +154,26 @@ pub(crate) async fn create(
     if let Some(DryRun::Plan) = query.dry_run {
         let tenant =
             named.ok_or_else(|| ApiError::field("tenant_id", "is required of an operator"))?;
-        let plan = plan(&app, &caller, tenant, shape::validate(body.value)?).await?;
+        let shape = shape::validate(body.value)?;
+        caller
+            .permits(&shape.project, Permission::VmCreate)
+            .map_err(|denied| not_there(denied, shape.project.clone()))?;
+        let plan = plan(&app, &caller, tenant, shape).await?;
         return Ok(Creation::Planned(Box::new(plan)));
     }
     let tenant = caller.own_tenant()?.clone();
     let shape = shape::validate(body.value)?;
     let key = idempotency.key(&caller, &body.bytes);
     let cause = caller.cause();
+    let asker = caller.clone();
     let done = once(
         &app,
         key,
         StatusCode::CREATED,
         move |tx| {
+            if let Err(denied) = asker.permits_now(tx, &shape.project, Permission::VmCreate)? {
+                return Ok(Err(not_there(denied, shape.project)));
+            }
             Ok(tx
                 .create_vm(&tenant, shape, &cause)?
                 .map_err(ApiError::from))
@@ -180,6 +199,15 @@ pub(crate) async fn create(
     }
     let location = format!("/v1/vms/{}", vm.id);
     Ok(Creation::Made(Created::at(vm, location)))
+}
+
+/// To a service account that is no member a project is as one that is not there.
+fn not_there(denied: ApiError, project: ProjectId) -> ApiError {
+    if denied.code() == ErrorCode::NotFound {
+        CreateVmDenied::NoProject(project).into()
+    } else {
+        denied
+    }
 }
 
 /// What would become of it. Of single nodes operators alone are told.
@@ -231,7 +259,8 @@ pub(crate) async fn list(
 ) -> Result<Json<Page<Vm>>, ApiError> {
     let limit = limit_of(query.limit)?;
     let tenant = namespace_or_named(&caller, query.tenant_id.as_deref())?;
-    let sieve = Sieve::of(query.state, query.label.as_deref())?;
+    let mut sieve = Sieve::of(query.state, query.label.as_deref())?;
+    sieve.projects = caller.only_projects();
     let after = query.page_token.unwrap_or_default();
     let only = caller.only_vms();
     let found = app

@@ -62,6 +62,12 @@ impl fmt::Display for Route {
 }
 
 impl Route {
+    /// Whether it begins or changes something, rather than looking at it or ending it.
+    pub(super) fn begins(&self) -> bool {
+        let ends = self.path.ends_with("/stop") || self.path.ends_with("/verify");
+        matches!(self.method.as_str(), "post" | "put" | "patch") && !ends
+    }
+
     /// Whether a tenant's good token gets past the access.
     pub(super) fn is_for_tenants(&self) -> bool {
         matches!(self.kind, Kind::TenantPath | Kind::Namespace | Kind::Tenant)
@@ -151,6 +157,7 @@ fn is_id(document: &Value, name: &str, schema: &Value) -> bool {
         "token",
         "operation",
         "project",
+        "account",
     ];
     by_name || things.contains(&name) || has_id_pattern(document, schema)
 }

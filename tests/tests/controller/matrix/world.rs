@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 
 use berth_api::ids::{ControllerId, NodeId, OperationId, SlotId, TokenId, VmId};
+use berth_ledger::keys::SigningKey;
 use berth_tests::simulated_agent::SimulatedAgent;
 use serde_json::{Value, json};
 
@@ -37,6 +38,7 @@ struct Things {
     operation: String,
     token: String,
     project: String,
+    account: String,
 }
 
 pub(super) struct World {
@@ -47,6 +49,11 @@ pub(super) struct World {
     narrower: Client,
     metrics: Client,
     strangers: Vec<(&'static str, Client, &'static str)>,
+    /// Tokens of the victim's own tenant that are for something else.
+    insiders: Vec<(&'static str, Client)>,
+    /// Tokens of the victim's own tenant whose holders authorise nothing.
+    switched_off: Vec<(&'static str, Client)>,
+    pub(super) suspended: Client,
     victims: Things,
     others: Things,
     slot: String,
@@ -73,6 +80,7 @@ fn things(
     client
         .post("/v1/projects", &json!({ "project_id": project }))
         .expect(201);
+    let (account, _) = account_in(controller, &client, name, &project);
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     let things = Things {
         tenant: name.to_owned(),
@@ -81,8 +89,96 @@ fn things(
         operation: text(&vm["operation"]),
         token: text(&tokens["items"][0]["token_id"]),
         project,
+        account,
     };
     (client, things)
+}
+
+/// A service account of one project, and a token that would allow everything but for its role.
+fn account_in(
+    controller: &Controller,
+    admin: &Client,
+    tenant: &str,
+    project: &str,
+) -> (String, Client) {
+    let account = format!("robot-of-{project}");
+    let key = SigningKey::generate().unwrap().public().to_base64();
+    admin
+        .post(
+            &format!("/v1/projects/{project}/service-accounts"),
+            &json!({ "account_id": account, "subject_pubkey": key, "role": "editor" }),
+        )
+        .expect(201);
+    let client = held_by(controller, admin, tenant, &key, &json!(null));
+    (account, client)
+}
+
+fn held_by(
+    controller: &Controller,
+    admin: &Client,
+    tenant: &str,
+    key: &str,
+    resources: &Value,
+) -> Client {
+    let issued = admin
+        .post(
+            &format!("/v1/tenants/{tenant}/tokens"),
+            &json!({ "subject_pubkey": key, "scope": "service:tenant-admin",
+                "expires_in_seconds": 86_400, "resources": resources }),
+        )
+        .expect(201);
+    controller.with_token(issued.json()["token"].as_str().unwrap())
+}
+
+fn new_project(admin: &Client, project: &str) {
+    admin
+        .post("/v1/projects", &json!({ "project_id": project }))
+        .expect(201);
+}
+
+/// A service account of another project, and a token that is good for another VM, as a guest's is.
+fn insiders(controller: &Controller, admin: &Client) -> Vec<(&'static str, Client)> {
+    new_project(admin, "elsewhere");
+    let (_, of_project) = account_in(controller, admin, "acme", "elsewhere");
+    let key = SigningKey::generate().unwrap().public().to_base64();
+    let other_vm = json!([VmId::generate()]);
+    vec![
+        ("other project", of_project),
+        (
+            "other VM",
+            held_by(controller, admin, "acme", &key, &other_vm),
+        ),
+    ]
+}
+
+/// Accounts that were members of the victim's project until they, or their own project, were not.
+fn switched_off(
+    controller: &Controller,
+    admin: &Client,
+    project: &str,
+) -> Vec<(&'static str, Client)> {
+    let account = |name: &str| {
+        new_project(admin, name);
+        let (account, client) = account_in(controller, admin, "acme", name);
+        let member = format!("/v1/projects/{project}/members/{account}");
+        admin
+            .send_json("PUT", &member, &json!({ "role": "editor" }))
+            .expect(200);
+        (format!("/v1/service-accounts/{account}"), client)
+    };
+    let (disabled, first) = account("first");
+    admin
+        .send_json("PATCH", &disabled, &json!({ "disabled": true }))
+        .expect(200);
+    let (deleted, second) = account("second");
+    admin.delete(&deleted).expect(204);
+    let (_, third) = account("third");
+    admin.delete("/v1/projects/third").expect(204);
+    vec![
+        ("disabled account", first),
+        ("deleted account", second),
+        ("account of a deleted project", third),
+    ]
 }
 
 impl World {
@@ -145,16 +241,24 @@ impl World {
             ("expired", controller.with_token(&expired), "token_expired"),
             ("revoked", doomed, "token_revoked"),
         ];
+        let suspended = controller.tenant("paused", 1);
+        controller
+            .admin()
+            .post("/v1/tenants/paused/suspend", &json!({}))
+            .expect(200);
         let second = controller.agent("node-2", 4096);
         let node = agent.node_id.to_string();
         Self {
             operator: controller.admin(),
             other: controller.token("other", "service:tenant-admin"),
-            victim,
             narrow: controller.token("acme", "vm.console"),
             narrower: controller.token("acme", "token.revoke"),
             metrics: controller.with_token(&crate::routes::minted_operator(controller)),
             strangers,
+            insiders: insiders(controller, &victim),
+            switched_off: switched_off(controller, &victim, &victims.project),
+            suspended,
+            victim,
             victims,
             others,
             slot,
@@ -167,6 +271,14 @@ impl World {
         self.strangers
             .iter()
             .map(|(name, client, code)| (*name, client, *code))
+    }
+
+    pub(super) fn insiders(&self) -> &[(&'static str, Client)] {
+        &self.insiders
+    }
+
+    pub(super) fn switched_off(&self) -> &[(&'static str, Client)] {
+        &self.switched_off
     }
 
     /// A tenant's token that does not cover this scope.
@@ -205,6 +317,7 @@ impl World {
             "operation" => vec![id(&victims.operation, OperationId::generate().to_string())],
             "token" | "token_id" => vec![id(&victims.token, TokenId::generate().to_string())],
             "project" | "project_id" => vec![id(&victims.project, "nowhere".to_owned())],
+            "account" | "account_id" => vec![id(&victims.account, "nothing".to_owned())],
             "slot_id" => vec![id(&self.slot, SlotId::generate().to_string())],
             "node" | "node_id" => vec![id(&self.node, NodeId::generate().to_string())],
             _ => return None,
@@ -222,6 +335,7 @@ impl World {
             "operation" => things.operation.clone(),
             "token" => things.token.clone(),
             "project" => things.project.clone(),
+            "account" => things.account.clone(),
             "slot" => self.slot.clone(),
             "node" => self.node.clone(),
             // A tile of the public log.
@@ -272,6 +386,7 @@ impl World {
             "/v1/vms" => vm_body("mine"),
             // Ids of projects mean nothing across tenants: what is refused is another field.
             "/v1/projects" => json!({ "quotas": { "nonsense": 1 } }),
+            "/v1/projects/{project}/service-accounts" => json!({ "subject_pubkey": "nonsense" }),
             _ => json!({}),
         };
         let mut place = &mut body;
@@ -289,13 +404,14 @@ impl World {
     }
 
     /// Ids and names of the victim that nobody else may read.
-    pub(super) fn secrets(&self) -> [&str; 5] {
+    pub(super) fn secrets(&self) -> [&str; 6] {
         [
             &self.victims.vm,
             &self.victims.vm_name,
             &self.victims.operation,
             &self.victims.token,
             &self.victims.project,
+            &self.victims.account,
         ]
     }
 

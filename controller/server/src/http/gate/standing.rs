@@ -6,35 +6,20 @@
 //! so that a suspension which comes in between holds.
 
 use axum::http::Method;
-use berth_token::Grant;
+use berth_controller_store::TenantStanding;
 
 use crate::api_error::ApiError;
-use crate::app::App;
 
 /// Refuse what the caller's tenant may not do now.
-pub(super) async fn let_in(
-    app: &App,
-    grant: &Grant,
+pub(super) fn let_in(
+    standing: &TenantStanding,
     method: &Method,
     route: &str,
 ) -> Result<(), ApiError> {
-    let action = action_of(method, route);
-    let is_change = changes(method, route);
-    let Some(tenant) = grant
-        .tenant
-        .clone()
-        .filter(|_| is_change || action.is_some())
-    else {
-        return Ok(());
-    };
-    // A tenant that is gone is told so where its token is.
-    let Some(standing) = app.read(move |db| db.tenant_standing(&tenant)).await? else {
-        return Ok(());
-    };
-    if standing.is_suspended && is_change {
+    if standing.is_suspended && changes(method, route) {
         return Err(ApiError::suspended());
     }
-    match action {
+    match action_of(method, route) {
         Some(action) if !standing.allows(action) => Err(ApiError::action_not_allowed(action)),
         Some(_) | None => Ok(()),
     }
