@@ -11,6 +11,7 @@ use berth_inventory::ReadHostError;
 use berth_ledger::bundle::VerifyBundleError;
 use berth_ledger::checkpoint::OpenCheckpointError;
 use berth_ledger::keys::{GenerateKeyError, ReadKeyError};
+use berth_ledger::passport::VerifyPassportError;
 use berth_ledger::receipt::{ChainFault, ReceiptError};
 use serde_json::{Value, json};
 
@@ -163,6 +164,15 @@ pub(crate) enum Failure {
         /// Why not.
         #[source]
         cause: ReceiptError,
+    },
+    /// A passport does not show what it should.
+    #[error("{} does not show that the VM's slots were clean", path.display())]
+    Passport {
+        /// Its file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        cause: VerifyPassportError,
     },
     /// Receipts contradict each other.
     #[error("the receipts do not form a chain")]
@@ -321,6 +331,7 @@ impl Failure {
             | Self::ReadBundle(_)
             | Self::LedgerKey { .. }
             | Self::Receipt { .. }
+            | Self::Passport { .. }
             | Self::ReceiptChain(_)
             | Self::GenerateKey(_)
             | Self::File { .. }
@@ -353,6 +364,7 @@ impl Failure {
             Self::ReadBundle(_) => "file",
             Self::LedgerKey { .. } => "ledger_key",
             Self::Receipt { .. } => "receipt",
+            Self::Passport { .. } => "passport",
             Self::ReceiptChain(_) => "receipt_chain",
             Self::PublicKey { .. } => "public_key",
             Self::PrivateKey { .. } => "private_key",
@@ -420,6 +432,11 @@ impl Failure {
             Self::Receipt { .. } => {
                 "Do not take the slot for wiped; ask the host's owner for the receipt as the host \
                  keeps it, in /var/lib/berth/agent/slots."
+                    .to_owned()
+            }
+            Self::Passport { .. } => {
+                "Do not take the slots for wiped. Get the file anew with `berthctl vm passport`, and \
+                 the log's key from elsewhere than the file."
                     .to_owned()
             }
             Self::ReceiptChain(_) => {

@@ -17,7 +17,9 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0009_token_charges.sql"),
     include_str!("../migrations/0010_service_accounts.sql"),
     include_str!("../migrations/0011_deadlines.sql"),
-    include_str!("../migrations/0012_free_slots.sql"),
+    include_str!("../migrations/0012_slot_marks.sql"),
+    include_str!("../migrations/0013_node_logs.sql"),
+    include_str!("../migrations/0014_free_slots.sql"),
 ];
 
 /// The newest schema that this program knows.
