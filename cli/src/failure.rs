@@ -229,6 +229,12 @@ pub(crate) enum Failure {
         /// How many.
         count: usize,
     },
+    /// A tenant was shown something of another; the report was printed.
+    #[error("{count} answers show a tenant something of another")]
+    NotIsolated {
+        /// How many.
+        count: usize,
+    },
     /// This host has no such slot.
     #[error("this host has no slot {name:?}, and it is no address of a device")]
     NoSuchSlot {
@@ -338,6 +344,7 @@ impl Failure {
             | Self::Output(_)
             | Self::HostUnfit { .. }
             | Self::SlotUnfit { .. }
+            | Self::NotIsolated { .. }
             | Self::Declined
             | Self::Render(_)
             | Self::ReadHost(_) => Exit::Error,
@@ -375,6 +382,7 @@ impl Failure {
             Self::Output(_) => "output",
             Self::HostUnfit { .. } => "host_unfit",
             Self::SlotUnfit { .. } => "slot_unfit",
+            Self::NotIsolated { .. } => "not_isolated",
             Self::NoSuchSlot { .. } => "no_such_slot",
             Self::SlotTaken { .. } => "slot_taken",
             Self::NotRoot => "not_root",
@@ -460,6 +468,9 @@ impl Failure {
             }
             Self::HostUnfit { .. } => "Each failed line says what to do.".to_owned(),
             Self::SlotUnfit { .. } => "Each line that is not fit says what to do.".to_owned(),
+            Self::NotIsolated { .. } => {
+                "Stop serving tenants, keep the ledger, and report it as a defect.".to_owned()
+            }
             Self::NoSuchSlot { .. } | Self::Propose(_) => {
                 "See `berthctl slot check` and `berthctl slot candidates`.".to_owned()
             }
