@@ -95,9 +95,10 @@ impl Rejection {
     #[must_use]
     pub fn reasons(&self) -> Reasons {
         if let Self::Slots(shortage) = self {
-            return shortage.reasons.clone();
+            shortage.reasons.clone()
+        } else {
+            Reasons::from([(self.code().to_owned(), 1)])
         }
-        Reasons::from([(self.code().to_owned(), 1)])
     }
 }
 

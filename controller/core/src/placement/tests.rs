@@ -78,7 +78,7 @@ fn apart(is_required: bool) -> Option<Apart> {
 #[track_caller]
 fn chosen(demand: &Demand, nodes: &[Candidate]) -> NodeId {
     let decision = place(demand, nodes);
-    let Decision::Chosen(placement) = decision else {
+    let Decision::Chosen(placement) = &decision else {
         panic!("{decision:?}");
     };
     placement.node_id
@@ -421,20 +421,17 @@ proptest! {
         prop_assert_eq!(verdicts.len(), nodes.len());
         let of = |id: NodeId| nodes.iter().find(|node| node.node_id == id).unwrap();
         let fit: Vec<&Verdict> = verdicts.iter().filter(|v| v.outcome.is_ok()).collect();
-        match place(&demand, &nodes) {
-            Decision::Chosen(placement) => {
-                let chosen = of(placement.node_id);
-                prop_assert!(keeps_every_rule(&demand, chosen, &placement.slots), "{:?}", chosen);
-                prop_assert_eq!(verdicts[0].node_id, placement.node_id);
-                let slots = verdicts[0].outcome.as_ref().map(|fit| &fit.slots);
-                prop_assert_eq!(slots, Ok(&placement.slots));
-                if chosen.policy.is_reserved {
-                    prop_assert!(fit.iter().all(|v| of(v.node_id).policy.is_reserved));
-                }
+        if let Decision::Chosen(placement) = place(&demand, &nodes) {
+            let chosen = of(placement.node_id);
+            prop_assert!(keeps_every_rule(&demand, chosen, &placement.slots), "{:?}", chosen);
+            prop_assert_eq!(verdicts[0].node_id, placement.node_id);
+            let slots = verdicts[0].outcome.as_ref().map(|fit| &fit.slots);
+            prop_assert_eq!(slots, Ok(&placement.slots));
+            if chosen.policy.is_reserved {
+                prop_assert!(fit.iter().all(|v| of(v.node_id).policy.is_reserved));
             }
-            Decision::Wait(_) | Decision::NoCapacity(_) | Decision::Impossible(_) => {
-                prop_assert!(fit.is_empty());
-            }
+        } else {
+            prop_assert!(fit.is_empty());
         }
         // A node that is rejected would break a rule, so that nothing is kept from a tenant.
         for verdict in verdicts.iter().filter(|v| v.outcome.is_err()) {
