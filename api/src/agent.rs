@@ -21,6 +21,8 @@ pub const TASK_PAYLOAD_TYPE: &str = "application/vnd.berth.task+json;v=1";
 pub const ENROLL_PAYLOAD_TYPE: &str = "application/vnd.berth.enroll+json;v=1";
 /// Payload type of a [`SyncRequest`].
 pub const SYNC_PAYLOAD_TYPE: &str = "application/vnd.berth.sync+json;v=1";
+/// Payload type of an [`AcceptRollback`].
+pub const ACCEPT_ROLLBACK_PAYLOAD_TYPE: &str = "application/vnd.berth.accept-rollback+json;v=1";
 /// Longest that a sync may be held open by the controller, in seconds.
 pub const LONG_POLL_SECONDS: u64 = 25;
 /// Most console bytes that one result carries.
@@ -155,6 +157,96 @@ pub struct SyncRequest {
     pub images: Vec<ObservedImage>,
     /// What the host can give.
     pub capacity: Capacity,
+    /// What the host has seen of the ledger.
+    #[serde(default)]
+    pub log: LogReport,
+}
+
+/// A tree of the ledger: which log, how many entries, and their root.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct TreeHead {
+    /// The log's origin.
+    pub origin: String,
+    /// Number of entries.
+    pub size: u64,
+    /// Root, lower-case hex.
+    pub root: String,
+}
+
+/// What a host has seen of the ledger. It is a witness: what it has seen can neither be taken back nor
+/// be changed without it being noticed.
+#[derive(Clone, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogReport {
+    /// The newest tree that it verified and wrote down.
+    pub seen: Option<TreeHead>,
+    /// The host's cosignature of that tree's checkpoint (C2SP tlog-cosignature): one signature line.
+    pub cosignature: Option<String>,
+    /// Why it refuses destructive work, if it does.
+    pub frozen: Option<LogFreeze>,
+    /// The last [`AcceptRollback`] that it followed, by the node's key.
+    pub accepted: Option<SignedEnvelope>,
+}
+
+/// That a host refuses destructive work because of the ledger.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct LogFreeze {
+    /// Why.
+    pub code: FreezeCode,
+    /// The tree that it was shown and that does not fit, if that could be read.
+    pub shown: Option<TreeHead>,
+    /// Since when, seconds since the epoch.
+    pub since: i64,
+}
+
+/// Why a host refuses destructive work.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum FreezeCode {
+    /// The ledger has fewer entries than the host has seen.
+    RolledBack,
+    /// The ledger does not begin with what the host has seen.
+    Forked,
+    /// It is another log.
+    OtherLog,
+    /// It is not signed by the ledger's key.
+    NotSigned,
+    /// The host does not know any more what it has seen.
+    MemoryLost,
+}
+
+/// An operator's word, given on the host itself, that a ledger which does not continue what the host
+/// has seen is to be followed. Signed by the node's key, which only root can read.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AcceptRollback {
+    /// The node that may follow.
+    pub node_id: NodeId,
+    /// What it has seen.
+    pub seen: Option<TreeHead>,
+    /// What it is to follow from here on.
+    pub shown: TreeHead,
+    /// Why, in the operator's words.
+    pub reason: String,
+    /// When, seconds since the epoch.
+    pub at: i64,
+}
+
+/// The newest checkpoint, and that it grew out of what the agent has seen.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct CheckpointOffer {
+    /// The signed note.
+    pub note: String,
+    /// Consistency proof from the tree that the request named, each hash in standard base64; empty if
+    /// it named none, or if there is no proof.
+    pub consistency: Vec<String>,
 }
 
 /// The controller's answer to a [`SyncRequest`].
@@ -173,6 +265,9 @@ pub struct SyncReply {
     pub acknowledged: Vec<TaskId>,
     /// The controller's clock, seconds since the epoch.
     pub controller_time: i64,
+    /// The ledger as it is. An agent does nothing destructive for a controller that does not show it.
+    #[serde(default)]
+    pub checkpoint: Option<CheckpointOffer>,
 }
 
 /// A signed order to one node.
@@ -328,6 +423,8 @@ pub enum RefusalCode {
     ClockSkew,
     /// The host's own policy file forbids it.
     Policy,
+    /// The ledger does not continue what the host has seen of it.
+    LogFrozen,
 }
 
 /// Why a task failed.

@@ -11,6 +11,7 @@ use berth_inventory::ReadHostError;
 use berth_ledger::bundle::VerifyBundleError;
 use berth_ledger::checkpoint::OpenCheckpointError;
 use berth_ledger::keys::{GenerateKeyError, ReadKeyError};
+use berth_ledger::passport::VerifyPassportError;
 use berth_ledger::receipt::{ChainFault, ReceiptError};
 use serde_json::{Value, json};
 
@@ -164,6 +165,15 @@ pub(crate) enum Failure {
         #[source]
         cause: ReceiptError,
     },
+    /// A passport does not show what it should.
+    #[error("{} does not show that the VM's slots were clean", path.display())]
+    Passport {
+        /// Its file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        cause: VerifyPassportError,
+    },
     /// Receipts contradict each other.
     #[error("the receipts do not form a chain")]
     ReceiptChain(#[source] ChainFault),
@@ -216,6 +226,12 @@ pub(crate) enum Failure {
     /// Something stands against slots; the report was printed.
     #[error("{count} of what was looked at cannot be rented out")]
     SlotUnfit {
+        /// How many.
+        count: usize,
+    },
+    /// A tenant was shown something of another; the report was printed.
+    #[error("{count} answers show a tenant something of another")]
+    NotIsolated {
         /// How many.
         count: usize,
     },
@@ -321,12 +337,14 @@ impl Failure {
             | Self::ReadBundle(_)
             | Self::LedgerKey { .. }
             | Self::Receipt { .. }
+            | Self::Passport { .. }
             | Self::ReceiptChain(_)
             | Self::GenerateKey(_)
             | Self::File { .. }
             | Self::Output(_)
             | Self::HostUnfit { .. }
             | Self::SlotUnfit { .. }
+            | Self::NotIsolated { .. }
             | Self::Declined
             | Self::Render(_)
             | Self::ReadHost(_) => Exit::Error,
@@ -353,6 +371,7 @@ impl Failure {
             Self::ReadBundle(_) => "file",
             Self::LedgerKey { .. } => "ledger_key",
             Self::Receipt { .. } => "receipt",
+            Self::Passport { .. } => "passport",
             Self::ReceiptChain(_) => "receipt_chain",
             Self::PublicKey { .. } => "public_key",
             Self::PrivateKey { .. } => "private_key",
@@ -363,6 +382,7 @@ impl Failure {
             Self::Output(_) => "output",
             Self::HostUnfit { .. } => "host_unfit",
             Self::SlotUnfit { .. } => "slot_unfit",
+            Self::NotIsolated { .. } => "not_isolated",
             Self::NoSuchSlot { .. } => "no_such_slot",
             Self::SlotTaken { .. } => "slot_taken",
             Self::NotRoot => "not_root",
@@ -422,6 +442,11 @@ impl Failure {
                  keeps it, in /var/lib/berth/agent/slots."
                     .to_owned()
             }
+            Self::Passport { .. } => {
+                "Do not take the slots for wiped. Get the file anew with `berthctl vm passport`, and \
+                 the log's key from elsewhere than the file."
+                    .to_owned()
+            }
             Self::ReceiptChain(_) => {
                 "See whether receipts are missing; if none is, the slot was handed on as it was."
                     .to_owned()
@@ -443,6 +468,9 @@ impl Failure {
             }
             Self::HostUnfit { .. } => "Each failed line says what to do.".to_owned(),
             Self::SlotUnfit { .. } => "Each line that is not fit says what to do.".to_owned(),
+            Self::NotIsolated { .. } => {
+                "Stop serving tenants, keep the ledger, and report it as a defect.".to_owned()
+            }
             Self::NoSuchSlot { .. } | Self::Propose(_) => {
                 "See `berthctl slot check` and `berthctl slot candidates`.".to_owned()
             }

@@ -3,4 +3,5 @@
 pub(crate) mod bundle;
 pub(crate) mod filter;
 pub(crate) mod pages;
+pub(crate) mod passport;
 pub(crate) mod verify;

@@ -90,7 +90,7 @@ impl Table {
 
     /// One object: a name and a value on each line, no headers.
     #[must_use]
-    pub(crate) fn of_object<const N: usize>(members: [(&'static str, Cell); N]) -> Self {
+    pub(crate) fn of_object(members: impl IntoIterator<Item = (&'static str, Cell)>) -> Self {
         let rows = members
             .into_iter()
             .map(|(name, value)| vec![Cell::from(format!("{name}:")), value])

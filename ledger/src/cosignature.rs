@@ -6,6 +6,8 @@
 
 use std::fmt;
 
+use berth_api::ids::NodeId;
+
 use crate::keys::{BadSignature, PublicKey, SigningKey};
 use crate::note::{KeyError, KeyKind, KeyName, NamedKey, SignatureLine, Vkey};
 
@@ -52,6 +54,13 @@ impl fmt::Debug for Cosigner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Cosigner").field(&self.0).finish()
     }
+}
+
+/// How a host's key is called where the host is a witness. The same key signs the host's envelopes,
+/// whose signed bytes begin otherwise, so neither can pass for the other.
+#[must_use]
+pub fn node_witness_name(node: NodeId) -> KeyName {
+    KeyName::new(&format!("berth-node/{node}")).expect("an id has letters, digits and underscores")
 }
 
 /// Check what follows the key's id in a witness's line; the time that it names.

@@ -6,15 +6,19 @@
 //! gaps, so every epoch between both must be accounted for: claims that ended before their host heard
 //! of them. Events before the tenant's own claim name nobody, or the passport is refused. The host's
 //! signature is on the receipt whose digest the wipe's event has; that receipt names its last holder,
-//! so it is not in here.
+//! so it is not in here. What the host signed for this very VM, when it gave it the slot, is: the launch.
 
-use berth_api::ids::{NodeId, SlotId, VmId};
+use berth_api::agent::SignedEnvelope;
+use berth_api::ids::{NodeId, ReceiptId, SlotId, VmId};
+use berth_api::slot::{Receipt, SlotHolder, Statement};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::checkpoint::{Checkpoint, OpenCheckpointError, SignedCheckpoint};
 use crate::entry::{ProvenEntry, VerifyEntryError};
+use crate::envelope::payload_sha256;
 use crate::note::Vkey;
+use crate::receipt::{self, ReceiptError};
 
 /// What a passport says that it is.
 pub const FORMAT: &str = "berth-slot-passport/v1";
@@ -52,6 +56,10 @@ pub struct SlotPassage {
     /// `SLOT_RELEASED` of each claim in between, of which the host never heard, oldest first.
     #[serde(default)]
     pub unused: Vec<ProvenEntry>,
+    /// `SLOT_RECEIPT_STORED` of the host's receipt that it checked, bound and reset the slot for this
+    /// VM; none until the host has got so far.
+    #[serde(default)]
+    pub launch: Option<ProvenEntry>,
 }
 
 /// What makes a slot fit to be claimed. Neither names a tenant.
@@ -78,7 +86,15 @@ struct Body {
     vm_id: Option<VmId>,
     #[serde(default)]
     node_id: Option<NodeId>,
+    #[serde(default)]
+    actor: Actor,
     detail: Detail,
+}
+
+#[derive(Default, Deserialize)]
+struct Actor {
+    #[serde(default)]
+    subject_key: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -94,6 +110,9 @@ struct Detail {
     because: Option<String>,
     #[serde(default)]
     kind: Option<String>,
+    /// What the host signed, in the tenant's own events.
+    #[serde(default)]
+    envelope: Option<SignedEnvelope>,
 }
 
 /// Why a passport shows nothing.
@@ -102,6 +121,9 @@ pub enum VerifyPassportError {
     /// Another format, or one of another version.
     #[error("the passport is not of the format {FORMAT}")]
     Format,
+    /// What it says of the log's keys is not what the caller knows.
+    #[error("the passport names none of the log's keys that are trusted, or names what is no key")]
+    Keys,
     /// The checkpoint is not believed.
     #[error("the passport's checkpoint is not believed")]
     Checkpoint(#[source] OpenCheckpointError),
@@ -158,6 +180,9 @@ pub enum PassageFault {
         /// Next.
         expected: u64,
     },
+    /// The host's receipt in it does not hold.
+    #[error("the host's receipt in it does not hold")]
+    Receipt(#[source] ReceiptError),
 }
 
 /// What a passport shows.
@@ -184,6 +209,19 @@ pub struct ShownPassage {
     pub receipt_sha256: String,
     /// The place in the log of the VM's claim.
     pub claim_index: u64,
+    /// That the host gave it to the VM.
+    pub launch: Option<ShownLaunch>,
+}
+
+/// That a host gave a slot to the VM, by its own signature.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct ShownLaunch {
+    /// The place in the log.
+    pub index: u64,
+    /// The host's receipt.
+    pub receipt_id: ReceiptId,
+    /// The host's public key, standard base64, as the log has it.
+    pub host_key: String,
 }
 
 impl Passport {
@@ -195,6 +233,7 @@ impl Passport {
         if self.format != FORMAT {
             return Err(VerifyPassportError::Format);
         }
+        self.names_keys_of(log_keys)?;
         let signed = SignedCheckpoint::open(self.checkpoint.as_bytes(), log_keys)
             .map_err(VerifyPassportError::Checkpoint)?;
         let mut slots: Vec<ShownPassage> = Vec::new();
@@ -208,6 +247,20 @@ impl Passport {
             return Err(VerifyPassportError::Slots);
         }
         Ok(PassportReport { signed, slots })
+    }
+
+    /// So that no part of the file can be changed unseen, though nothing is believed for it.
+    fn names_keys_of(&self, log_keys: &[Vkey]) -> Result<(), VerifyPassportError> {
+        let named: Vec<Vkey> = self
+            .log_keys
+            .iter()
+            .map(|text| text.parse())
+            .collect::<Result<_, _>>()
+            .map_err(|_| VerifyPassportError::Keys)?;
+        if named.iter().any(|key| log_keys.contains(key)) {
+            return Ok(());
+        }
+        Err(VerifyPassportError::Keys)
     }
 }
 
@@ -239,9 +292,12 @@ impl SlotPassage {
         let sha256 = before.detail.sha256.ok_or(PassageFault::Field {
             field: "detail.sha256",
         });
+        let launch = self.launch.as_ref();
+        let launch = launch.map(|event| self.launched(event, vm_id, &claim, tree));
         Ok(ShownPassage {
             slot_id: self.slot_id,
             node_id: node_id.map_err(fault(name))?,
+            launch: launch.transpose().map_err(fault("launch"))?,
             was_wiped,
             before_index: event.index,
             receipt_sha256: sha256.map_err(fault(name))?,
@@ -277,6 +333,13 @@ impl SlotPassage {
                 field: "detail.kind",
             });
         }
+        if let Some(envelope) = &body.detail.envelope {
+            let receipt = receipt_in(envelope, &body)?.receipt;
+            if receipt.holder.is_some() {
+                let member = "holder";
+                return Err(PassageFault::NamesSomebody { member });
+            }
+        }
         if !is_wipe && body.detail.fencing_epoch != 0 {
             return Err(PassageFault::Epoch {
                 found: body.detail.fencing_epoch,
@@ -304,6 +367,43 @@ impl SlotPassage {
         Ok((body.detail.fencing_epoch, event.index))
     }
 
+    /// The host's own statement that it gave the slot to this VM under this claim.
+    fn launched(
+        &self,
+        event: &ProvenEntry,
+        vm_id: VmId,
+        claim: &Body,
+        tree: &Checkpoint,
+    ) -> Result<ShownLaunch, PassageFault> {
+        let body = self.body_of(event, "SLOT_RECEIPT_STORED", tree)?;
+        let wrong = |field| PassageFault::Field { field };
+        let envelope = body.detail.envelope.as_ref();
+        let signed = receipt_in(envelope.ok_or(wrong("detail.envelope"))?, &body)?;
+        let epoch = claim.detail.fencing_epoch;
+        let is_holder =
+            |holder: &SlotHolder| holder.vm_id == vm_id && holder.claim.fencing_epoch == epoch;
+        if body.vm_id != Some(vm_id) || !signed.receipt.holder.as_ref().is_some_and(is_holder) {
+            return Err(wrong("vm_id"));
+        }
+        if Some(signed.receipt.node_id) != claim.node_id {
+            return Err(wrong("node_id"));
+        }
+        if !matches!(signed.receipt.statement, Statement::Claim { .. }) {
+            return Err(wrong("detail.kind"));
+        }
+        if event.index <= self.claim.index {
+            return Err(PassageFault::Order {
+                index: self.claim.index,
+                before: event.index,
+            });
+        }
+        Ok(ShownLaunch {
+            index: event.index,
+            receipt_id: signed.receipt.receipt_id,
+            host_key: signed.host_key,
+        })
+    }
+
     fn body_of(
         &self,
         event: &ProvenEntry,
@@ -324,6 +424,29 @@ impl SlotPassage {
         }
         Ok(body)
     }
+}
+
+/// A host's receipt inside an event that is of this receipt.
+struct Signed {
+    receipt: Receipt,
+    host_key: String,
+}
+
+/// Open what a host signed, and see that the event around it says the same of it.
+fn receipt_in(envelope: &SignedEnvelope, body: &Body) -> Result<Signed, PassageFault> {
+    let (key, receipt) = receipt::verify(envelope, None).map_err(PassageFault::Receipt)?;
+    let host_key = key.to_base64();
+    let wrong = |field| Err(PassageFault::Field { field });
+    if body.actor.subject_key.as_ref() != Some(&host_key) {
+        return wrong("actor.subject_key");
+    }
+    if body.detail.sha256 != payload_sha256(envelope) {
+        return wrong("detail.sha256");
+    }
+    if receipt.slot_id != body.detail.slot_id || Some(receipt.node_id) != body.node_id {
+        return wrong("detail.envelope");
+    }
+    Ok(Signed { receipt, host_key })
 }
 
 /// Whether an epoch and place come right after the last ones.

@@ -16,10 +16,10 @@ use anyhow::{Context as _, bail, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use berth_api::agent::{
-    Capacity, ENROLL_PAYLOAD_TYPE, EnrollReply, EnrollRequest, FailureCode, JOIN_TOKEN_PREFIX,
-    JoinToken, ObservedImage, ObservedState, ObservedVm, PROTOCOL_VERSION, RefusalCode,
-    SYNC_PAYLOAD_TYPE, SignedEnvelope, StopMode, StoppedReason, SyncReply, SyncRequest,
-    TASK_PAYLOAD_TYPE, Task, TaskAction, TaskOutcome, TaskResult,
+    Capacity, CheckpointOffer, ENROLL_PAYLOAD_TYPE, EnrollReply, EnrollRequest, FailureCode,
+    JOIN_TOKEN_PREFIX, JoinToken, LogReport, ObservedImage, ObservedState, ObservedVm,
+    PROTOCOL_VERSION, RefusalCode, SYNC_PAYLOAD_TYPE, SignedEnvelope, StopMode, StoppedReason,
+    SyncReply, SyncRequest, TASK_PAYLOAD_TYPE, Task, TaskAction, TaskOutcome, TaskResult,
 };
 use berth_api::ids::{AgentInstanceId, NodeId, TaskId, TenantId, VmId};
 use berth_api::slot::{SLOT_TASK_PAYLOAD_TYPE, SlotTask};
@@ -111,6 +111,10 @@ pub struct SimulatedAgent {
     pub at_work: BTreeMap<VmId, (TaskId, i64)>,
     /// Who wants to know of each VM that is to be made, and when that was learned.
     pub tell_creates: Option<UnboundedSender<(VmId, Instant)>>,
+    /// What it says that it has seen of the ledger.
+    pub log: LogReport,
+    /// What it was shown of the ledger last.
+    pub shown: Option<CheckpointOffer>,
 }
 
 /// A client for this contract: it takes every status as an answer.
@@ -191,6 +195,8 @@ impl SimulatedAgent {
             deaf: false,
             at_work: BTreeMap::new(),
             tell_creates: None,
+            log: LogReport::default(),
+            shown: None,
         })
     }
 
@@ -223,7 +229,14 @@ impl SimulatedAgent {
                 .collect(),
             images: self.host.images.clone(),
             capacity: self.host.capacity.clone(),
+            log: self.log.clone(),
         }
+    }
+
+    /// The node's key.
+    #[must_use]
+    pub fn key(&self) -> &SigningKey {
+        &self.key
     }
 
     /// Sign a sync with the node's key.
@@ -260,6 +273,7 @@ impl SimulatedAgent {
             bail!("sync: {status} {body}");
         }
         let reply: SyncReply = serde_json::from_str(&body)?;
+        self.shown.clone_from(&reply.checkpoint);
         self.results
             .retain(|result| !reply.acknowledged.contains(&result.task_id));
         self.slots.acknowledge(&reply.acknowledged_receipts);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use berth_agent_core::console;
+use berth_agent_core::log_watch::LogRefusal;
 use berth_agent_core::phase::Phase;
 use berth_agent_core::task_check::{KnownVm, TaskRefused, Trust, claimed_task_id};
 use berth_agent_core::vm_record::{Recall, VmRecord};
@@ -15,7 +16,7 @@ use berth_agent_host::slot_files::SlotFilesError;
 use berth_agent_host::vm_files::{VmFiles, VmFilesError};
 use berth_agent_host::vmm_socket::VmmSocket;
 use berth_agent_host::vmm_unit::{UnitError, VmmUnits};
-use berth_api::agent::{FailureCode, SignedEnvelope, Task, TaskAction, TaskOutcome};
+use berth_api::agent::{FailureCode, RefusalCode, SignedEnvelope, Task, TaskAction, TaskOutcome};
 use berth_api::ids::{ReceiptId, TaskId, VmId};
 use tokio::sync::{Notify, broadcast, mpsc, watch};
 
@@ -215,6 +216,9 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> Agent<U, F, S> {
         {
             return self.refuse(task.task_id, refused, now);
         }
+        if let Err(refused) = self.host.log.check(&task.action) {
+            return self.refuse(task.task_id, frozen(&refused), now);
+        }
         if let Err(refused) = self.check_slots(&task) {
             return self.refuse(task.task_id, refused, now);
         }
@@ -309,6 +313,13 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> Agent<U, F, S> {
 
 fn failed(code: FailureCode, message: String) -> TaskOutcome {
     TaskOutcome::Failed { code, message }
+}
+
+fn frozen(refusal: &LogRefusal) -> TaskRefused {
+    TaskRefused {
+        code: RefusalCode::LogFrozen,
+        message: refusal.to_string(),
+    }
 }
 
 fn known_vm(record: &VmRecord) -> KnownVm {

@@ -9,6 +9,7 @@ use berth_agent_host::service_manager::DescriptorStore;
 use berth_agent_host::vm_files::{VmFiles, VmFilesError};
 use berth_agent_host::vmm_unit::VmmUnits;
 
+use crate::log_memory::LogMemory;
 use crate::slots::SlotHost;
 
 /// Everything through which the daemon changes the host.
@@ -32,6 +33,8 @@ pub struct Host<U, F, S> {
     pub host_facts: OnceLock<File>,
     /// `/proc/sys/kernel/random/boot_id`.
     pub boot_id: String,
+    /// What was seen of the ledger.
+    pub log: Arc<LogMemory>,
 }
 
 impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> Host<U, F, S> {

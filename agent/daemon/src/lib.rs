@@ -12,6 +12,7 @@ pub mod controller;
 pub mod host;
 pub mod join;
 mod launch;
+pub mod log_memory;
 pub mod node;
 mod registry;
 pub mod slot_sources;

@@ -1,6 +1,7 @@
 //! The `berth-agent` program: arguments, wiring, exit status.
 #![forbid(unsafe_code)]
 
+mod ledger;
 mod logging;
 mod panics;
 mod run;
@@ -46,6 +47,21 @@ enum Command {
     },
     /// Be the daemon.
     Run,
+    /// Show what this host has seen of its controller's ledger.
+    Ledger,
+    /// Follow a ledger that does not continue what this host has seen, after a controller has lost its
+    /// newest entries for good.
+    ///
+    /// Names both trees, signs the decision with the node's key and leaves it for the running agent,
+    /// which follows it with its next sync and sends it to the controller, where it becomes an entry.
+    AcceptRollback {
+        /// Why, for the record.
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+    },
     /// Guest images of this host.
     Image {
         #[command(subcommand)]
@@ -119,6 +135,8 @@ fn execute(arguments: Arguments) -> anyhow::Result<()> {
     match arguments.command {
         Command::Join { token, node_name } => join_node(&config, &token, node_name),
         Command::Run => run::run(&config),
+        Command::Ledger => ledger::show(&config),
+        Command::AcceptRollback { reason, yes } => ledger::accept(&config, &reason, yes),
         Command::Image { command } => image(&config, command),
     }
 }

@@ -109,6 +109,12 @@ impl Node {
             .map(|text| PublicKey::from_base64(text).ok())
             .collect()
     }
+
+    /// The ledger's key; `None` if it is not a key.
+    #[must_use]
+    pub fn ledger_key(&self) -> Option<PublicKey> {
+        PublicKey::from_base64(&self.ledger_public_key).ok()
+    }
 }
 
 /// Read the node's key.
@@ -144,7 +150,7 @@ fn io_error(action: &'static str, path: PathBuf) -> impl FnOnce(io::Error) -> No
 }
 
 /// Replace a file as a whole, readable by its owner alone, on the disk when this returns.
-fn write_new(state: &Path, name: &str, content: &[u8]) -> io::Result<()> {
+pub(crate) fn write_new(state: &Path, name: &str, content: &[u8]) -> io::Result<()> {
     let temporary = state.join(format!("{name}.new"));
     let mut file = OpenOptions::new()
         .write(true)

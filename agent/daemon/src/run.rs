@@ -10,6 +10,7 @@ use berth_agent::agent::Agent;
 use berth_agent::config::Config;
 use berth_agent::controller::{Controller, ControllerUrl};
 use berth_agent::host::Host;
+use berth_agent::log_memory::LogMemory;
 use berth_agent::node::{Node, load_key};
 use berth_agent::slot_sources::{ApprovalFolder, SlotChanges};
 use berth_agent::slots::SlotHost;
@@ -51,6 +52,10 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<()> {
         node_id: node.node_id,
         key: Arc::clone(&key),
     };
+    let Some(ledger_key) = node.ledger_key() else {
+        bail!("node.json holds a ledger key that is not a key; join again");
+    };
+    let log = LogMemory::open(&config.state_dir, (node.node_id, &key), ledger_key)?;
     let sync_loop = SyncLoop {
         controller: Controller::new(
             ControllerUrl::parse(&node.controller_url)?,
@@ -61,7 +66,8 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<()> {
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         state_dir: config.state_dir.clone(),
     };
-    crate::runtime()?.block_on(serve(config, trust, sync_loop, slots, inherited))
+    let parts = (slots, Arc::new(log));
+    crate::runtime()?.block_on(serve(config, trust, sync_loop, parts, inherited))
 }
 
 fn lock(config: &Config) -> anyhow::Result<File> {
@@ -77,7 +83,7 @@ async fn serve(
     config: &Config,
     trust: Trust,
     sync_loop: SyncLoop,
-    slots: SlotHost,
+    (slots, log): (SlotHost, Arc<LogMemory>),
     inherited: Vec<(String, std::os::fd::OwnedFd)>,
 ) -> anyhow::Result<()> {
     let manager = Arc::new(
@@ -97,6 +103,7 @@ async fn serve(
         kvm: PathBuf::from(KVM_DEVICE),
         host_facts: OnceLock::new(),
         boot_id: capacity::identity()?.boot_id,
+        log,
     };
     find_facts(&host);
     let images = FolderWatch::open(host.images.root()).context("could not watch the images")?;

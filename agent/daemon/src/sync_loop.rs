@@ -169,6 +169,7 @@ impl SyncLoop {
                     took_ms = asked.elapsed().as_millis(),
                     "sync answered"
                 );
+                self.watch_log(agent, request.as_ref().ok(), &reply).await;
                 agent.acknowledge(&reply.acknowledged, &reply.acknowledged_receipts);
                 let taken = agent.take(&reply.tasks).await;
                 let taken = taken.saturating_add(agent.take_slot_tasks(&reply.slot_tasks));
@@ -199,6 +200,23 @@ impl SyncLoop {
         }
     }
 
+    /// Judge what the reply shows of the ledger, before anything else that it says is done.
+    async fn watch_log<U: VmmUnits, F: VmFiles, S: DescriptorStore>(
+        &self,
+        agent: &Agent<U, F, S>,
+        request: Option<&SyncRequest>,
+        reply: &SyncReply,
+    ) {
+        let log = Arc::clone(&agent.host().log);
+        let asked = request.and_then(|request| request.log.seen.clone());
+        let offer = reply.checkpoint.clone();
+        let has_turned = blocking(move || log.take(asked.as_ref(), offer.as_ref())).await;
+        if has_turned {
+            // The controller hears of it at once, not with the next long poll.
+            agent.host_changed();
+        }
+    }
+
     async fn call(&self, request: &Result<SyncRequest, String>) -> Result<SyncReply, Failure> {
         let request = request
             .as_ref()
@@ -224,8 +242,9 @@ impl SyncLoop {
     ) -> Result<SyncRequest, String> {
         let images = agent.host().images.clone();
         let state_dir = self.state_dir.clone();
-        let (images, capacity) =
-            blocking(move || (images.list(), capacity::capacity(&state_dir))).await;
+        let log = Arc::clone(&agent.host().log);
+        let (images, capacity, log) =
+            blocking(move || (images.list(), capacity::capacity(&state_dir), log.report())).await;
         let report = agent.report();
         Ok(SyncRequest {
             protocol_version: PROTOCOL_VERSION,
@@ -243,6 +262,7 @@ impl SyncLoop {
             receipts: report.receipts,
             images: images.map_err(|error| in_one_line(&error))?,
             capacity: capacity.map_err(|error| in_one_line(&error))?,
+            log,
         })
     }
 }

@@ -149,8 +149,28 @@ pub struct AuditHead {
     pub public_key: String,
     /// The same key as other people's verifiers take it, with the log's name.
     pub vkey: String,
-    /// The signed checkpoint that says all this.
+    /// The signed checkpoint that says all this, with the cosignatures that it has.
     pub checkpoint: String,
+    /// Other parties' witnesses, and how they stand.
+    #[serde(default)]
+    pub witnesses: Vec<WitnessStatus>,
+}
+
+/// A witness of the ledger that another party runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct WitnessStatus {
+    /// Its name in its cosignatures.
+    pub name: String,
+    /// What those are verified with.
+    pub vkey: String,
+    /// Size of the newest checkpoint that it cosigned since this controller started.
+    pub cosigned_size: Option<u64>,
+    /// When that was by its own word, RFC 3339.
+    pub cosigned_at: Option<String>,
+    /// Why it has not cosigned the newest one: `unreachable`, `refuses`, `ahead`, `no_proof`,
+    /// `rolled_back` or `forked`.
+    pub problem: Option<String>,
 }
 
 /// Query of `GET /v1/audit/proof/inclusion`.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::agent::{LogFreeze, TreeHead};
 use crate::ids::{NodeId, TenantId};
 
 /// `POST /v1/nodes/join-tokens`
@@ -81,6 +82,31 @@ pub struct Node {
     /// Slots by class and, inside, by state.
     #[serde(default)]
     pub slots: BTreeMap<String, BTreeMap<String, u32>>,
+    /// What the host has seen of the ledger, as its witness.
+    #[serde(default)]
+    pub log: NodeLog,
+}
+
+/// What a host has seen of the ledger.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct NodeLog {
+    /// The newest tree that it cosigned.
+    pub seen: Option<TreeHead>,
+    /// Why it starts, stops, deletes and wipes nothing, if it does not.
+    pub frozen: Option<LogFreeze>,
+}
+
+/// `GET /v1/audit/cosignatures`: a tree of the ledger as a host has seen it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct HostCosignature {
+    /// The host.
+    pub node_id: NodeId,
+    /// What its cosignature is verified with.
+    pub vkey: String,
+    /// The checkpoint's text with the host's cosignature below: a signed note.
+    pub note: String,
 }
 
 /// `PATCH /v1/nodes/{node}`: what is left out stays as it is.

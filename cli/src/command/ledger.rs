@@ -393,11 +393,29 @@ pub(crate) fn entry_table(entries: &[ReadEntry]) -> Table {
 }
 
 fn head_table(head: &AuditHead) -> Table {
-    Table::of_object([
-        ("log", (&head.origin).into()),
-        ("entries", head.size.into()),
-        ("root", (&head.root).into()),
-        ("public key", (&head.public_key).into()),
-        ("verifier key", (&head.vkey).into()),
-    ])
+    let witnesses = head.witnesses.iter().map(|witness| {
+        let size = witness
+            .cosigned_size
+            .map_or("nothing".to_owned(), |size| size.to_string());
+        let problem = witness.problem.as_ref();
+        let tone = if problem.is_some() {
+            Tone::Bad
+        } else {
+            Tone::Good
+        };
+        let problem = problem.map_or(String::new(), |problem| format!(", {problem}"));
+        let text = format!("{} has cosigned {size}{problem}", witness.name);
+        ("witness", Cell::toned(&text, tone))
+    });
+    Table::of_object(
+        [
+            ("log", (&head.origin).into()),
+            ("entries", head.size.into()),
+            ("root", (&head.root).into()),
+            ("public key", (&head.public_key).into()),
+            ("verifier key", (&head.vkey).into()),
+        ]
+        .into_iter()
+        .chain(witnesses),
+    )
 }

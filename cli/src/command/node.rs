@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use berth_api::agent::TreeHead;
 use berth_api::ids::TenantId;
 use berth_api::rest::{ChangeNode, CreateJoinToken, IssuedJoinToken, Node};
 use clap::{Args, Subcommand};
 use serde_json::json;
 
 use crate::client::Path;
+use crate::command::slot::remote::wire_word;
 use crate::command::vm::{labels, parse_label};
 use crate::duration::parse_seconds;
 use crate::failure::Failure;
@@ -227,16 +229,40 @@ pub(crate) fn object_table(node: &Node) -> Table {
         ("memory used MB", node.memory_used_mb.into()),
         ("boot id", (&node.boot_id).into()),
         ("agent version", (&node.agent_version).into()),
+        ("ledger", ledger(node)),
     ])
 }
 
 fn liveness(node: &Node) -> Cell {
+    if node.log.frozen.is_some() {
+        return Cell::toned(&format!("{}, frozen", node.liveness), Tone::Bad);
+    }
     let tone = match node.liveness.as_str() {
         "online" => Tone::Good,
         "suspect" => Tone::Caution,
         _ => Tone::Bad,
     };
     Cell::toned(&node.liveness, tone)
+}
+
+/// What the host has seen of the ledger, and whether it goes along.
+fn ledger(node: &Node) -> Cell {
+    let size = |head: &TreeHead| format!("{} entries of {}", head.size, head.origin);
+    let seen = node.log.seen.as_ref().map_or("nothing".to_owned(), size);
+    let Some(freeze) = &node.log.frozen else {
+        return Cell::toned(&format!("seen: {seen}"), Tone::Good);
+    };
+    let shown = freeze
+        .shown
+        .as_ref()
+        .map_or("nothing readable".to_owned(), size);
+    let code = wire_word(&freeze.code);
+    Cell::toned(
+        &format!(
+            "FROZEN ({code}): seen: {seen}; shown: {shown}; it starts, stops, deletes and wipes nothing"
+        ),
+        Tone::Bad,
+    )
 }
 
 /// Who gets VMs placed there.

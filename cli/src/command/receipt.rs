@@ -1,4 +1,5 @@
-//! `berthctl receipt`: what a host stated about its slots, checked here and without a controller.
+//! `berthctl receipt`: what a host stated about its slots, and what a log shows of them, checked here and
+//! without a controller.
 
 use std::path::{Path, PathBuf};
 
@@ -10,6 +11,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use crate::failure::Failure;
+use crate::ledger::passport::{self, is_passport};
 use crate::ledger::verify::parse_key;
 use crate::screen::Screen;
 use crate::table::{Cell, Table, Tone, optional};
@@ -20,18 +22,22 @@ const MAX_BYTES: u64 = 16 * 1024 * 1024;
 /// What can be done with receipts.
 #[derive(Subcommand, Debug)]
 pub(crate) enum ReceiptCommand {
-    /// Check that receipts are signed, and that they show what they state
+    /// Check that receipts are signed, and that they show what they state; or passports of slots
     ///
     /// A wipe has to name every device of its slot, to have read something of each drive, and to have
     /// found nothing that should not be there. Of several receipts of one slot each claim has to come
-    /// after a wipe since the claim before it, or after the first approval. Nothing is asked of a
+    /// after a wipe since the claim before it, or after the first approval. A passport, as `vm passport`
+    /// writes it, has to show for each slot the wipe after its last tenant. Nothing is asked of a
     /// controller.
     Verify {
-        /// Files with one receipt each, as the host keeps and the controller gives them
+        /// Files with one receipt or passport each, all of the same kind
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
         #[command(flatten)]
         key: NodeKey,
+        /// The log's public key, for passports; else the file's own word is taken
+        #[arg(long, value_name = "BASE64", conflicts_with_all = ["key", "node_key"])]
+        log_key: Option<String>,
     },
     /// Show what a receipt says
     Show {
@@ -67,24 +73,75 @@ struct Verified {
 /// Run one of them.
 pub(crate) fn run(screen: &mut Screen, command: &ReceiptCommand) -> Result<(), Failure> {
     match command {
-        ReceiptCommand::Verify { files, key } => {
-            let trusted = key.read()?;
-            let verified = files
+        ReceiptCommand::Verify {
+            files,
+            key,
+            log_key,
+        } => {
+            let contents = files
                 .iter()
-                .map(|file| open(file, trusted.as_ref()))
-                .collect::<Result<Vec<_>, _>>()?;
-            let receipts: Vec<_> = verified.iter().map(|v| v.receipt.clone()).collect();
-            if receipts.len() > 1 {
-                check_chain(&receipts).map_err(Failure::ReceiptChain)?;
+                .map(|file| Ok((file.as_path(), read(file)?)))
+                .collect::<Result<Vec<_>, Failure>>()?;
+            let passports = contents.iter().filter(|(_, content)| is_passport(content));
+            match passports.count() {
+                0 if log_key.is_none() => verify_receipts(screen, &contents, key),
+                all if all == contents.len() => {
+                    verify_passports(screen, &contents, key, log_key.as_deref())
+                }
+                _ => Err(Failure::Usage {
+                    sentence: "receipts and passports are checked with different keys".to_owned(),
+                    remedy:
+                        "Give files of one kind: receipts with --key, passports with --log-key."
+                            .to_owned(),
+                }),
             }
-            warn_of_unknown_key(screen, &verified);
-            screen.show(&verified, || table(&verified))
         }
         ReceiptCommand::Show { file, key } => {
-            let verified = open(file, key.read()?.as_ref())?;
+            let verified = open(file, &read(file)?, key.read()?.as_ref())?;
             screen.show(&verified, || details(&verified.receipt))
         }
     }
+}
+
+fn verify_receipts(
+    screen: &mut Screen,
+    contents: &[(&Path, Vec<u8>)],
+    key: &NodeKey,
+) -> Result<(), Failure> {
+    let trusted = key.read()?;
+    let verified = contents
+        .iter()
+        .map(|(file, content)| open(file, content, trusted.as_ref()))
+        .collect::<Result<Vec<_>, _>>()?;
+    let receipts: Vec<_> = verified.iter().map(|v| v.receipt.clone()).collect();
+    if receipts.len() > 1 {
+        check_chain(&receipts).map_err(Failure::ReceiptChain)?;
+    }
+    warn_of_unknown_key(screen, &verified);
+    screen.show(&verified, || table(&verified))
+}
+
+fn verify_passports(
+    screen: &mut Screen,
+    contents: &[(&Path, Vec<u8>)],
+    key: &NodeKey,
+    log_key: Option<&str>,
+) -> Result<(), Failure> {
+    if key.read()?.is_some() {
+        return Err(Failure::Usage {
+            sentence: "a passport is signed by the log, not by a host".to_owned(),
+            remedy: "Give the log's key with --log-key.".to_owned(),
+        });
+    }
+    let pinned = log_key.map(parse_key).transpose()?;
+    let verified = contents
+        .iter()
+        .map(|(file, content)| passport::verify(file, content, pinned.as_ref()))
+        .collect::<Result<Vec<_>, _>>()?;
+    for passport in &verified {
+        screen.note(&passport.sentence());
+    }
+    screen.show(&verified, || passport::table(&verified))
 }
 
 fn warn_of_unknown_key(screen: &mut Screen, verified: &[Verified]) {
@@ -122,9 +179,9 @@ fn read(path: &Path) -> Result<Vec<u8>, Failure> {
     })
 }
 
-fn open(file: &Path, trusted: Option<&PublicKey>) -> Result<Verified, Failure> {
+fn open(file: &Path, content: &[u8], trusted: Option<&PublicKey>) -> Result<Verified, Failure> {
     let envelope: SignedEnvelope =
-        serde_json::from_slice(&read(file)?).map_err(|cause| Failure::File {
+        serde_json::from_slice(content).map_err(|cause| Failure::File {
             doing: "reading",
             path: file.to_owned(),
             cause: cause.into(),

@@ -1,10 +1,12 @@
 //! `berthctl vm`: a tenant's guests.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use berth_api::agent::StopMode;
 use berth_api::ids::{OperationId, VmId};
 use berth_api::rest::{CreateVm, Operation, SlotRequest, StopVm, Vm, VmSlot, VmState};
+use berth_ledger::passport::Passport;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
@@ -90,6 +92,14 @@ pub(crate) enum VmCommand {
         vm: String,
         #[command(flatten)]
         output: ReceiptArguments,
+    },
+    /// That the slots of a VM were wiped after whoever had them before; of a deleted one by its id
+    Passport {
+        /// Its name or id
+        vm: String,
+        /// Into this file instead of standard output; `receipt verify` checks it anywhere
+        #[arg(long, value_name = "FILE")]
+        output: Option<PathBuf>,
     },
     /// Wait until a VM is in a state
     Wait {
@@ -264,6 +274,7 @@ pub(crate) fn run(session: &mut Session, command: VmCommand) -> Result<(), Failu
             let items = session.client.list(&verb(&vm, "receipts"), None)?;
             receipts::show(session, &items, &output)
         }
+        VmCommand::Passport { vm, output } => passport(session, &vm, output.as_deref()),
         VmCommand::Wait { vm, state, timeout } => {
             let goal = Goal {
                 vm: id_of(session, &vm)?,
@@ -274,6 +285,29 @@ pub(crate) fn run(session: &mut Session, command: VmCommand) -> Result<(), Failu
             show_vm_once(session, &goal)
         }
     }
+}
+
+/// What the controller gave is what is kept: nothing of it is believed here.
+fn passport(
+    session: &mut Session,
+    vm: &str,
+    output: Option<&std::path::Path>,
+) -> Result<(), Failure> {
+    let reply = session.client.get(verb(vm, "passport"))?;
+    let passport: Passport = reply.read()?;
+    let Some(path) = output else {
+        return session.screen.show_json(&passport);
+    };
+    let text = serde_json::to_string_pretty(&passport).map_err(std::io::Error::from)?;
+    std::fs::write(path, text + "\n").map_err(Failure::file("writing", path))?;
+    let (file, slots) = (path.display().to_string(), passport.slots.len());
+    session.screen.say(
+        &json!({ "file": file, "vm_id": passport.vm_id, "slots": slots }),
+        &format!(
+            "wrote {file}: {slots} slots; check it anywhere with `berthctl receipt verify {file} --log-key KEY`, \
+             the key from `berthctl ledger head`"
+        ),
+    )
 }
 
 /// A VM that is gone has no name any more, but an id says enough to wait for its end.

@@ -5,9 +5,10 @@ use std::io::BufRead;
 use berth_ledger::bundle::{BundleReport, BundleVerifier, VerifyBundleError, read_header};
 use berth_ledger::checkpoint::Checkpoint;
 use berth_ledger::keys::PublicKey;
-use berth_ledger::note::{KeyKind, Note, Vkey};
+use berth_ledger::note::Vkey;
 
 use crate::failure::Failure;
+use crate::ledger::verify::log_keys;
 
 /// Longest line that is read, in bytes: a body, its proof, and room.
 const MAX_LINE_BYTES: u64 = 4 << 20;
@@ -84,26 +85,10 @@ fn shown(report: &BundleReport) -> VerifiedFile {
     }
 }
 
-/// The caller's key under the name that the checkpoint has, or what the file says of itself.
 fn keys_of(first_line: &str, pinned: Option<&PublicKey>) -> Result<Vec<Vkey>, VerifyBundleError> {
     let header = read_header(first_line)?;
-    let Some(pinned) = pinned else {
-        let unreadable = |_| VerifyBundleError::Header { field: "log_keys" };
-        return header
-            .log_keys
-            .iter()
-            .map(|text| text.parse().map_err(unreadable))
-            .collect();
-    };
-    let unreadable = VerifyBundleError::Header {
-        field: "checkpoint",
-    };
-    let origin = Note::parse(header.checkpoint.as_bytes())
-        .ok()
-        .and_then(|note| Checkpoint::parse(note.text()).ok())
-        .map(|checkpoint| checkpoint.origin)
-        .ok_or(unreadable)?;
-    Ok(vec![Vkey::new(origin, KeyKind::Ed25519, *pinned)])
+    log_keys(&header.checkpoint, &header.log_keys, pinned)
+        .map_err(|field| VerifyBundleError::Header { field })
 }
 
 /// Whether there was one more line; it is without its line feed.

@@ -13,7 +13,7 @@ use berth_ledger::checkpoint::{Checkpoint, SignedCheckpoint};
 use berth_ledger::keys::PublicKey;
 use berth_ledger::leaf::{Leaf, LeafKind, Nonce};
 use berth_ledger::merkle::{Frontier, Hash};
-use berth_ledger::note::{KeyKind, KeyName, Vkey};
+use berth_ledger::note::{KeyKind, KeyName, Note, Vkey};
 use berth_ledger::tenant_view::{BodyLink, ShownEvent, TenantView, ViewError, check_commitment};
 
 use crate::failure::Failure;
@@ -235,6 +235,25 @@ pub(crate) fn open_checkpoint(head: &AuditHead, key: &PublicKey) -> Result<Check
     SignedCheckpoint::open(head.checkpoint.as_bytes(), &vkeys)
         .map(|opened| opened.checkpoint().clone())
         .map_err(Failure::Checkpoint)
+}
+
+/// Keys for a file's checkpoint: the caller's under the name that the checkpoint has, or what the file
+/// says of itself. If that cannot be read, the member that it is in.
+pub(crate) fn log_keys(
+    checkpoint: &str,
+    named: &[String],
+    pinned: Option<&PublicKey>,
+) -> Result<Vec<Vkey>, &'static str> {
+    let Some(pinned) = pinned else {
+        let named = named.iter().map(|text| text.parse());
+        return named.collect::<Result<_, _>>().map_err(|_| "log_keys");
+    };
+    let origin = Note::parse(checkpoint.as_bytes())
+        .ok()
+        .and_then(|note| Checkpoint::parse(note.text()).ok())
+        .map(|checkpoint| checkpoint.origin)
+        .ok_or("checkpoint")?;
+    Ok(vec![Vkey::new(origin, KeyKind::Ed25519, *pinned)])
 }
 
 /// A public key from a caller or a controller.

@@ -7,6 +7,7 @@
 pub mod authority;
 pub mod deadline;
 pub mod liveness;
+pub mod passport;
 pub mod placement;
 pub mod quota;
 pub mod rate;

@@ -226,6 +226,15 @@ impl ApiError {
         .retryable()
     }
 
+    /// A witness has seen what this log does not have, so nothing of it is signed any more.
+    pub(crate) fn ledger_contradicted() -> Self {
+        Self::new(
+            ErrorCode::AuditUnavailable,
+            "a witness of the ledger has seen another history of it, so nothing was changed",
+            "Your administrator must find out whether the database went back in time.",
+        )
+    }
+
     pub(crate) fn timed_out(code: ErrorCode, error: &str, detail: &str) -> Self {
         Self::new(code, error, detail).retryable()
     }

@@ -110,6 +110,9 @@ impl App {
         if !self.freshness.is_enough() {
             return Err(ApiError::revocations_unknown());
         }
+        if self.ledger.is_contradicted() {
+            return Err(ApiError::ledger_contradicted());
+        }
         let (sender, receiver) = oneshot::channel();
         self.store.submit(change, move |result| {
             // The request may have been given up; the change stands all the same.

@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use crate::rates::RateLimits;
 use crate::tiers::TierSettings;
+use crate::witnesses::WitnessConfig;
 
 /// Settings of the service.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -45,6 +46,13 @@ pub(crate) struct LedgerConfig {
     /// File that keeps the newest checkpoint, better on another volume than the database;
     /// `anchor/checkpoint` in the state directory unless set.
     pub(crate) anchor: Option<std::path::PathBuf>,
+    /// Other parties' witnesses, which cosign checkpoints.
+    #[serde(default)]
+    pub(crate) witnesses: Vec<WitnessConfig>,
+    /// How many of them must have cosigned a checkpoint before anybody is shown it; 0 unless set, and
+    /// then nobody waits for them.
+    #[serde(default)]
+    pub(crate) witness_quorum: usize,
 }
 
 /// The `[database]` table.

@@ -103,6 +103,7 @@ fn for_operators(routes: Table) -> Table {
     let resume = "/v1/tenants/{tenant}/resume";
     let overrides = "/v1/tenants/{tenant}/quota-overrides";
     let join = "/v1/nodes/join-tokens";
+    let witnesses = "/v1/audit/cosignatures";
     let node = "/v1/nodes/{node}";
     let cordon = "/v1/nodes/{node}/cordon";
     let uncordon = "/v1/nodes/{node}/uncordon";
@@ -121,6 +122,7 @@ fn for_operators(routes: Table) -> Table {
         .add(Post, cordon, operator, CORDON, nodes::cordon)
         .add(Post, uncordon, operator, UNCORDON, nodes::uncordon)
         .add(Get, "/metrics", watcher, METRICS, health::metrics)
+        .add(Get, witnesses, operator, WITNESSES, audit::cosignatures)
 }
 
 const NEW_TENANT: Says = Says(
@@ -145,6 +147,7 @@ const OVERRIDE: Says = Says("Let another ceiling hold for a while", &[]);
 const NEW_JOIN_TOKEN: Says = Says("Make a token with which one node can enrol", &[]);
 const METRICS: Says = Says("What monitoring reads, as OpenMetrics text", &[]);
 const NODES: Says = Says("All nodes", &[]);
+const WITNESSES: Says = Says("What each host has seen of the ledger, cosigned by it", &[]);
 const NODE: Says = Says("One node; its tag stands for what operators set", &[]);
 const CHANGE_NODE: Says = Says(
     "Change what placement goes by; VMs that are there stay",
@@ -164,6 +167,7 @@ fn for_slots(routes: Table) -> Table {
     let release = "/v1/slots/{slot}/release-quarantine";
     let wipe = "/v1/slots/{slot}/wipe";
     let receipts = "/v1/vms/{vm}/receipts";
+    let passport = "/v1/vms/{vm}/passport";
     routes
         .add(Get, "/v1/slots", operator, SLOTS, slots::list)
         .add(Get, "/v1/slots/{slot}", operator, SLOT, slots::get)
@@ -173,6 +177,7 @@ fn for_slots(routes: Table) -> Table {
         .add(Post, wipe, operator, WIPE, slots::wipe)
         .add(Get, "/v1/slot-classes", reader, CLASSES, slots::classes)
         .add(Get, receipts, reader, RECEIPTS, slots::vm_receipts)
+        .add(Get, passport, reader, PASSPORT, slots::vm_passport)
 }
 
 /// What may stand against an order about a slot.
@@ -185,6 +190,10 @@ const RELEASE: Says = Says("End a slot's quarantine", SLOT_ORDER);
 const WIPE: Says = Says("Wipe a slot", SLOT_ORDER);
 const CLASSES: Says = Says("Classes of slots, and how many are free", &[]);
 const RECEIPTS: Says = Says("What hosts signed about a VM's slots", &[]);
+const PASSPORT: Says = Says(
+    "That a VM's slots were wiped after whoever had them before, to be checked without a network",
+    &[],
+);
 
 fn for_tenants(routes: Table) -> Table {
     let reader = Access::TenantPath(Scope::VmRead);

@@ -1,4 +1,5 @@
-//! What the world is shown of the ledger: committed first, then anchored, then served.
+//! What the world is shown of the ledger: committed first, then anchored, then, where a quorum of
+//! witnesses is asked for, cosigned, then served.
 //!
 //! Changes are answered as soon as they are committed; this desk follows the head some milliseconds
 //! behind, as one fsync of the anchor serves all that were committed meanwhile.
@@ -6,16 +7,26 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use berth_api::rest::WitnessStatus;
 use berth_controller_store::{LogHead, Store};
+use berth_ledger::checkpoint::SignedCheckpoint;
 use berth_ledger::merkle::Hash;
+use berth_ledger::note::{KeyName, Note};
 use tokio::sync::{Mutex, Notify, watch};
 
 use crate::anchor::{Anchor, AnchorError};
+use crate::witnesses::Witnesses;
 
 /// How often the head is looked at when nobody here has moved it: another controller may have.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Least time between two anchors.
 const ANCHOR_PAUSE: Duration = Duration::from_millis(20);
+/// Least time between two rounds of the witnesses.
+const ROUND_PAUSE: Duration = Duration::from_millis(200);
+/// When a round is repeated in which one was missing.
+const ROUND_AGAIN: Duration = Duration::from_secs(10);
+/// How long a caller waits for a quorum of witnesses.
+const QUORUM_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A checkpoint that others may see.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,24 +53,97 @@ impl From<LogHead> for Shown {
 pub(crate) struct LedgerDesk {
     store: Arc<Store>,
     anchor: Anchor,
+    anchored: watch::Sender<Shown>,
     shown: watch::Sender<Shown>,
     moved: Notify,
     anchoring: Mutex<()>,
+    witnesses: Witnesses,
+    contradiction: watch::Sender<Option<String>>,
 }
 
 impl LedgerDesk {
     /// Compare the database with its anchor, and show what it has.
-    pub(crate) fn open(store: Arc<Store>, anchor: Anchor) -> Result<Self, AnchorError> {
+    /// What is anchored then was shown before witnesses were waited for, or was to be.
+    pub(crate) fn open(
+        store: Arc<Store>,
+        anchor: Anchor,
+        witnesses: Witnesses,
+    ) -> Result<Self, AnchorError> {
         anchor.check(&store)?;
-        let head = store.read(|db| db.log_head())?;
+        let head: Shown = store.read(|db| db.log_head())?.into();
         anchor.write(&head.note)?;
         Ok(Self {
             store,
             anchor,
-            shown: watch::Sender::new(head.into()),
+            anchored: watch::Sender::new(head.clone()),
+            shown: watch::Sender::new(head),
             moved: Notify::new(),
             anchoring: Mutex::new(()),
+            witnesses,
+            contradiction: watch::Sender::new(None),
         })
+    }
+
+    /// How the witnesses stand.
+    pub(crate) fn witnesses(&self) -> Vec<WitnessStatus> {
+        self.witnesses.status()
+    }
+
+    /// Whether a witness has seen what this log does not have: nothing is signed any more.
+    pub(crate) fn is_contradicted(&self) -> bool {
+        self.contradiction.borrow().is_some()
+    }
+
+    /// Put what is anchored before the witnesses, until the future is dropped.
+    pub(crate) async fn ask_witnesses(&self) {
+        if self.witnesses.is_empty() {
+            return std::future::pending().await;
+        }
+        let mut anchored = self.anchored.subscribe();
+        loop {
+            let newest = anchored.borrow_and_update().clone();
+            let is_incomplete = self.round(newest).await;
+            tokio::time::sleep(ROUND_PAUSE).await;
+            if is_incomplete {
+                // A checkpoint that is newer, or some time, is reason enough to ask again.
+                drop(tokio::time::timeout(ROUND_AGAIN, anchored.changed()).await);
+            } else if anchored.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Whether somebody is to be asked again.
+    async fn round(&self, newest: Shown) -> bool {
+        let key = self.store.ledger_key();
+        let opened = KeyName::new(&newest.origin).ok().and_then(|origin| {
+            let vkey = LogHead::vkey_of(origin, &key);
+            SignedCheckpoint::open(newest.note.as_bytes(), &[vkey]).ok()
+        });
+        let Some(signed) = opened else {
+            tracing::error!("what was anchored is no checkpoint by the ledger's key");
+            return true;
+        };
+        let mut note: Note = signed.note().clone();
+        let round = self.witnesses.ask(&self.store, signed).await;
+        if let Some(reason) = round.contradiction {
+            tracing::error!("nothing is signed any more: {reason}");
+            self.contradiction.send_replace(Some(reason));
+            return true;
+        }
+        let cosignatures = round.lines.len();
+        round.lines.into_iter().for_each(|line| note.add(line));
+        if self.witnesses.is_quorum(cosignatures) {
+            let note = note.to_string();
+            self.shown.send_if_modified(|shown| {
+                let is_newer = shown.size <= newest.size && shown.note != note;
+                if is_newer {
+                    *shown = Shown { note, ..newest };
+                }
+                is_newer
+            });
+        }
+        round.is_incomplete
     }
 
     /// The newest checkpoint that others may see.
@@ -78,8 +162,18 @@ impl LedgerDesk {
         if self.shown.borrow().size < size {
             // If the database is another one, `run` ends the program by it.
             drop(self.follow().await);
+            self.wait_for_quorum(size).await;
         }
         self.shown()
+    }
+
+    async fn wait_for_quorum(&self, size: u64) {
+        if self.witnesses.are_waited_for() && size <= self.anchored.borrow().size {
+            let mut shown = self.shown.subscribe();
+            let cosigned = shown.wait_for(|shown| shown.size >= size);
+            // Without a quorum what was shown before is all that there is to show.
+            drop(tokio::time::timeout(QUORUM_PATIENCE, cosigned).await);
+        }
     }
 
     /// Follow the head until the future is dropped, or the database is another one than was shown:
@@ -100,7 +194,7 @@ impl LedgerDesk {
     async fn follow(&self) -> Result<(), AnchorError> {
         let _one_at_a_time = self.anchoring.lock().await;
         let (store, anchor) = (Arc::clone(&self.store), self.anchor.clone());
-        let known = self.shown();
+        let known = self.anchored.borrow().clone();
         let work = move || -> Result<Option<Shown>, AnchorError> {
             let head = store.read(|db| db.log_head())?;
             if head.note == known.note {
@@ -113,8 +207,11 @@ impl LedgerDesk {
         };
         match tokio::task::spawn_blocking(work).await {
             Ok(Ok(None)) => {}
-            Ok(Ok(Some(shown))) => {
-                self.shown.send_replace(shown);
+            Ok(Ok(Some(anchored))) => {
+                if !self.witnesses.are_waited_for() {
+                    self.shown.send_replace(anchored.clone());
+                }
+                self.anchored.send_replace(anchored);
             }
             Ok(Err(error)) if error.is_another_history() => return Err(error),
             Ok(Err(error)) => {

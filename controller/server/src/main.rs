@@ -27,6 +27,7 @@ mod streams;
 mod tiers;
 mod tls;
 mod token_book;
+mod witnesses;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use berth_api::rest::WitnessStatus;
 use berth_api::slot::SlotState;
 use berth_controller_store::Gauges;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -104,16 +105,21 @@ impl Metrics {
     }
 
     /// Everything, in the form that Prometheus reads.
-    pub(crate) fn page(&self, gauges: &Gauges, shown: &Shown) -> Result<String, fmt::Error> {
+    pub(crate) fn page(
+        &self,
+        gauges: &Gauges,
+        shown: &Shown,
+        witnesses: &[WitnessStatus],
+    ) -> Result<String, fmt::Error> {
         let mut page = String::new();
         encode_registry(&mut page, &self.registry)?;
-        encode_registry(&mut page, &what_there_is(gauges, shown))?;
+        encode_registry(&mut page, &what_there_is(gauges, shown, witnesses))?;
         encode_eof(&mut page)?;
         Ok(page)
     }
 }
 
-fn what_there_is(gauges: &Gauges, shown: &Shown) -> Registry {
+fn what_there_is(gauges: &Gauges, shown: &Shown, witnesses: &[WitnessStatus]) -> Registry {
     let mut registry = Registry::with_prefix("berth");
     let mut add = |name, help, values: Vec<(Labels, u64)>| {
         let family = Family::<Labels, Gauge>::default();
@@ -162,6 +168,23 @@ fn what_there_is(gauges: &Gauges, shown: &Shown) -> Registry {
         "build_info",
         "The controller that runs",
         vec![(vec![("version", env!("CARGO_PKG_VERSION").to_owned())], 1)],
+    );
+    let of_witnesses = |value: fn(&WitnessStatus) -> u64| {
+        let all = witnesses.iter().map(move |witness| {
+            let labels = vec![("witness", witness.name.clone())];
+            (labels, value(witness))
+        });
+        all.collect()
+    };
+    add(
+        "ledger_cosigned_size",
+        "Entries of the newest checkpoint that a witness cosigned",
+        of_witnesses(|witness| witness.cosigned_size.unwrap_or(0)),
+    );
+    add(
+        "ledger_witness_up",
+        "Whether a witness cosigned when it was asked last",
+        of_witnesses(|witness| u64::from(witness.problem.is_none())),
     );
     let entries = Gauge::<i64>::default();
     entries.set(number(shown.size));
@@ -225,7 +248,7 @@ mod tests {
             root: Hash([0; 32]),
             note: String::new(),
         };
-        let page = metrics.page(&gauges, &shown).unwrap();
+        let page = metrics.page(&gauges, &shown, &[]).unwrap();
         for line in [
             r#"berth_http_requests_total{method="get",route="/v1/vms/{vm}",code="200"} 2"#,
             r#"berth_http_request_seconds_bucket{le="0.0025",method="get",route="/v1/vms/{vm}"} 1"#,

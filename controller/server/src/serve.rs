@@ -19,6 +19,7 @@ use crate::listener::{self, DEFAULT_LISTEN, ListenError};
 use crate::offline::{StateDir, say_error};
 use crate::tiers::Tiers;
 use crate::tls::{Tls, TlsError, TlsFiles};
+use crate::witnesses::Witnesses;
 use crate::{door, follow, http, logging, overdue, recount, token_book};
 
 /// `EX_CONFIG` of sysexits.h: a restart would not help.
@@ -73,7 +74,14 @@ pub(crate) fn run(
     let (keys, store) = state.open()?;
     let store = Arc::new(store);
     let anchor = state.anchor(&config);
-    let ledger = match LedgerDesk::open(Arc::clone(&store), anchor) {
+    let witnesses = match Witnesses::open(&config.ledger.witnesses, config.ledger.witness_quorum) {
+        Ok(witnesses) => witnesses,
+        Err(error) => {
+            say_error(&error);
+            return Ok(ExitCode::from(EXIT_CONFIG));
+        }
+    };
+    let ledger = match LedgerDesk::open(Arc::clone(&store), anchor, witnesses) {
         Ok(ledger) => ledger,
         Err(error) => {
             say_error(&error.into());
@@ -147,6 +155,8 @@ async fn serve(
     let recount = tokio::spawn(recount::every_day(Arc::clone(&app)));
     let shown = Arc::clone(&app);
     let mut ledger = tokio::spawn(async move { shown.ledger.run().await });
+    let asking = Arc::clone(&app);
+    let witnesses = tokio::spawn(async move { asking.ledger.ask_witnesses().await });
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
@@ -168,6 +178,7 @@ async fn serve(
     overdue.abort();
     recount.abort();
     ledger.abort();
+    witnesses.abort();
     app.stop();
     match tokio::time::timeout(STOP_PATIENCE, &mut server).await {
         Ok(ended) => ended?,

@@ -3,16 +3,19 @@
 //! The partial unique index on live claims and the condition in [`WriteTx::claim_slots`] are what keeps
 //! two VMs off one slot, whatever anybody decided before.
 
-use berth_api::ids::{ClaimId, NodeId, ProjectId, SlotId, TenantId, VmId};
+use berth_api::ids::{ClaimId, EventId, NodeId, ProjectId, SlotId, TenantId, VmId};
 use berth_api::slot::Claim;
 use berth_controller_core::quota::Resource;
 use berth_controller_core::slot::ClaimStep;
+use berth_ledger::passport::NEVER_HEARD;
 use serde_json::json;
 
 use crate::error::StoreError;
 use crate::ledger::{Cause, NewEvent};
+use crate::passports::SlotMark;
 use crate::quota::Amounts;
 use crate::rows::parsed;
+use crate::slot_sync::slot_event;
 use crate::slots::StoredSlot;
 use crate::store::Db;
 use crate::tenants::object;
@@ -94,7 +97,7 @@ impl WriteTx<'_> {
     ) -> Result<(), StoreError> {
         let claim_id = ClaimId::generate();
         let fencing_epoch = slot.own_epoch;
-        self.append(
+        self.append_marked(
             NewEvent {
                 event_type: "SLOT_CLAIMED",
                 tenant_id: Some(tenant.clone()),
@@ -109,6 +112,7 @@ impl WriteTx<'_> {
                 })),
                 ..NewEvent::default()
             },
+            (slot.slot_id, SlotMark::Claimed(vm_id), fencing_epoch),
             cause,
         )?;
         self.conn
@@ -166,7 +170,7 @@ impl WriteTx<'_> {
             let how = match claim.judge(slot.host_state, slot.host_epoch) {
                 ClaimStep::Keep => continue,
                 ClaimStep::EndProved => "wiped",
-                ClaimStep::EndUnheard => "host_never_heard_of_it",
+                ClaimStep::EndUnheard => NEVER_HEARD,
                 ClaimStep::OrderWipe => {
                     // Ordered once; if its host refuses, an operator has to look.
                     if has_told_all && slot.wipe_required_after.is_none() {
@@ -195,24 +199,26 @@ impl WriteTx<'_> {
             .conn
             .prepare_cached("SELECT wiped_by FROM claim WHERE claim_id = ?1")?
             .query_row([&claim_id], |row| row.get(0))?;
-        self.append(
-            NewEvent {
-                event_type: "SLOT_RELEASED",
-                tenant_id: Some(holder.tenant_id.clone()),
-                vm_id: Some(holder.vm_id),
-                node_id: Some(slot.node_id),
-                outcome: "completed",
-                detail: object(json!({
-                    "slot_id": slot.slot_id,
-                    "claim_id": claim_id,
-                    "fencing_epoch": holder.claim.fencing_epoch,
-                    "because": how,
-                    "wipe_receipt": wiped_by,
-                })),
-                ..NewEvent::default()
-            },
-            cause,
-        )?;
+        let event_id = EventId::generate();
+        let fencing_epoch = holder.claim.fencing_epoch;
+        let bare = json!({ "fencing_epoch": fencing_epoch, "because": how });
+        let bare = slot_event("SLOT_RELEASED", slot.node_id, slot.slot_id, bare);
+        let mut event = NewEvent {
+            event_id: Some(event_id),
+            tenant_id: Some(holder.tenant_id.clone()),
+            vm_id: Some(holder.vm_id),
+            ..bare.clone()
+        };
+        event.detail.append(&mut object(json!({
+            "claim_id": claim_id,
+            "wipe_receipt": wiped_by,
+        })));
+        self.append(event, cause)?;
+        // What the next tenant is shown: that this claim is none that could have left anything.
+        if how == NEVER_HEARD {
+            let at = (slot.slot_id, SlotMark::Unheard, fencing_epoch);
+            self.append_bare(bare, at, event_id, cause)?;
+        }
         self.end_slot_charges("claim_id", &claim_id)?;
         self.conn
             .prepare_cached("UPDATE claim SET state = 'over', ended_at = ?2 WHERE claim_id = ?1")?

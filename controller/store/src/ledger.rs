@@ -72,6 +72,8 @@ pub fn request_cause(actor: AuditActor, request: AuditRequest) -> Cause {
 /// What a new entry says beyond its cause.
 #[derive(Clone, Debug, Default)]
 pub struct NewEvent {
+    /// Shared by entries of one event for several parties; a new one unless given.
+    pub event_id: Option<EventId>,
     /// Such as `TENANT_CREATED`.
     pub event_type: &'static str,
     /// Whose namespace it touches.
@@ -259,7 +261,7 @@ fn unstorable() -> StoreError {
 
 fn body_of(event: NewEvent, cause: &Cause, seq: u64, prev: Hash, at: i64) -> AuditBody {
     AuditBody {
-        event_id: EventId::generate(),
+        event_id: event.event_id.unwrap_or_else(EventId::generate),
         time: rfc3339(at),
         event_type: event.event_type.to_owned(),
         tenant_id: event.tenant_id,

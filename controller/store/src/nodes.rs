@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use berth_api::agent::EnrollRequest;
 use berth_api::ids::{NodeId, TenantId};
-use berth_api::rest::{Image, Node};
+use berth_api::rest::{Image, Node, NodeLog};
 use berth_controller_core::liveness::Liveness;
 use berth_ledger::keys::PublicKey;
 use serde_json::json;
@@ -68,7 +68,7 @@ impl Db<'_> {
             .query_map((after, limit), |row| Ok(self.node_row(row)))?
             .collect::<Result<Vec<_>, _>>()?;
         rows.into_iter()
-            .map(|node| self.with_slots(node?))
+            .map(|node| self.with_the_rest(node?))
             .collect()
     }
 
@@ -79,12 +79,13 @@ impl Db<'_> {
             .prepare_cached(&sql)?
             .query_row([id.to_string()], |row| Ok(self.node_row(row)))
             .optional()?
-            .map(|node| self.with_slots(node?))
+            .map(|node| self.with_the_rest(node?))
             .transpose()
     }
 
-    fn with_slots(&self, mut node: Node) -> Result<Node, StoreError> {
+    fn with_the_rest(&self, mut node: Node) -> Result<Node, StoreError> {
         node.slots = self.slot_counts(node.id)?;
+        node.log = self.node_log(node.id)?.shown();
         Ok(node)
     }
 
@@ -193,6 +194,7 @@ impl Db<'_> {
             })?,
             revision: row.get(16)?,
             slots: BTreeMap::new(),
+            log: NodeLog::default(),
         })
     }
 }

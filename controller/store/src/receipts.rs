@@ -1,10 +1,12 @@
 //! Receipts of hosts about their slots: verified, kept as they came, recorded in the ledger.
 //!
 //! A receipt that is not the node's own, or not about its own slots, is refused, written down once and
-//! acknowledged, so that it does not come again for ever.
+//! acknowledged, so that it does not come again for ever. The entry of one that is stored has what the
+//! host signed, as it came. That names who had the slot; so of what later tenants may be shown there is
+//! a second, bare entry.
 
 use berth_api::agent::SignedEnvelope;
-use berth_api::ids::{NodeId, ReceiptId, SlotId, VmId};
+use berth_api::ids::{EventId, NodeId, ReceiptId, SlotId, VmId};
 use berth_api::rest::StoredReceipt;
 use berth_api::slot::{RECEIPT_PAYLOAD_TYPE, Receipt, SlotHolder, Statement};
 use berth_controller_core::slot::MAX_COUNT;
@@ -16,17 +18,19 @@ use serde_json::json;
 
 use crate::error::StoreError;
 use crate::ledger::{Cause, NewEvent};
+use crate::passports::SlotMark;
 use crate::rows::{parsed, parsed_option, rfc3339};
 use crate::slot_sync::slot_event;
 use crate::slots::StoredSlot;
 use crate::sql::{OptionalExtension as _, Row};
 use crate::store::Db;
+use crate::tenants::object;
 use crate::writer::WriteTx;
 
 /// Most receipts that one sync brings; the others come again with the next.
 const MAX_RECEIPTS: usize = 256;
-/// Longest receipt that is kept, in characters of base64.
-const MAX_RECEIPT_CHARS: usize = 256 * 1024;
+/// Longest receipt that is kept, in characters of base64: it and what is said of it fit one entry.
+const MAX_RECEIPT_CHARS: usize = 160 * 1024;
 
 const SELECT: &str =
     "SELECT receipt_id, slot_id, vm_id, kind, at_s, generation, sha256, audit_index,
@@ -185,27 +189,7 @@ impl WriteTx<'_> {
             }
             Some(_) | None => None,
         };
-        let detail = json!({
-            "receipt_id": receipt.receipt_id,
-            "kind": kind_of(&receipt.statement),
-            "sha256": sha256,
-            "generation": receipt.generation,
-            "claim_id": receipt.holder.as_ref().map(|holder| holder.claim.claim_id),
-            "summary": summary(receipt),
-        });
-        let event_type = match &receipt.statement {
-            Statement::Wipe { .. } => "SLOT_WIPED",
-            Statement::Approval { .. }
-            | Statement::Claim { .. }
-            | Statement::Release { .. }
-            | Statement::Quarantine { .. } => "SLOT_RECEIPT_STORED",
-        };
-        let event = NewEvent {
-            tenant_id: owner.map(|holder| holder.tenant_id.clone()),
-            vm_id: owner.map(|holder| holder.vm_id),
-            ..slot_event(event_type, slot.node_id, slot.slot_id, detail)
-        };
-        let audit_index = self.append(event, cause)?;
+        let audit_index = self.record_receipt(slot, (receipt, sealed, sha256), owner, cause)?;
         let text = serde_json::to_string(sealed)
             .map_err(|_| StoreError::Unstorable { what: "receipt" })?;
         self.conn
@@ -229,6 +213,75 @@ impl WriteTx<'_> {
                 self.now,
             ))?;
         Ok(())
+    }
+
+    /// The entries of a receipt; the place of the one that has what was signed.
+    fn record_receipt(
+        &mut self,
+        slot: &StoredSlot,
+        (receipt, sealed, sha256): (&Receipt, &SignedEnvelope, &str),
+        owner: Option<&SlotHolder>,
+        cause: &Cause,
+    ) -> Result<u64, StoreError> {
+        let (event_type, mark) = match &receipt.statement {
+            Statement::Wipe { .. } => ("SLOT_WIPED", Some(SlotMark::Wiped)),
+            Statement::Approval { .. } => ("SLOT_RECEIPT_STORED", Some(SlotMark::Approved)),
+            Statement::Claim { .. } => (
+                "SLOT_RECEIPT_STORED",
+                owner.map(|holder| SlotMark::Launched(holder.vm_id)),
+            ),
+            Statement::Release { .. } | Statement::Quarantine { .. } => {
+                ("SLOT_RECEIPT_STORED", None)
+            }
+        };
+        let fencing_epoch = self.epoch_before(receipt)?;
+        let event_id = EventId::generate();
+        let bare = json!({
+            "kind": kind_of(&receipt.statement),
+            "sha256": sha256,
+            "generation": receipt.generation,
+            "fencing_epoch": fencing_epoch,
+            "summary": summary(receipt),
+        });
+        let bare = slot_event(event_type, slot.node_id, slot.slot_id, bare);
+        let mut event = NewEvent {
+            event_id: Some(event_id),
+            tenant_id: owner.map(|holder| holder.tenant_id.clone()),
+            vm_id: owner.map(|holder| holder.vm_id),
+            ..bare.clone()
+        };
+        event.detail.append(&mut object(json!({
+            "receipt_id": receipt.receipt_id,
+            "claim_id": receipt.holder.as_ref().map(|holder| holder.claim.claim_id),
+            "envelope": sealed,
+        })));
+        match mark {
+            Some(mark @ (SlotMark::Wiped | SlotMark::Approved)) if receipt.holder.is_some() => {
+                let index = self.append(event, cause)?;
+                let at = (slot.slot_id, mark, fencing_epoch);
+                self.append_bare(bare, at, event_id, cause)?;
+                Ok(index)
+            }
+            Some(mark) => self.append_marked(event, (slot.slot_id, mark, fencing_epoch), cause),
+            None => self.append(event, cause),
+        }
+    }
+
+    /// The last claim that the host had heard of when it wrote a receipt: the one that it names, or
+    /// one that it was seen to know before.
+    fn epoch_before(&self, receipt: &Receipt) -> Result<u64, StoreError> {
+        let named = receipt.holder.as_ref();
+        let named = named.map_or(0, |holder| holder.claim.fencing_epoch.min(MAX_COUNT));
+        let seen: u64 = self
+            .conn
+            .prepare_cached(
+                "SELECT COALESCE(MAX(fencing_epoch), 0) FROM claim
+                 WHERE slot_id = ?1 AND seen_generation < ?2",
+            )?
+            .query_row((receipt.slot_id.to_string(), receipt.generation), |row| {
+                row.get(0)
+            })?;
+        Ok(named.max(seen))
     }
 
     /// What a wipe settles: the claim that it came after, and an order that waits for one.

@@ -17,6 +17,8 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0009_token_charges.sql"),
     include_str!("../migrations/0010_service_accounts.sql"),
     include_str!("../migrations/0011_deadlines.sql"),
+    include_str!("../migrations/0012_slot_marks.sql"),
+    include_str!("../migrations/0013_node_logs.sql"),
 ];
 
 /// The newest schema that this program knows.

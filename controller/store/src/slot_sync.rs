@@ -251,12 +251,23 @@ impl WriteTx<'_> {
         Ok(())
     }
 
-    /// Write down that a node was not believed, once for each subject.
+    /// Write down that a node was not believed about slots, once for each subject.
     pub(crate) fn refuse_once(
         &mut self,
         node: NodeId,
         subject: &str,
         code: &str,
+        cause: &Cause,
+    ) -> Result<(), StoreError> {
+        self.refuse_once_as("SLOT_REPORT_DENIED", node, (subject, code), cause)
+    }
+
+    /// The same about anything.
+    pub(crate) fn refuse_once_as(
+        &mut self,
+        event_type: &'static str,
+        node: NodeId,
+        (subject, code): (&str, &str),
         cause: &Cause,
     ) -> Result<(), StoreError> {
         let node_text = node.to_string();
@@ -277,7 +288,7 @@ impl WriteTx<'_> {
         if is_new {
             self.append(
                 NewEvent {
-                    event_type: "SLOT_REPORT_DENIED",
+                    event_type,
                     node_id: Some(node),
                     outcome: "denied",
                     code: Some(code.to_owned()),

@@ -84,6 +84,7 @@ impl WriteTx<'_> {
         let cause = Cause::node(key, None);
         let rebooted = self.update_node(node, request)?;
         self.update_images(node, &request.images)?;
+        self.take_log(node, key, &request.log, &cause)?;
         self.take_slots(node, &request.slots, &cause)?;
         let mut accepted = SyncAccepted {
             acknowledged_receipts: self.take_receipts(node, key, &request.receipts, &cause)?,

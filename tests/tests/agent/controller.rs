@@ -7,12 +7,13 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use berth_api::agent::{
-    ENROLL_PAYLOAD_TYPE, EnrollReply, EnrollRequest, SYNC_PAYLOAD_TYPE, SignedEnvelope, SyncReply,
-    SyncRequest, TaskResult,
+    CheckpointOffer, ENROLL_PAYLOAD_TYPE, EnrollReply, EnrollRequest, SYNC_PAYLOAD_TYPE,
+    SignedEnvelope, SyncReply, SyncRequest, TaskResult, TreeHead,
 };
 use berth_api::ids::{AgentInstanceId, NodeId, TaskId};
 use berth_ledger::envelope::open_self_signed;
 use berth_ledger::keys::SigningKey;
+use berth_ledger::model::ModelLog;
 
 /// Longest wait for an agent.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -24,6 +25,17 @@ pub(crate) struct Controller {
     tasks: Arc<Tasks>,
     syncs: Receiver<SyncRequest>,
     pub(crate) enrolments: Receiver<EnrollRequest>,
+    /// What it shows; none, and it shows nothing.
+    pub(crate) log: Arc<Mutex<Option<ModelLog>>>,
+}
+
+/// A log of so many entries, the same ones each time.
+pub(crate) fn log_of(entries: u32) -> ModelLog {
+    let mut log = ModelLog::new("ledger.example/test/e1", 5);
+    for number in 0..entries {
+        log.append(&number.to_be_bytes());
+    }
+    log
 }
 
 /// What waits for the agent.
@@ -41,6 +53,7 @@ struct Waiting {
 }
 
 struct Desk {
+    log: Arc<Mutex<Option<ModelLog>>>,
     reply: EnrollReply,
     tasks: Arc<Tasks>,
     syncs: Sender<SyncRequest>,
@@ -56,12 +69,16 @@ impl Controller {
         let tasks = Arc::new(Tasks::default());
         let (syncs, heard_syncs) = channel();
         let (enrolments, heard_enrolments) = channel();
+        let log = log_of(3);
+        let ledger_key = log.vkey().public_key().to_base64();
+        let log = Arc::new(Mutex::new(Some(log)));
         let desk = Arc::new(Desk {
+            log: Arc::clone(&log),
             reply: EnrollReply {
                 node_id,
                 node_epoch: 1,
                 task_public_keys: vec![task_key.public().to_base64()],
-                ledger_public_key: task_key.public().to_base64(),
+                ledger_public_key: ledger_key,
             },
             tasks: Arc::clone(&tasks),
             syncs,
@@ -80,7 +97,12 @@ impl Controller {
             tasks,
             syncs: heard_syncs,
             enrolments: heard_enrolments,
+            log,
         }
+    }
+
+    pub(crate) fn show(&self, log: Option<ModelLog>) {
+        *self.log.lock().unwrap() = log;
     }
 
     pub(crate) fn url(&self) -> String {
@@ -98,6 +120,11 @@ impl Controller {
 
     pub(crate) fn next_sync(&self) -> SyncRequest {
         self.syncs.recv_timeout(PATIENCE).expect("the agent syncs")
+    }
+
+    /// A sync that has come already.
+    pub(crate) fn try_next_sync(&self) -> Option<SyncRequest> {
+        self.syncs.try_recv().ok()
     }
 
     /// Wait for a task's result.
@@ -136,6 +163,7 @@ impl Desk {
         let acknowledged: Vec<TaskId> = request.results.iter().map(|r| r.task_id).collect();
         let (clock, patience) = (request.clock, Duration::from_secs(request.wait_seconds));
         let run = Some(request.agent_instance_id);
+        let seen = request.log.seen.clone();
         self.syncs.send(request).ok()?;
         let mut waiting = self.tasks.waiting.lock().unwrap();
         waiting.retain(|task| !acknowledged.contains(&task.task_id));
@@ -159,6 +187,23 @@ impl Desk {
             acknowledged_receipts: Vec::new(),
             acknowledged,
             controller_time: clock,
+            checkpoint: self.offer(seen.as_ref()),
+        })
+    }
+
+    /// The log as it is by now, proved as well as can be.
+    fn offer(&self, seen: Option<&TreeHead>) -> Option<CheckpointOffer> {
+        let log = self.log.lock().unwrap();
+        let log = log.as_ref()?;
+        let from = seen.map_or(0, |seen| seen.size);
+        let proof = if (1..=log.size()).contains(&from) {
+            log.consistency(from, log.size())
+        } else {
+            Vec::new()
+        };
+        Some(CheckpointOffer {
+            note: log.note(log.size()).to_string(),
+            consistency: proof.iter().map(|hash| hash.to_base64()).collect(),
         })
     }
 }

@@ -67,10 +67,12 @@ impl Host {
         }
     }
 
-    /// Start the daemon, with a bus of its own.
+    /// Start the daemon, with a bus of its own that outlives it.
     pub(crate) fn daemon(&self) -> Daemon {
         let socket = self.path("bus");
-        bus::serve(&socket);
+        if !socket.exists() {
+            bus::serve(&socket);
+        }
         let log = std::fs::File::create(self.path("agent.log")).unwrap();
         let child = self
             .command(&["run"])

@@ -12,4 +12,6 @@ mod host;
 #[cfg(test)]
 mod join;
 #[cfg(test)]
+mod log;
+#[cfg(test)]
 mod tasks;

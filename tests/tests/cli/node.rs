@@ -138,6 +138,7 @@ impl State {
             vms: self.vms.values().cloned().collect(),
             slots: Vec::new(),
             receipts: Vec::new(),
+            log: berth_api::agent::LogReport::default(),
             images: vec![ObservedImage {
                 name: IMAGE.to_owned(),
                 digest: "0".repeat(64),

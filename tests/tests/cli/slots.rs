@@ -95,6 +95,110 @@ fn a_slot_is_admitted_rented_out_and_proved_clean_in_files() {
     slot(&bench, &["receipts", &id]).expect(0).shows("approval");
 }
 
+/// A tenant with a VM that has a slot, launched.
+fn tenant_with_slot(bench: &Bench, agent: &mut SimulatedAgent, tenant: &str) -> String {
+    bench.tenant(tenant, "2");
+    let update = ["tenant", "update", tenant, "--slot-limit", "nvme=2"];
+    bench.berthctl(&update).expect(0);
+    let token = bench.tenant_token(tenant);
+    let create = [
+        "vm",
+        "create",
+        "web",
+        "--image",
+        "debian-12",
+        "--slot",
+        "class=nvme",
+    ];
+    bench.berthctl_as(&token, &create).expect(0);
+    agent.settle().unwrap();
+    token
+}
+
+#[test]
+fn a_passport_shows_the_next_tenant_the_wipe_without_a_controller() {
+    let bench = Bench::start();
+    let (mut agent, slots) = node_with_slots(&bench, 1);
+    slot(&bench, &["admit", &slots[0].to_string()]).expect(0);
+    let first = tenant_with_slot(&bench, &mut agent, "acme");
+    bench
+        .berthctl_as(&first, &["vm", "delete", "web"])
+        .expect(0);
+    agent.settle().unwrap();
+    agent.settle().unwrap();
+    let second = tenant_with_slot(&bench, &mut agent, "other");
+    let file = bench.path("web.passport");
+    bench
+        .berthctl_as(&second, &["vm", "passport", "web", "--output", &file])
+        .expect(0)
+        .shows("1 slots");
+    let printed = bench.berthctl_as(&second, &["vm", "passport", "web"]);
+    let head = bench
+        .berthctl(&["ledger", "head", "--json"])
+        .expect(0)
+        .json();
+    let key = head["public_key"].as_str().unwrap().to_owned();
+    let verify = |arguments: &[&str]| {
+        let arguments: Vec<&str> = ["receipt", "verify"]
+            .iter()
+            .chain(arguments)
+            .copied()
+            .collect();
+        bench.run(
+            "berthctl",
+            &[&["--url", "http://127.0.0.1:1"], &arguments[..]].concat(),
+        )
+    };
+    bench.without_controller(|| {
+        verify(&[&file, "--log-key", &key])
+            .expect(0)
+            .shows("wiped")
+            .complains("the key that you gave");
+        verify(&[&file]).expect(0).complains("--log-key");
+        let shown = verify(&[&file, "--log-key", &key, "--json"])
+            .expect(0)
+            .json();
+        assert_eq!(shown[0]["slots"][0]["slot_id"], slots[0].to_string());
+        assert_eq!(shown[0]["slots"][0]["was_wiped"], true);
+        assert!(shown[0]["slots"][0]["launch"]["host_key"].is_string());
+    });
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert!(!text.contains("acme"));
+    assert_eq!(printed.expect(0).json()["format"], "berth-slot-passport/v1");
+    // Each of these is refused, and says what is wrong.
+    let forged = bench.path("forged.passport");
+    let check = |from: &str, to: &str, says: &str| {
+        assert!(text.contains(from), "{from} is not in the passport");
+        std::fs::write(&forged, text.replacen(from, to, 1)).unwrap();
+        verify(&[&forged, "--log-key", &key])
+            .expect(1)
+            .complains(says);
+    };
+    check("/e1\\n", "/e2\\n", "log");
+    check(
+        "fencing_epoch\\\":1",
+        "fencing_epoch\\\":7",
+        "another event",
+    );
+    check(
+        "fencing_epoch\\\":2",
+        "fencing_epoch\\\":7",
+        "another event",
+    );
+    check("passport/v1", "passport/v9", "format");
+    check("\"slots\"", "\"slits\"", "reading");
+    let stranger = berth_ledger::keys::SigningKey::generate().unwrap().public();
+    verify(&[&file, "--log-key", &stranger.to_base64()])
+        .expect(1)
+        .complains("log's keys");
+    verify(&[&file, "--key", &key])
+        .expect(2)
+        .complains("--log-key");
+    bench
+        .berthctl_as(&first, &["vm", "passport", "web"])
+        .expect(3);
+}
+
 #[test]
 fn a_slot_leaves_quarantine_by_a_wipe() {
     let bench = Bench::start();

@@ -36,6 +36,7 @@ mod monitoring;
 #[cfg(test)]
 mod nodes;
 #[cfg(test)]
+mod passports;
 mod placement;
 #[cfg(test)]
 mod quota;
@@ -69,3 +70,5 @@ mod token_attacks;
 mod token_chains;
 #[cfg(test)]
 mod tokens;
+#[cfg(test)]
+mod witnesses;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use berth_agent::agent::Agent;
 use berth_agent::controller::{Controller as ControllerClient, ControllerUrl};
 use berth_agent::host::Host;
+use berth_agent::log_memory::LogMemory;
 use berth_agent::node::Node;
 use berth_agent::slots::{ReadApprovals, SlotHost};
 use berth_agent::sync_loop::SyncLoop;
@@ -161,8 +162,15 @@ impl Site {
             kvm: PathBuf::from("/dev/null"),
             host_facts: std::sync::OnceLock::new(),
             boot_id: "first-boot".to_owned(),
+            log: Arc::new(self.log()),
         };
         (host, inherited)
+    }
+
+    fn log(&self) -> LogMemory {
+        let key = SigningKey::from_seed(&self.seed).unwrap();
+        let ledger = self.node.ledger_key().unwrap();
+        LogMemory::open(self.folder.path(), (self.node.node_id, &key), ledger).unwrap()
     }
 
     /// Run one agent while `act` looks at the controller; then it is killed.

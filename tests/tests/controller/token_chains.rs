@@ -226,6 +226,7 @@ fn a_limited_token_reaches_its_vms_and_nothing_else() {
                 ("POST", "/v1/vms/{vm}/start"),
                 ("GET", "/v1/vms/{vm}/console/log"),
                 ("GET", "/v1/vms/{vm}/receipts"),
+                ("GET", "/v1/vms/{vm}/passport"),
                 ("GET", "/v1/vms/{vm}/wait?state=running&timeout=0"),
             ] {
                 let body = (method == "POST").then_some("{}");

@@ -14,7 +14,7 @@ use berth_api::ids::{SlotId, VmId};
 use berth_api::slot::Claim;
 use tokio::sync::mpsc;
 
-use super::{Agent, failed};
+use super::{Agent, failed, frozen};
 use crate::clock;
 use crate::host::blocking;
 use crate::launch::in_one_line;
@@ -133,6 +133,9 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> Agent<U, F, S> {
         let checked = self.trust.check_slot_task(&task, record.fencing_epoch, now);
         if let Err(refused) = checked {
             return self.refuse(task.task_id, refused, now);
+        }
+        if let Err(refused) = self.host.log.check_slot(&task.action) {
+            return self.refuse(task.task_id, frozen(&refused), now);
         }
         self.slots.hand_over(task)
     }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::State;
 use berth_api::agent::{
-    ENROLL_PAYLOAD_TYPE, EnrollReply, EnrollRequest, LONG_POLL_SECONDS, PROTOCOL_VERSION,
-    SYNC_PAYLOAD_TYPE, SignedEnvelope, SyncReply, SyncRequest,
+    CheckpointOffer, ENROLL_PAYLOAD_TYPE, EnrollReply, EnrollRequest, LONG_POLL_SECONDS,
+    PROTOCOL_VERSION, SYNC_PAYLOAD_TYPE, SignedEnvelope, SyncReply, SyncRequest,
 };
 use berth_api::ids::NodeId;
 use berth_api::rest::ErrorCode;
@@ -140,7 +140,45 @@ pub(crate) async fn sync(
         acknowledged_receipts: accepted.acknowledged_receipts,
         acknowledged: accepted.acknowledged,
         controller_time: jiff::Timestamp::now().as_second(),
+        checkpoint: Some(checkpoint_for(&app, &request).await?),
     }))
+}
+
+/// The ledger as it is, and that it grew out of what the host has seen. If it did not, there is no
+/// proof, and the host decides what that means.
+async fn checkpoint_for(app: &App, request: &SyncRequest) -> Result<CheckpointOffer, ApiError> {
+    let seen = request.log.seen.as_ref();
+    let from = seen.map_or(0, |seen| seen.size);
+    let shown = app.ledger.shown_from(from).await;
+    let is_same_log = seen.is_some_and(|seen| seen.origin == shown.origin);
+    if is_same_log && from > shown.size && request.log.frozen.is_none() {
+        tracing::error!(
+            node_id = %request.node_id,
+            seen = from,
+            size = shown.size,
+            "a host has seen more of the ledger than there is: did the database go back in time?"
+        );
+    }
+    let consistency = if is_same_log && from > 0 && from <= shown.size {
+        let size = shown.size;
+        let proof = app
+            .read(move |db| Ok(db.prove_consistency(from, size)))
+            .await?;
+        let hashes = proof.map_err(|error| {
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "no consistency proof"
+            );
+            ApiError::internal()
+        })?;
+        hashes.iter().map(|hash| hash.to_base64()).collect()
+    } else {
+        Vec::new()
+    };
+    Ok(CheckpointOffer {
+        note: shown.note,
+        consistency,
+    })
 }
 
 async fn unanswered(

@@ -14,7 +14,7 @@ use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use berth_api::rest::{
     AuditEntry, AuditHead, AuditQuery, ConsistencyProof, ConsistencyQuery, ErrorCode,
-    InclusionProof, InclusionQuery, Page,
+    HostCosignature, InclusionProof, InclusionQuery, ListQuery, Page,
 };
 use berth_controller_store::{EntryFilter, LogHead};
 use berth_ledger::merkle::{BuildProofError, Hash};
@@ -97,6 +97,7 @@ pub(crate) async fn head(
         root: shown.root.to_string(),
         public_key: key.to_base64(),
         checkpoint: shown.note,
+        witnesses: app.ledger.witnesses(),
     }))
 }
 
@@ -233,6 +234,20 @@ pub(crate) async fn consistency(
         to,
         hashes: texts(&hashes),
     }))
+}
+
+/// What hosts have seen of the ledger, by their own signatures.
+pub(crate) async fn cosignatures(
+    State(app): State<Arc<App>>,
+    _caller: Scoped,
+    QueryOf(query): QueryOf<ListQuery>,
+) -> Result<Json<Page<HostCosignature>>, ApiError> {
+    let limit = limit_of(query.limit)?;
+    let after = query.page_token.unwrap_or_default();
+    let found = app
+        .read(move |db| db.host_cosignatures(&after, limit + 1))
+        .await?;
+    Ok(page(found, limit, |host| host.node_id.to_string()))
 }
 
 fn texts(hashes: &[Hash]) -> Vec<String> {

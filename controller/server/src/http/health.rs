@@ -59,7 +59,9 @@ pub(crate) async fn readyz(State(app): State<Arc<App>>) -> Ready {
 /// What monitoring reads.
 pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Result<MetricsPage, ApiError> {
     let gauges = app.read(|db| db.gauges()).await?;
-    let page = app.metrics.page(&gauges, &app.ledger.shown());
+    let page = app
+        .metrics
+        .page(&gauges, &app.ledger.shown(), &app.ledger.witnesses());
     page.map(MetricsPage).map_err(|_| ApiError::internal())
 }
 

@@ -1,14 +1,17 @@
-//! `/v1/slots` for operators, `/v1/slot-classes` and a VM's receipts for tenants too.
+//! `/v1/slots` for operators, `/v1/slot-classes` and a VM's receipts and passport for tenants too.
 
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
 use berth_api::ids::NodeId;
-use berth_api::rest::{ListQuery, Page, QuarantineSlot, Slot, SlotClass, StoredReceipt};
+use berth_api::rest::{ErrorCode, ListQuery, Page, QuarantineSlot, Slot, SlotClass, StoredReceipt};
 use berth_api::slot::SlotState;
-use berth_controller_store::{IdempotencyKey, SlotFilter, SlotWish};
+use berth_controller_store::{IdempotencyKey, LogHead, SlotFilter, SlotWish};
+use berth_ledger::note::KeyName;
+use berth_ledger::passport::{FORMAT, Passport};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -16,6 +19,7 @@ use crate::api_error::ApiError;
 use crate::app::App;
 use crate::http::answer::{Accepted, Changed, Done, Shown};
 use crate::http::body::{self, NoBody, QueryOf};
+use crate::http::describe::{Answers, Sheet};
 use crate::http::gate::Scoped;
 use crate::http::once::{Idempotency, once};
 use crate::http::owned::{Owned, VmOrTombstone};
@@ -186,5 +190,52 @@ pub(crate) async fn vm_receipts(
         .await?;
     Ok(page(receipts, limit, |receipt| {
         receipt.audit_index.to_string()
+    }))
+}
+
+/// A passport, as `berth_ledger::passport` has it: a file for keeps.
+#[derive(Clone, Debug)]
+pub(crate) struct PassportFile(Passport);
+
+impl IntoResponse for PassportFile {
+    fn into_response(self) -> Response {
+        Json(self.0).into_response()
+    }
+}
+
+impl Answers for PassportFile {
+    fn describe(sheet: &mut Sheet<'_>) {
+        let object = schemars::json_schema!({ "type": "object" });
+        sheet.answer(200, &[], Some(("application/json", object)));
+    }
+}
+
+/// Of a VM that is gone too, by its id.
+pub(crate) async fn vm_passport(
+    State(app): State<Arc<App>>,
+    vm: Owned<VmOrTombstone>,
+) -> Result<PassportFile, ApiError> {
+    let vm_id = vm.id;
+    let newest = app.read(|db| Ok(db.log_head()?.size)).await?;
+    let shown = app.ledger.shown_from(newest).await;
+    let size = shown.size;
+    let slots = app
+        .read(move |db| db.passages(vm_id, size))
+        .await?
+        .map_err(|none| {
+            ApiError::new(
+                ErrorCode::NotFound,
+                none.to_string(),
+                "GET /v1/vms/{vm}/receipts has what hosts signed about its slots.",
+            )
+        })?;
+    let origin = KeyName::new(&shown.origin).map_err(|_| ApiError::internal())?;
+    let log_key = LogHead::vkey_of(origin, &app.store.ledger_key());
+    Ok(PassportFile(Passport {
+        format: FORMAT.to_owned(),
+        checkpoint: shown.note,
+        log_keys: vec![log_key.to_string()],
+        vm_id,
+        slots,
     }))
 }

@@ -1,13 +1,13 @@
 //! `slot-life`: a slot of a drive and a display-class device goes from one tenant to the next. The
 //! first writes a pattern over the whole drive; nothing of it is left in the drive's file, the host's
 //! kernel never saw a block device of the drive in between, and the host's receipts prove the wipe to
-//! somebody who has nothing but them.
+//! somebody who has nothing but them, as the second tenant's passport does without naming the first.
 
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::vfio_nvme::{FIND_DRIVE, make_backing};
 use crate::lab::devices::Device;
@@ -107,6 +107,7 @@ fn run_on(site: &Site, backing: &Path, say: fn(&str)) -> Result<()> {
     let found = guest(site, &b, "look", "found")?;
     ensure!(found == "0", "tenant B found {found} lines of tenant A");
     say("  tenant B has the slot and finds nothing");
+    passport(site, &b, &id, say)?;
     site.expect(202, &b, "DELETE", "/v1/vms/look", None)?;
     slots::wait_slot(site, OFFER.name, "free", WIPE)?;
     watch.saw_no_block_device(site, &approved)?;
@@ -184,6 +185,55 @@ fn receipts(site: &Site, token: &str, vm: &str, say: fn(&str)) -> Result<()> {
         items.len(),
         kinds.join(", ")
     ));
+    Ok(())
+}
+
+/// Tenant B's passport names the wipe after tenant A and not tenant A, verifies without a network, and no
+/// longer with one digit changed or by another key.
+fn passport(site: &Site, token: &str, last_vm: &str, say: fn(&str)) -> Result<()> {
+    let file = "/root/look.passport";
+    site.node.check(&format!(
+        "BERTH_TOKEN={token} berthctl vm passport look --output {file}"
+    ))?;
+    let head = site.expect(200, &site.admin_token, "GET", "/v1/audit/head", None)?;
+    let verify = format!(
+        "unshare --net berthctl receipt verify --log-key '{}'",
+        text(&head, "public_key")?
+    );
+    site.show(&format!("{verify} {file}"))?;
+    let shown = site.node.check(&format!("{verify} --json {file}"))?;
+    let shown: Value = serde_json::from_str(&shown).context("what was verified is not JSON")?;
+    let slot = &shown[0]["slots"][0];
+    ensure!(
+        slot["was_wiped"] == true && slot["launch"]["host_key"].is_string(),
+        "the passport does not show the wipe and the launch: {shown:#}"
+    );
+    // The digest of what the host signed is the one that tenant A was given the receipt of.
+    let wipes = site.expect(
+        200,
+        &site.admin_token,
+        "GET",
+        "/v1/audit/entries?event_type=SLOT_WIPED",
+        None,
+    )?;
+    let digest = text(slot, "receipt_sha256")?;
+    let of_a = wipes["items"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .any(|entry| {
+            let body = entry["body"].as_str().unwrap_or_default();
+            body.contains(&digest) && body.contains(last_vm)
+        });
+    ensure!(of_a, "the passport's wipe is not the one after tenant A");
+    let stranger = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+    site.node.check(&format!(
+        "! grep -q -e tenant-a -e {last_vm} {file} && \
+         sed 's/\"index\": /\"index\": 1/' {file} >/root/forged.passport && \
+         ! cmp -s {file} /root/forged.passport && ! {verify} /root/forged.passport && \
+         ! unshare --net berthctl receipt verify --log-key {stranger} {file}"
+    ))?;
+    say("  tenant B's passport names the wipe after tenant A, not tenant A, and holds offline");
     Ok(())
 }
 

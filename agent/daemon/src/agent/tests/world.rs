@@ -25,6 +25,7 @@ use berth_ledger::keys::SigningKey;
 
 use crate::agent::Agent;
 use crate::host::Host;
+use crate::log_memory::LogMemory;
 use crate::slots::{ReadApprovals, SlotHost};
 
 /// Longest wait for anything; far more than it takes.
@@ -127,6 +128,13 @@ impl World {
         LinuxSlotFiles::new(self.path("slots")).unwrap()
     }
 
+    /// What this host has seen of the ledger of key 5.
+    pub(super) fn log(&self) -> LogMemory {
+        let key = SigningKey::from_seed(&[9; 32]).unwrap();
+        let ledger = SigningKey::from_seed(&[5; 32]).unwrap().public();
+        LogMemory::open(self.folder.path(), (self.node_id, &key), ledger).unwrap()
+    }
+
     pub(super) fn record(&self) -> Option<VmRecord> {
         self.files().read_record(self.vm_id).unwrap()
     }
@@ -155,6 +163,7 @@ impl World {
                 kvm: PathBuf::from("/dev/null"),
                 host_facts: std::sync::OnceLock::new(),
                 boot_id: self.boot_id.clone(),
+                log: Arc::new(self.log()),
             };
             let trust = Trust {
                 node_id: self.node_id,
