@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use berth_agent_core::slot::approval::{ProposeError, RenderApprovalError};
 use berth_api::rest::ErrorCode;
 use berth_inventory::ReadHostError;
+use berth_ledger::audit::VerifyLogError;
 use berth_ledger::bundle::VerifyBundleError;
 use berth_ledger::checkpoint::OpenCheckpointError;
 use berth_ledger::keys::{GenerateKeyError, ReadKeyError};
@@ -145,6 +146,9 @@ pub(crate) enum Failure {
     /// It could not be read.
     #[error("the export could not be read")]
     ReadBundle(#[source] io::Error),
+    /// A published log is not what its checkpoint says.
+    #[error("the published log does not verify")]
+    PublishedLog(#[source] Box<VerifyLogError<io::Error>>),
     /// The ledger's checkpoint is not signed by the key.
     #[error("the ledger's checkpoint is not believed")]
     Checkpoint(#[source] OpenCheckpointError),
@@ -334,6 +338,7 @@ impl Failure {
             | Self::Ledger(_)
             | Self::Checkpoint(_)
             | Self::Bundle(_)
+            | Self::PublishedLog(_)
             | Self::ReadBundle(_)
             | Self::LedgerKey { .. }
             | Self::Receipt { .. }
@@ -368,6 +373,7 @@ impl Failure {
             Self::Ledger(_) => "ledger_broken",
             Self::Checkpoint(_) => "ledger_checkpoint",
             Self::Bundle(_) => "ledger_export",
+            Self::PublishedLog(_) => "published_log",
             Self::ReadBundle(_) => "file",
             Self::LedgerKey { .. } => "ledger_key",
             Self::Receipt { .. } => "receipt",
@@ -430,7 +436,7 @@ impl Failure {
                 "See `berthctl vm show` and `berthctl vm console`.".to_owned()
             }
             Self::ReadBundle(_) => "Export it again.".to_owned(),
-            Self::Ledger(_) | Self::Checkpoint(_) | Self::Bundle(_) => {
+            Self::Ledger(_) | Self::Checkpoint(_) | Self::Bundle(_) | Self::PublishedLog(_) => {
                 "Keep a copy of the database and tell whoever audits this controller.".to_owned()
             }
             Self::LedgerKey { .. } => {
