@@ -4,6 +4,7 @@
 //! `build/logs/` and `build/lab/runs/`.
 
 mod cargo_tests;
+mod schemathesis;
 mod tiers;
 mod verifiers;
 

@@ -11,7 +11,7 @@ use berth_tests::lab::scenario::{self, NodeKind};
 use berth_tests::progress::{Progress, say};
 use berth_tests::workspace;
 
-use super::{Tally, cargo_tests, verifiers};
+use super::{Tally, cargo_tests, schemathesis, verifiers};
 use crate::build::{cargo_command, logged};
 use crate::package::{self, Format};
 use crate::setup::{self, Need};
@@ -172,7 +172,8 @@ fn controller(tally: &mut Tally) -> Result<()> {
     cargo.env("BERTH_TEST_DATABASE", "postgres");
     let again = ["--package", "berth-tests", "--test", "controller"];
     cargo_tests::run_with(cargo, &again, "test-controller-postgres", tally)?;
-    foreign_paseto(tally)
+    foreign_paseto(tally)?;
+    schemathesis::run(tally)
 }
 
 /// The vectors of tokens, each link checked by a PASETO library that is not ours.
