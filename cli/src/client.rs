@@ -13,7 +13,7 @@ use serde_json::Value;
 use ureq::http;
 use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
 
-use crate::connection::Connection;
+use crate::connection::{Connection, Token};
 use crate::failure::{Failure, Refusal};
 use crate::proof;
 
@@ -144,6 +144,17 @@ impl Client {
             agent: config.new_agent(),
             connection,
         }
+    }
+
+    /// The same controller, with another token.
+    pub(crate) fn holding(&self, token: &str) -> Result<Self, Failure> {
+        Ok(Self {
+            agent: self.agent.clone(),
+            connection: Connection {
+                token: Some(Token::parse(token, "the controller")?),
+                ..self.connection.clone()
+            },
+        })
     }
 
     /// Where it talks to, with what.

@@ -4,6 +4,7 @@ pub(crate) mod api;
 pub(crate) mod catalogue;
 pub(crate) mod explain;
 pub(crate) mod host;
+pub(crate) mod isolation;
 pub(crate) mod ledger;
 pub(crate) mod node;
 pub(crate) mod project;

@@ -53,7 +53,7 @@ impl std::fmt::Debug for ConnectionArguments {
 pub(crate) struct Token(String);
 
 impl Token {
-    fn parse(text: &str, origin: &str) -> Result<Self, Failure> {
+    pub(crate) fn parse(text: &str, origin: &str) -> Result<Self, Failure> {
         let text = text.trim();
         if text.is_empty() || !text.chars().all(|c| c.is_ascii_graphic()) {
             return Err(Failure::MalformedToken {
@@ -77,7 +77,7 @@ impl std::fmt::Debug for Token {
 }
 
 /// Where to talk to, with what, and what the caller should know about it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Connection {
     /// Scheme, host and port, without a slash at the end.
     pub(crate) url: String,

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use berth_agent_core::slot::approval::{ProposeError, RenderApprovalError};
 use berth_api::rest::ErrorCode;
 use berth_inventory::ReadHostError;
+use berth_ledger::audit::VerifyLogError;
 use berth_ledger::bundle::VerifyBundleError;
 use berth_ledger::checkpoint::OpenCheckpointError;
 use berth_ledger::keys::{GenerateKeyError, ReadKeyError};
@@ -145,6 +146,9 @@ pub(crate) enum Failure {
     /// It could not be read.
     #[error("the export could not be read")]
     ReadBundle(#[source] io::Error),
+    /// A published log is not what its checkpoint says.
+    #[error("the published log does not verify")]
+    PublishedLog(#[source] Box<VerifyLogError<io::Error>>),
     /// The ledger's checkpoint is not signed by the key.
     #[error("the ledger's checkpoint is not believed")]
     Checkpoint(#[source] OpenCheckpointError),
@@ -226,6 +230,12 @@ pub(crate) enum Failure {
     /// Something stands against slots; the report was printed.
     #[error("{count} of what was looked at cannot be rented out")]
     SlotUnfit {
+        /// How many.
+        count: usize,
+    },
+    /// A tenant was shown something of another; the report was printed.
+    #[error("{count} answers show a tenant something of another")]
+    NotIsolated {
         /// How many.
         count: usize,
     },
@@ -328,6 +338,7 @@ impl Failure {
             | Self::Ledger(_)
             | Self::Checkpoint(_)
             | Self::Bundle(_)
+            | Self::PublishedLog(_)
             | Self::ReadBundle(_)
             | Self::LedgerKey { .. }
             | Self::Receipt { .. }
@@ -338,6 +349,7 @@ impl Failure {
             | Self::Output(_)
             | Self::HostUnfit { .. }
             | Self::SlotUnfit { .. }
+            | Self::NotIsolated { .. }
             | Self::Declined
             | Self::Render(_)
             | Self::ReadHost(_) => Exit::Error,
@@ -361,6 +373,7 @@ impl Failure {
             Self::Ledger(_) => "ledger_broken",
             Self::Checkpoint(_) => "ledger_checkpoint",
             Self::Bundle(_) => "ledger_export",
+            Self::PublishedLog(_) => "published_log",
             Self::ReadBundle(_) => "file",
             Self::LedgerKey { .. } => "ledger_key",
             Self::Receipt { .. } => "receipt",
@@ -375,6 +388,7 @@ impl Failure {
             Self::Output(_) => "output",
             Self::HostUnfit { .. } => "host_unfit",
             Self::SlotUnfit { .. } => "slot_unfit",
+            Self::NotIsolated { .. } => "not_isolated",
             Self::NoSuchSlot { .. } => "no_such_slot",
             Self::SlotTaken { .. } => "slot_taken",
             Self::NotRoot => "not_root",
@@ -422,7 +436,7 @@ impl Failure {
                 "See `berthctl vm show` and `berthctl vm console`.".to_owned()
             }
             Self::ReadBundle(_) => "Export it again.".to_owned(),
-            Self::Ledger(_) | Self::Checkpoint(_) | Self::Bundle(_) => {
+            Self::Ledger(_) | Self::Checkpoint(_) | Self::Bundle(_) | Self::PublishedLog(_) => {
                 "Keep a copy of the database and tell whoever audits this controller.".to_owned()
             }
             Self::LedgerKey { .. } => {
@@ -460,6 +474,9 @@ impl Failure {
             }
             Self::HostUnfit { .. } => "Each failed line says what to do.".to_owned(),
             Self::SlotUnfit { .. } => "Each line that is not fit says what to do.".to_owned(),
+            Self::NotIsolated { .. } => {
+                "Stop serving tenants, keep the ledger, and report it as a defect.".to_owned()
+            }
             Self::NoSuchSlot { .. } | Self::Propose(_) => {
                 "See `berthctl slot check` and `berthctl slot candidates`.".to_owned()
             }

@@ -4,4 +4,5 @@ pub(crate) mod bundle;
 pub(crate) mod filter;
 pub(crate) mod pages;
 pub(crate) mod passport;
+pub(crate) mod published;
 pub(crate) mod verify;

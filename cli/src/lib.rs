@@ -27,8 +27,8 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::client::Client;
 use crate::command::{
-    api, catalogue, explain, host as host_command, ledger as ledger_command, node, project,
-    receipt, service_account, shell, slot, tenant, token, vm,
+    api, catalogue, explain, host as host_command, isolation, ledger as ledger_command, node,
+    project, receipt, service_account, shell, slot, tenant, token, vm,
 };
 use crate::connection::ConnectionArguments;
 use crate::failure::Failure;
@@ -121,6 +121,9 @@ enum RemoteCommand {
     Operation(catalogue::OperationCommand),
     /// Show whose token this is and what it may do
     Me,
+    /// Look whether a controller that runs keeps its promises
+    #[command(subcommand)]
+    Verify(isolation::VerifyCommand),
     /// Make one raw call
     Api(api::ApiCommand),
 }
@@ -205,6 +208,7 @@ fn remote(session: &mut Session, command: RemoteCommand) -> Result<(), Failure> 
         RemoteCommand::Ledger(command) => ledger_command::run(session, command),
         RemoteCommand::Operation(command) => catalogue::operation(session, &command),
         RemoteCommand::Me => catalogue::me(session),
+        RemoteCommand::Verify(command) => isolation::run(session, command),
         RemoteCommand::Api(command) => api::run(session, &command),
     }
 }

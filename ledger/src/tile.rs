@@ -106,9 +106,15 @@ impl Resource {
     /// Everything that a log of this size publishes beside its checkpoint, level by level, each level
     /// left to right, entries last. Full tiles and the partial ones of this very size.
     pub fn all(size: u64) -> impl Iterator<Item = Self> {
+        Self::since(0, size)
+    }
+
+    /// What a log publishes that has grown from `old` entries to `size`, in the order of
+    /// [`Resource::all`], without what it published before.
+    pub fn since(old: u64, size: u64) -> impl Iterator<Item = Self> {
         let tiles = (0..LEVELS).flat_map(move |level| {
-            let hashes = size >> (HEIGHT * level);
-            widths(hashes).map(move |(index, width)| {
+            let shift = HEIGHT * level;
+            widths_since(old >> shift, size >> shift).map(move |(index, width)| {
                 Self::Tile(Tile {
                     level,
                     index,
@@ -116,12 +122,24 @@ impl Resource {
                 })
             })
         });
-        tiles.chain(Self::bundles(size).map(Self::Entries))
+        let bundles = widths_since(old, size)
+            .map(|(index, width)| Self::Entries(EntryBundle { index, width }));
+        tiles.chain(bundles)
+    }
+
+    /// Whether it is full, and so stays as it is for ever.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::Checkpoint => false,
+            Self::Tile(tile) => tile.width == FULL_WIDTH,
+            Self::Entries(bundle) => bundle.width == FULL_WIDTH,
+        }
     }
 
     /// The entry bundles of a log of this size, in order.
     pub fn bundles(size: u64) -> impl Iterator<Item = EntryBundle> {
-        widths(size).map(|(index, width)| EntryBundle { index, width })
+        widths_since(0, size).map(|(index, width)| EntryBundle { index, width })
     }
 }
 
@@ -319,9 +337,15 @@ pub fn encode_entry(bundle: &mut Vec<u8>, entry: &[u8]) -> Result<(), EntryTooLo
     Ok(())
 }
 
-/// The resources that a row of so many hashes or entries is cut into: index and width of each.
-fn widths(count: u64) -> impl Iterator<Item = (u64, u16)> {
-    (0..count.div_ceil(u64::from(FULL_WIDTH))).map(move |index| (index, width_at(count, index)))
+/// The resources that a row of so many hashes or entries is cut into, index and width of each, without
+/// those of a row of `old`.
+fn widths_since(old: u64, count: u64) -> impl Iterator<Item = (u64, u16)> {
+    let first = if old < count {
+        old / u64::from(FULL_WIDTH)
+    } else {
+        count.div_ceil(u64::from(FULL_WIDTH))
+    };
+    (first..count.div_ceil(u64::from(FULL_WIDTH))).map(move |index| (index, width_at(count, index)))
 }
 
 /// How many of `count` hashes or entries the resource at `index` has.

@@ -5,13 +5,16 @@
 #![forbid(unsafe_code)]
 
 pub mod command;
+pub mod foreign_verifiers;
 pub mod host_devices;
 pub mod lab;
 pub mod launch;
 pub mod ledger_speed;
 pub mod load;
 pub mod postgres;
+pub mod postgres_proxy;
 pub mod progress;
+pub mod published_log;
 pub mod simulated_agent;
 pub mod slot_devices;
 pub mod slot_steps;

@@ -149,6 +149,15 @@ pub struct AuditHead {
     pub public_key: String,
     /// The same key as other people's verifiers take it, with the log's name.
     pub vkey: String,
+    /// The key before this one, while both sign.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_public_key: Option<String>,
+    /// The same for other people's verifiers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_vkey: Option<String>,
+    /// Size of the newest checkpoint of the public copy, where the log is published.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub published_size: Option<u64>,
     /// The signed checkpoint that says all this, with the cosignatures that it has.
     pub checkpoint: String,
     /// Other parties' witnesses, and how they stand.

@@ -14,6 +14,7 @@ use crate::failure::Failure;
 use crate::ledger::bundle;
 use crate::ledger::filter::{Filter, Filters, Key, ReadEntry, Since};
 use crate::ledger::pages::{Pages, head};
+use crate::ledger::published;
 use crate::ledger::verify::{Verification, choose_key, open_checkpoint, parse_key};
 use crate::session::Session;
 use crate::table::{Cell, Table, Tone, optional};
@@ -28,9 +29,10 @@ pub(crate) enum LedgerCommand {
     Read(ReadArguments),
     /// Check every entry, its place, and that all of them lead to the root that the ledger has signed
     ///
-    /// With a file, the same for an export, and nothing is asked of a controller.
+    /// With a file, the same for an export; with a folder, for a published log, whose key has to be given.
+    /// Nothing is asked of a controller then.
     Verify {
-        /// A file that `ledger export` wrote
+        /// A file that `ledger export` wrote, or the folder of a published log
         #[arg(value_name = "FILE")]
         file: Option<PathBuf>,
         #[command(flatten)]
@@ -153,6 +155,9 @@ fn verify_file(
     key: &KeyArgument,
 ) -> Result<(), Failure> {
     let pinned = key.parse()?;
+    if path.is_dir() {
+        return verify_folder(session, path, pinned.as_ref());
+    }
     let file = File::open(path).map_err(|cause| Failure::File {
         doing: "reading",
         path: path.to_owned(),
@@ -165,6 +170,26 @@ fn verify_file(
         }
     })?;
     screen.say(&verified, &verified.sentence(pinned.is_some()))
+}
+
+fn verify_folder(
+    session: &mut Session,
+    folder: &std::path::Path,
+    pinned: Option<&PublicKey>,
+) -> Result<(), Failure> {
+    let Some(key) = pinned else {
+        return Err(Failure::Usage {
+            sentence: "a published log does not say which key to believe".to_owned(),
+            remedy: "Give the key with --public-key; `berthctl ledger head` prints it.".to_owned(),
+        });
+    };
+    let screen = &mut session.screen;
+    let verified = published::verify(folder, key, |entries, size| {
+        if screen.is_live() {
+            screen.progress(&format!("verifying: {entries} of {size} entries"));
+        }
+    })?;
+    screen.say(&verified, &verified.sentence())
 }
 
 fn export(session: &mut Session, arguments: &ExportArguments) -> Result<(), Failure> {

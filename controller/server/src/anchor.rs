@@ -195,8 +195,12 @@ impl Anchor {
         if !said.origin.as_str().starts_with(&head.name) {
             return Ok(said);
         }
-        let vkey = LogHead::vkey_of(said.origin.clone(), &store.ledger_key());
-        SignedCheckpoint::open_note(note, &[vkey])
+        let vkeys: Vec<_> = store
+            .ledger_keys()
+            .iter()
+            .map(|key| LogHead::vkey_of(said.origin.clone(), key))
+            .collect();
+        SignedCheckpoint::open_note(note, &vkeys)
             .map(|opened| opened.checkpoint().clone())
             .map_err(unreadable)
     }

@@ -203,6 +203,15 @@ impl ApiError {
     /// A failure of the database. The reason is logged here, once, and not told.
     pub(crate) fn store(failure: &StoreError) -> Self {
         let chain = causes(failure);
+        if failure.is_outcome_unknown() {
+            tracing::error!(cause = %chain, "whether a change was committed is not known");
+            return Self::new(
+                ErrorCode::AuditUnavailable,
+                "the commit was not confirmed: whether anything was changed is not known",
+                "Look before you try again, or repeat the request with its Idempotency-Key.",
+            )
+            .retryable();
+        }
         if failure.is_unavailable() {
             tracing::error!(cause = %chain, "the database or the ledger cannot be written");
             return Self::new(

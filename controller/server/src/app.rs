@@ -17,6 +17,7 @@ use crate::follow::Freshness;
 use crate::ledger_desk::LedgerDesk;
 use crate::metrics::Metrics;
 use crate::node_links::NodeLinks;
+use crate::publisher::Publisher;
 use crate::rates::{RateLimits, Rates};
 use crate::streams::Streams;
 use crate::tiers::Tiers;
@@ -42,6 +43,7 @@ pub(crate) struct App {
     pub(crate) freshness: Freshness,
     pub(crate) streams: Streams,
     pub(crate) ledger: LedgerDesk,
+    pub(crate) publisher: Option<Publisher>,
     pub(crate) tokens: TokenBook,
     pub(crate) metrics: Metrics,
     vms_changed: watch::Sender<u64>,
@@ -54,6 +56,7 @@ pub(crate) struct App {
 pub(crate) struct Parts {
     pub(crate) store: Arc<Store>,
     pub(crate) ledger: LedgerDesk,
+    pub(crate) publisher: Option<Publisher>,
     pub(crate) root_key: RootKey,
     pub(crate) task_key: SigningKey,
     pub(crate) public_url: String,
@@ -73,6 +76,7 @@ impl App {
                 .verifier()
                 .with_previous(parts.previous_token_key),
             ledger: parts.ledger,
+            publisher: parts.publisher,
             root_key: parts.root_key,
             task_key: parts.task_key,
             public_url: parts.public_url,

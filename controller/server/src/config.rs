@@ -35,6 +35,8 @@ pub(crate) struct Config {
     /// The ledger.
     #[serde(default)]
     pub(crate) ledger: LedgerConfig,
+    /// Where the ledger's log is published, if anywhere.
+    pub(crate) publish: Option<PublishConfig>,
     /// Where the database is, if it is not a file in the state directory.
     pub(crate) database: Option<DatabaseConfig>,
 }
@@ -53,6 +55,21 @@ pub(crate) struct LedgerConfig {
     /// then nobody waits for them.
     #[serde(default)]
     pub(crate) witness_quorum: usize,
+}
+
+/// The `[publish]` table.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PublishConfig {
+    /// A folder that the service may write to, for readers whom a web server lets in.
+    pub(crate) folder: PathBuf,
+    /// How often something new is published, in seconds; 5 unless set.
+    #[serde(default = "publish_every")]
+    pub(crate) every_seconds: u32,
+}
+
+fn publish_every() -> u32 {
+    5
 }
 
 /// The `[database]` table.

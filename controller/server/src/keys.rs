@@ -12,6 +12,8 @@ use berth_ledger::keys::{PublicKey, SigningKey};
 
 const TOKEN_KEY: &str = "token.key";
 const PREVIOUS_TOKEN_KEY: &str = "token.previous.key";
+const LEDGER_KEY: &str = "ledger.key";
+const PREVIOUS_LEDGER_KEY: &str = "ledger.previous.key";
 
 /// What each key signs.
 #[derive(Debug)]
@@ -22,15 +24,17 @@ pub(crate) struct KeyRing {
     pub(crate) previous_token: Option<SigningKey>,
     /// Tasks.
     pub(crate) task: SigningKey,
-    /// Ledger entries.
+    /// The ledger's checkpoints.
     pub(crate) ledger: SigningKey,
+    /// What signed them before, and signs beside it for those who know no other.
+    pub(crate) previous_ledger: Option<SigningKey>,
 }
 
 impl KeyRing {
     /// Make the files that are missing. Repeatable.
     pub(crate) fn ensure(folder: &Path) -> anyhow::Result<()> {
         private_folder(folder)?;
-        for name in [TOKEN_KEY, "task.key", "ledger.key"] {
+        for name in [TOKEN_KEY, "task.key", LEDGER_KEY] {
             let key = SigningKey::generate()?;
             write_once(&folder.join(name), STANDARD.encode(key.seed()).as_bytes())?;
         }
@@ -39,11 +43,15 @@ impl KeyRing {
 
     /// Read all three.
     pub(crate) fn read(folder: &Path) -> anyhow::Result<Self> {
+        let ledger = read_key(&folder.join(LEDGER_KEY))?;
+        let previous_ledger = read_optional(&folder.join(PREVIOUS_LEDGER_KEY))?;
         Ok(Self {
             token: read_key(&folder.join(TOKEN_KEY))?,
             previous_token: read_optional(&folder.join(PREVIOUS_TOKEN_KEY))?,
             task: read_key(&folder.join("task.key"))?,
-            ledger: read_key(&folder.join("ledger.key"))?,
+            // A change of the key that broke off leaves the same one twice.
+            previous_ledger: previous_ledger.filter(|previous| previous.seed() != ledger.seed()),
+            ledger,
         })
     }
 }
@@ -84,6 +92,30 @@ pub(crate) fn drop_token_key(
         .with_context(|| format!("could not remove {}", previous.display()))?;
     File::open(folder)?.sync_all()?;
     Ok(true)
+}
+
+/// Make a new key for the ledger's log and keep the old one beside it. Repeatable after a crash: if the old
+/// one is kept already, nothing is changed and `false` is returned.
+pub(crate) fn change_ledger_key(folder: &Path) -> anyhow::Result<bool> {
+    let current = folder.join(LEDGER_KEY);
+    let previous = folder.join(PREVIOUS_LEDGER_KEY);
+    let old = read_key(&current)?;
+    if read_optional(&previous)?.is_some_and(|kept| kept.seed() != old.seed()) {
+        return Ok(false);
+    }
+    write_once(&previous, STANDARD.encode(old.seed()).as_bytes())?;
+    let new = SigningKey::generate()?;
+    write(&current, STANDARD.encode(new.seed()).as_bytes())?;
+    Ok(true)
+}
+
+/// Remove the ledger's key before this one.
+pub(crate) fn drop_ledger_key(folder: &Path) -> anyhow::Result<()> {
+    let previous = folder.join(PREVIOUS_LEDGER_KEY);
+    std::fs::remove_file(&previous)
+        .with_context(|| format!("could not remove {}", previous.display()))?;
+    File::open(folder)?.sync_all()?;
+    Ok(())
 }
 
 fn read_optional(path: &Path) -> anyhow::Result<Option<SigningKey>> {

@@ -115,10 +115,12 @@ impl LedgerDesk {
 
     /// Whether somebody is to be asked again.
     async fn round(&self, newest: Shown) -> bool {
-        let key = self.store.ledger_key();
         let opened = KeyName::new(&newest.origin).ok().and_then(|origin| {
-            let vkey = LogHead::vkey_of(origin, &key);
-            SignedCheckpoint::open(newest.note.as_bytes(), &[vkey]).ok()
+            let keys = self.store.ledger_keys().iter();
+            let vkeys: Vec<_> = keys
+                .map(|key| LogHead::vkey_of(origin.clone(), key))
+                .collect();
+            SignedCheckpoint::open(newest.note.as_bytes(), &vkeys).ok()
         });
         let Some(signed) = opened else {
             tracing::error!("what was anchored is no checkpoint by the ledger's key");

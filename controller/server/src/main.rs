@@ -20,6 +20,7 @@ mod node_links;
 mod offline;
 mod overdue;
 mod panics;
+mod publisher;
 mod rates;
 mod recount;
 mod serve;
@@ -75,7 +76,7 @@ enum Command {
         #[arg(long)]
         reason: String,
     },
-    /// The root key of tokens.
+    /// The root key of tokens, and the key of the ledger's log.
     #[command(subcommand)]
     Keys(KeysCommand),
     /// Count charges again; exit 1 if a counter does not agree with its rows.
@@ -88,6 +89,10 @@ enum KeysCommand {
     RotateToken,
     /// Drop the root key before this one: what it signed counts no longer.
     DropToken,
+    /// Make a new key for the ledger's log. Both sign until the old one is dropped.
+    RotateLedger,
+    /// Drop the ledger's key before this one: it signs no longer.
+    DropLedger,
 }
 
 fn main() -> ExitCode {
@@ -113,6 +118,8 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Check => offline::check(&state),
         Command::Keys(KeysCommand::RotateToken) => offline::rotate_token_key(&state),
         Command::Keys(KeysCommand::DropToken) => offline::drop_token_key(&state),
+        Command::Keys(KeysCommand::RotateLedger) => offline::rotate_ledger_key(&state),
+        Command::Keys(KeysCommand::DropLedger) => offline::drop_ledger_key(&state),
         Command::Openapi => offline::say_document(http::document()),
         Command::Serve(options) => serve::run(&state, config, &options),
     }

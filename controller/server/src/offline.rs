@@ -4,10 +4,10 @@ use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use berth_api::ids::TokenId;
-use berth_api::rest::AuditActor;
-use berth_controller_store::{Cause, Database, Keys, NewEvent, NewTokenRecord, Store};
+use berth_api::rest::{AuditActor, AuditBody};
+use berth_controller_store::{Cause, Database, EntryFilter, Keys, NewEvent, NewTokenRecord, Store};
 use berth_ledger::keys::SigningKey;
 use berth_token::{MAX_DELEGATIONS, NewLink, RootKey, Scope, ScopeSet, SubjectKey};
 
@@ -56,7 +56,10 @@ impl StateDir {
             ledger: SigningKey::from_seed(keys.ledger.seed())?,
             task: SigningKey::from_seed(keys.task.seed())?,
         };
-        Ok((keys, Store::open(&self.database, signing)?))
+        let previous = keys.previous_ledger.as_ref();
+        let previous = previous.map(|key| SigningKey::from_seed(key.seed()));
+        let store = Store::open_overlapping(&self.database, signing, previous.transpose()?)?;
+        Ok((keys, store))
     }
 }
 
@@ -134,7 +137,7 @@ pub(crate) fn rotate_token_key(state: &StateDir) -> anyhow::Result<ExitCode> {
     let (_, store) = state.open()?;
     keys::rotate_token_key(&state.keys(), |old, new| {
         let detail = [("old", old.to_base64()), ("new", new.to_base64())];
-        record_rotation(&store, detail)
+        record_rotation(&store, "token", detail)
     })?;
     say(
         "The new root key of tokens is in use once the controller was restarted. Tokens of the old \
@@ -147,7 +150,7 @@ pub(crate) fn rotate_token_key(state: &StateDir) -> anyhow::Result<ExitCode> {
 pub(crate) fn drop_token_key(state: &StateDir) -> anyhow::Result<ExitCode> {
     let (_, store) = state.open()?;
     let dropped = keys::drop_token_key(&state.keys(), |old| {
-        record_rotation(&store, [("dropped", old.to_base64())])
+        record_rotation(&store, "token", [("dropped", old.to_base64())])
     })?;
     say(if dropped {
         "The old root key is gone. Its tokens count no longer once the controller was restarted."
@@ -157,14 +160,67 @@ pub(crate) fn drop_token_key(state: &StateDir) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Make a new key for the ledger's log. From the next entry on both sign, and what is written of that is
+/// the first entry so signed.
+pub(crate) fn rotate_ledger_key(state: &StateDir) -> anyhow::Result<ExitCode> {
+    let is_new = keys::change_ledger_key(&state.keys())?;
+    let (keys, store) = state.open()?;
+    let old = keys
+        .previous_ledger
+        .context("the new key and the old one are the same")?;
+    let (old, new) = (old.public().to_base64(), keys.ledger.public().to_base64());
+    // One that broke off between the files and the entry is finished here.
+    if !is_new && is_recorded(&store, &new)? {
+        bail!(
+            "the ledger's key before this one still signs: `berth-controller keys drop-ledger` first"
+        );
+    }
+    record_rotation(&store, "ledger", [("old", old), ("new", new)])?;
+    say(
+        "Once the controller was restarted the ledger is signed by the new key and by the old one. Give \
+         the new one to everybody who knows the old one (`berthctl --json ledger head` has both), then \
+         `berth-controller keys drop-ledger` and another restart.",
+    )?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Whether the log says that this key was made.
+fn is_recorded(store: &Store, new: &str) -> anyhow::Result<bool> {
+    let rotations = EntryFilter {
+        event_type: Some("KEY_ROTATED".to_owned()),
+        limit: u32::MAX,
+        ..EntryFilter::default()
+    };
+    let entries = store.read(|db| db.entries(&rotations))?;
+    Ok(entries.iter().any(|entry| {
+        let body: Result<AuditBody, _> = serde_json::from_str(&entry.body);
+        body.is_ok_and(|body| body.detail.get("new").and_then(|key| key.as_str()) == Some(new))
+    }))
+}
+
+/// Let the ledger be signed by its new key alone.
+pub(crate) fn drop_ledger_key(state: &StateDir) -> anyhow::Result<ExitCode> {
+    let (keys, store) = state.open()?;
+    let Some(old) = keys.previous_ledger else {
+        say("There is no key of the ledger before this one.")?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    let old = old.public().to_base64();
+    record_rotation(&store, "ledger", [("dropped", old)])?;
+    keys::drop_ledger_key(&state.keys())?;
+    say("The ledger is signed by its new key alone once the controller was restarted.")?;
+    Ok(ExitCode::SUCCESS)
+}
+
 fn record_rotation<const N: usize>(
     store: &Store,
+    key: &str,
     detail: [(&str, String); N],
 ) -> anyhow::Result<()> {
     let event = NewEvent {
         event_type: "KEY_ROTATED",
         outcome: "completed",
-        detail: [("key", "token".to_owned())]
+        detail: [("key", key.to_owned())]
             .into_iter()
             .chain(detail)
             .map(|(name, text)| (name.to_owned(), text.into()))

@@ -7,16 +7,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use berth_controller_store::Store;
 use berth_token::RootKey;
+use object_store::local::LocalFileSystem;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::anchor::AnchorError;
 use crate::app::{App, Parts};
-use crate::config::Config;
+use crate::config::{Config, PublishConfig};
 use crate::ledger_desk::LedgerDesk;
 use crate::listener::{self, DEFAULT_LISTEN, ListenError};
 use crate::offline::{StateDir, say_error};
+use crate::publisher::Publisher;
 use crate::tiers::Tiers;
 use crate::tls::{Tls, TlsError, TlsFiles};
 use crate::witnesses::Witnesses;
@@ -73,6 +76,17 @@ pub(crate) fn run(
     let address = listener.local_addr()?;
     let (keys, store) = state.open()?;
     let store = Arc::new(store);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    // Before the anchor is made from this database.
+    let publisher = match runtime.block_on(publisher_of(config.publish.as_ref(), &store)) {
+        Ok(publisher) => publisher,
+        Err(error) => {
+            say_error(&error);
+            return Ok(ExitCode::from(EXIT_CONFIG));
+        }
+    };
     let anchor = state.anchor(&config);
     let witnesses = match Witnesses::open(&config.ledger.witnesses, config.ledger.witness_quorum) {
         Ok(witnesses) => witnesses,
@@ -100,10 +114,8 @@ pub(crate) fn run(
         tiers,
         store,
         ledger,
+        publisher,
     }));
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
     let served = runtime.block_on(serve(app, listener, tls, options.port_file.as_deref()));
     // Reads still on blocking threads hold nothing that a kill could harm.
     runtime.shutdown_background();
@@ -115,6 +127,41 @@ pub(crate) fn run(
             Ok(ExitCode::from(EXIT_CONFIG))
         }
         Err(error) => Err(error),
+    }
+}
+
+/// Where the log is published. A copy that is newer than the database keeps it from being served; one that
+/// cannot be read does not.
+async fn publisher_of(
+    config: Option<&PublishConfig>,
+    store: &Arc<Store>,
+) -> anyhow::Result<Option<Publisher>> {
+    let Some(config) = config else {
+        return Ok(None);
+    };
+    let folder = LocalFileSystem::new_with_prefix(&config.folder).with_context(|| {
+        let folder = config.folder.display();
+        format!("[publish] folder: {folder} must be a folder that the service may enter")
+    })?;
+    // A checkpoint must not survive a power cut that what it covers does not survive.
+    let folder = folder.with_fsync(true).with_automatic_cleanup(true);
+    let every = Duration::from_secs(u64::from(config.every_seconds.max(1)));
+    let publisher = Publisher::new(Arc::new(folder), every);
+    match publisher.check(store).await {
+        Err(error) if error.is_rollback() => return Err(error.into()),
+        Err(error) => {
+            let cause = anyhow::Error::new(error);
+            tracing::error!("the published log could not be read: {cause:#}");
+        }
+        Ok(()) => {}
+    }
+    Ok(Some(publisher))
+}
+
+/// Follow the ledger's desk with the public copy.
+async fn publish(app: Arc<App>) {
+    if let Some(publisher) = &app.publisher {
+        publisher.run(&app.store, || app.ledger.shown()).await;
     }
 }
 
@@ -155,6 +202,7 @@ async fn serve(
     let recount = tokio::spawn(recount::every_day(Arc::clone(&app)));
     let shown = Arc::clone(&app);
     let mut ledger = tokio::spawn(async move { shown.ledger.run().await });
+    let publication = tokio::spawn(publish(Arc::clone(&app)));
     let asking = Arc::clone(&app);
     let witnesses = tokio::spawn(async move { asking.ledger.ask_witnesses().await });
     loop {
@@ -178,6 +226,7 @@ async fn serve(
     overdue.abort();
     recount.abort();
     ledger.abort();
+    publication.abort();
     witnesses.abort();
     app.stop();
     match tokio::time::timeout(STOP_PATIENCE, &mut server).await {

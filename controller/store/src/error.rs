@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::log::LogError;
 use crate::sql::SqlError;
 
 /// Why the database could not be opened.
@@ -38,13 +39,13 @@ pub enum OpenStoreError {
     #[error(
         "the ledger does not verify; run `berth-controller verify-ledger`, and restore from a backup"
     )]
-    Ledger(#[source] crate::log::LogError),
+    Ledger(#[source] LogError),
     /// The writing thread could not be started.
     #[error("could not start the database's writing thread")]
     Thread(#[source] std::io::Error),
 }
 
-/// Why a read or a write did not happen. Nothing of it has.
+/// Why a read or a write did not happen. Nothing of it has, unless [`StoreError::is_outcome_unknown`].
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The database refused a statement.
@@ -55,7 +56,7 @@ pub enum StoreError {
     Ledger(#[source] SqlError),
     /// The transaction did not commit.
     #[error("the transaction did not commit")]
-    Commit(#[source] Arc<crate::log::LogError>),
+    Commit(#[source] Arc<LogError>),
     /// A stored value is not what this program stores.
     #[error("a stored {what} is not readable")]
     Corrupt {
@@ -86,5 +87,11 @@ impl StoreError {
             Self::Sql(cause) => cause.is_unavailable(),
             Self::Corrupt { .. } | Self::Unstorable { .. } => false,
         }
+    }
+
+    /// Whether the connection or the disk failed at the commit itself: the change may be there.
+    #[must_use]
+    pub fn is_outcome_unknown(&self) -> bool {
+        matches!(self, Self::Commit(cause) if matches!(**cause, LogError::Commit(_)))
     }
 }

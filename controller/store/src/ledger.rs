@@ -154,6 +154,7 @@ impl WriteTx<'_> {
         cause: &Cause,
     ) -> Result<u64, StoreError> {
         let index = self.log.next_index();
+        let event = self.with_facts(event, cause)?;
         let (stream, seq, prev) = match kind {
             LeafKind::Event => self.place_in_stream(event.tenant_id.as_ref())?,
             LeafKind::EpochStart => (EPOCH_STREAM.to_owned(), 0, NO_PREVIOUS),

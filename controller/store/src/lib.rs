@@ -11,6 +11,7 @@ mod check;
 mod claims;
 mod database;
 mod error;
+mod event_facts;
 mod gauges;
 mod idempotency;
 mod ledger;

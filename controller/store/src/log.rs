@@ -17,7 +17,7 @@ use crate::error::StoreError;
 use crate::ledger::{COLUMNS, StoredEntry, stored_entry};
 use crate::log_tree::TreeNodes;
 use crate::sql::{Connection, SqlError};
-use crate::store::Keys;
+use crate::store::KeySet;
 
 /// What stands for a stored hash that is missing or cut: no tree leads to it.
 pub(crate) const NO_HASH: Hash = Hash([0; 32]);
@@ -164,21 +164,31 @@ impl LogHead {
         ViewKey::derive(&self.view_secret, stream)
     }
 
-    pub(crate) fn signed(&self, key: &SigningKey) -> Result<String, LogFault> {
-        let seed = SigningKey::from_seed(key.seed()).map_err(|_| LogFault::Key)?;
-        let signer = Signer::new(self.origin()?, seed);
+    /// The head as a checkpoint: signed by the log's key, and by the one before for as long as that
+    /// counts, so that those who know only one of them believe it.
+    pub(crate) fn signed(&self, keys: &KeySet) -> Result<String, LogFault> {
+        let signers = std::iter::once(&keys.ledger)
+            .chain(&keys.previous_ledger)
+            .map(|key| {
+                let seed = SigningKey::from_seed(key.seed()).map_err(|_| LogFault::Key)?;
+                Ok(Signer::new(self.origin()?, seed))
+            })
+            .collect::<Result<Vec<_>, LogFault>>()?;
         let checkpoint = Checkpoint {
             origin: self.origin()?,
             size: self.size,
             root: self.root,
         };
-        Ok(checkpoint.sign(&[&signer]).to_string())
+        let signers: Vec<_> = signers.iter().collect();
+        Ok(checkpoint.sign(&signers).to_string())
     }
 
-    /// The checkpoint, if it is signed by `key` and says what the head says.
-    pub(crate) fn checkpoint(&self, key: &PublicKey) -> Result<SignedCheckpoint, LogFault> {
-        let opened = SignedCheckpoint::open(self.note.as_bytes(), &[self.vkey(key)?])
-            .map_err(LogFault::Checkpoint)?;
+    /// The checkpoint, if it is signed by one of `keys` and says what the head says.
+    pub(crate) fn checkpoint(&self, keys: &[PublicKey]) -> Result<SignedCheckpoint, LogFault> {
+        let vkeys = keys.iter().map(|key| self.vkey(key));
+        let vkeys = vkeys.collect::<Result<Vec<_>, _>>()?;
+        let opened =
+            SignedCheckpoint::open(self.note.as_bytes(), &vkeys).map_err(LogFault::Checkpoint)?;
         let said = opened.checkpoint();
         if said.size != self.size || said.root != self.root {
             return Err(LogFault::Head);
@@ -220,7 +230,7 @@ impl OpenLog {
     /// The tree is computed twice, from the leaves in memory and from the rows as they were stored
     /// (each leaf against its body, each node against what is below it). A signed root over a bit
     /// that has flipped can never be taken back.
-    pub(crate) fn seal(&self, conn: &Connection, keys: &Keys) -> Result<(), LogError> {
+    pub(crate) fn seal(&self, conn: &Connection, keys: &KeySet) -> Result<(), LogError> {
         if self.leaves.is_empty() {
             return Ok(());
         }
@@ -245,7 +255,7 @@ impl OpenLog {
             note: String::new(),
             ..self.head.clone()
         };
-        head.note = head.signed(&keys.ledger)?;
+        head.note = head.signed(keys)?;
         move_head(conn, &self.head, &head)
     }
 

@@ -18,9 +18,9 @@ use crate::store::Db;
 const END_ENTRIES: u64 = 256;
 
 /// Check the head's checkpoint, the nodes that lead to its root, and the last entries.
-pub(crate) fn check_end(conn: &Connection, key: &PublicKey) -> Result<LogHead, LogError> {
+pub(crate) fn check_end(conn: &Connection, keys: &[PublicKey]) -> Result<LogHead, LogError> {
     let head = stored_head(conn)?;
-    head.checkpoint(key)?;
+    head.checkpoint(keys)?;
     let nodes = TreeNodes::of(conn, head.epoch);
     if root_from_nodes(head.size, |node| nodes.read(node))? != head.root {
         let size = head.size;
@@ -44,7 +44,7 @@ impl Db<'_> {
         mut progress: impl FnMut(u64, u64),
     ) -> Result<u64, LogError> {
         let head = stored_head(self.conn)?;
-        head.checkpoint(key)?;
+        head.checkpoint(std::slice::from_ref(key))?;
         let nodes = TreeNodes::of(self.conn, head.epoch);
         let mut tree = Frontier::new();
         let mut streams = HashMap::new();

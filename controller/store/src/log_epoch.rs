@@ -10,7 +10,7 @@ use crate::error::StoreError;
 use crate::ledger::{Cause, NewEvent};
 use crate::log::{LogError, LogFault, LogHead, OpenLog};
 use crate::sql::{Connection, OptionalExtension as _};
-use crate::store::{Db, Keys};
+use crate::store::{Db, KeySet};
 use crate::tenants::object;
 use crate::writer::WriteTx;
 
@@ -24,7 +24,7 @@ const DEFAULT_DOMAIN: &str = "ledger.berth.internal";
 /// before the tree are kept and committed to by the first entry.
 pub(crate) fn begin_first(
     conn: &Connection,
-    keys: &Keys,
+    keys: &KeySet,
     controller: ControllerId,
     now: i64,
 ) -> Result<(), LogError> {
@@ -41,7 +41,7 @@ pub(crate) fn begin_first(
 
 fn begin_if_none(
     conn: &Connection,
-    keys: &Keys,
+    keys: &KeySet,
     controller: ControllerId,
     now: i64,
 ) -> Result<(), LogError> {
@@ -58,7 +58,7 @@ fn begin_if_none(
         note: String::new(),
         view_secret: *SigningKey::generate().map_err(|_| LogFault::Key)?.seed(),
     };
-    head.note = head.signed(&keys.ledger)?;
+    head.note = head.signed(keys)?;
     conn.execute(
         "INSERT INTO ledger_head (one, name, epoch, size, root, at, note, view_secret)
          VALUES (1, ?1, ?2, 0, ?3, ?4, ?5, ?6)",
@@ -124,7 +124,7 @@ impl WriteTx<'_> {
             note: String::new(),
             ..old.clone()
         };
-        head.note = head.signed(&self.keys.ledger).map_err(unstorable)?;
+        head.note = head.signed(self.keys).map_err(unstorable)?;
         self.conn.execute(
             "UPDATE ledger_head SET epoch = ?1, size = 0, root = ?2, at = ?3, note = ?4
              WHERE epoch = ?5",

@@ -25,11 +25,21 @@ pub struct Keys {
     pub task: SigningKey,
 }
 
+/// The keys of an open database.
+#[derive(Debug)]
+pub(crate) struct KeySet {
+    pub(crate) ledger: SigningKey,
+    /// Signs beside it for as long as there are those who know no other.
+    pub(crate) previous_ledger: Option<SigningKey>,
+    pub(crate) task: SigningKey,
+}
+
 /// The controller's database.
 pub struct Store {
     database: Database,
     controller_id: ControllerId,
     ledger_key: PublicKey,
+    ledger_keys: Vec<PublicKey>,
     writer: Writer,
     readers: Readers,
     seen: Arc<SeenChanges>,
@@ -61,16 +71,35 @@ impl Store {
     /// Open an initialised database, bring its schema up to date, check the ledger's last entry and
     /// start the writing thread.
     pub fn open(database: impl Into<Database>, keys: Keys) -> Result<Self, OpenStoreError> {
+        Self::open_overlapping(database, keys, None)
+    }
+
+    /// [`Store::open`] while the ledger's key is changed: what is signed is signed by the key before it
+    /// as well.
+    pub fn open_overlapping(
+        database: impl Into<Database>,
+        keys: Keys,
+        previous_ledger: Option<SigningKey>,
+    ) -> Result<Self, OpenStoreError> {
         let database = database.into();
+        let keys = KeySet {
+            ledger: keys.ledger,
+            previous_ledger,
+            task: keys.task,
+        };
         if database.is_absent() {
             return Err(not_initialised(&database));
         }
         let conn = prepared(&database)?;
         let controller_id = identity(&conn, &database)?;
+        let ledger_keys: Vec<_> = std::iter::once(&keys.ledger)
+            .chain(&keys.previous_ledger)
+            .map(SigningKey::public)
+            .collect();
         let ledger_key = keys.ledger.public();
         log_epoch::begin_first(&conn, &keys, controller_id, clock_ms())
             .map_err(OpenStoreError::Ledger)?;
-        log_check::check_end(&conn, &ledger_key).map_err(OpenStoreError::Ledger)?;
+        log_check::check_end(&conn, &ledger_keys).map_err(OpenStoreError::Ledger)?;
         let last = last_change(&conn).map_err(|cause| not_opened(&database, cause))?;
         let seen = Arc::new(SeenChanges::up_to(last));
         let writer = Writer::start(&database, conn, Arc::clone(&seen), keys)
@@ -79,6 +108,7 @@ impl Store {
             database,
             controller_id,
             ledger_key,
+            ledger_keys,
             writer,
             readers: Readers::default(),
             seen,
@@ -108,6 +138,12 @@ impl Store {
     #[must_use]
     pub fn ledger_key(&self) -> PublicKey {
         self.ledger_key
+    }
+
+    /// All keys whose signatures of the ledger count: that one, and the one before it while there are two.
+    #[must_use]
+    pub fn ledger_keys(&self) -> &[PublicKey] {
+        &self.ledger_keys
     }
 
     /// End this log and begin the next one: for a database that is older than what was shown of it,

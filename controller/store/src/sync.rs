@@ -256,6 +256,9 @@ impl WriteTx<'_> {
                     "failed"
                 },
                 code: reason.as_ref().map(|reason| reason.code.clone()),
+                duration_ms: u64::try_from(result.ended_at.saturating_sub(result.started_at))
+                    .ok()
+                    .map(|seconds| seconds.saturating_mul(1000)),
                 detail: object(json!({
                     "task_id": result.task_id,
                     "kind": task.kind,

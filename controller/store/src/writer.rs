@@ -13,7 +13,7 @@ use crate::log::{LogError, OpenLog};
 use crate::rows::clock_ms;
 use crate::seen_changes::SeenChanges;
 use crate::sql::Connection;
-use crate::store::{Db, Keys};
+use crate::store::{Db, KeySet};
 
 /// The name of the thread that writes. Without it a store can only read, so a program should not
 /// outlive a panic of this thread.
@@ -27,7 +27,7 @@ const MAX_WAITING: usize = 4096;
 #[derive(Debug)]
 pub struct WriteTx<'c> {
     pub(crate) db: Db<'c>,
-    pub(crate) keys: &'c Keys,
+    pub(crate) keys: &'c KeySet,
     pub(crate) log: OpenLog,
 }
 
@@ -95,7 +95,7 @@ impl Writer {
         database: &Database,
         conn: Connection,
         seen: Arc<SeenChanges>,
-        keys: Keys,
+        keys: KeySet,
     ) -> std::io::Result<Self> {
         let (jobs, waiting) = sync_channel(MAX_WAITING);
         let link = WriterLink::new(database.clone(), conn, seen);
@@ -123,7 +123,7 @@ impl Writer {
     }
 }
 
-fn write_until_closed(mut link: WriterLink, keys: &Keys, waiting: &Receiver<Box<dyn Job>>) {
+fn write_until_closed(mut link: WriterLink, keys: &KeySet, waiting: &Receiver<Box<dyn Job>>) {
     while let Ok(first) = waiting.recv() {
         let mut batch = vec![first];
         batch.extend(waiting.try_iter().take(MAX_BATCH - 1));
@@ -148,7 +148,7 @@ fn write_until_closed(mut link: WriterLink, keys: &Keys, waiting: &Receiver<Box<
 /// a commit of unknown outcome only the database knows.
 fn write_batch(
     link: &mut WriterLink,
-    keys: &Keys,
+    keys: &KeySet,
     batch: &mut [Box<dyn Job>],
 ) -> Result<(), LogError> {
     let conn = link.begin()?;

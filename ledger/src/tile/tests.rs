@@ -178,6 +178,21 @@ proptest! {
     }
 
     #[test]
+    fn what_a_grown_log_publishes_is_all_that_it_did_not_publish_before(
+        old in 0u64..200_000,
+        more in 0u64..1_000,
+    ) {
+        let before: std::collections::HashSet<_> = Resource::all(old)
+            .map(|resource| resource.to_string())
+            .collect();
+        let wanted: Vec<_> = Resource::all(old + more)
+            .filter(|resource| !before.contains(&resource.to_string()))
+            .collect();
+        let found: Vec<_> = Resource::since(old, old + more).collect();
+        prop_assert_eq!(found, wanted);
+    }
+
+    #[test]
     fn no_path_makes_the_reader_panic(path in "(tile|checkpoint)?[/x0-9.p]{0,60}") {
         if let Ok(resource) = Resource::parse(&path) {
             prop_assert_eq!(resource.to_string(), path);

@@ -47,6 +47,22 @@ pub struct NodeImage {
     pub disk: PathBuf,
 }
 
+impl NodeImage {
+    /// Makes a copy of the root disk that a node may write to, in the place of what is there.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn copy_disk(&self, to: &Path) -> Result<()> {
+        if to.exists() {
+            std::fs::remove_file(to).context("removing an old root disk")?;
+        }
+        let mut copy = Command::new("cp");
+        copy.args(["--sparse=always", "--reflink=auto"]);
+        capture(copy.arg(&self.disk).arg(to))?;
+        Ok(())
+    }
+}
+
 /// A Debian guest for tenants.
 #[derive(Debug, Clone)]
 pub struct GuestImage {

@@ -106,6 +106,22 @@ pub const ALL: &[Scenario] = &[
         run: scenarios::vm_lifecycle::run,
     },
     Scenario {
+        name: "rollback",
+        shows: "yesterday's database under a running fleet: the controller refuses it and says what to do, \
+                and the VMs run on",
+        node: NodeKind::Installed,
+        is_core: false,
+        run: scenarios::rollback::run,
+    },
+    Scenario {
+        name: "power-cut",
+        shows: "the controller's node loses its power ten times under write load: every change that was \
+                acknowledged is there, and programs that are not ours accept the log",
+        node: NodeKind::Installed,
+        is_core: false,
+        run: scenarios::power_cut::run,
+    },
+    Scenario {
         name: "vmm-devices",
         shows: "every device of the VMM from inside a Debian guest, with the jail on: disk, network, \
                 sockets, console, balloon, power button, panic, 8 vCPUs",

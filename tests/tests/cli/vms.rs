@@ -221,3 +221,43 @@ fn nodes_and_images_are_listed() {
     let images = site.bench.berthctl_as(&site.token, &["image", "list"]);
     images.expect(0).shows(IMAGE);
 }
+
+#[test]
+fn isolation_is_verified_from_both_sides_and_nothing_is_left_behind() {
+    let bench = Arc::new(Bench::start());
+    bench.tenant("acme", "2");
+    bench.tenant("globex", "2");
+    let verify = ["verify", "isolation", "acme", "globex"];
+    bench
+        .berthctl(&verify)
+        .expect(0)
+        .shows("holds")
+        .complains("neither tenant has a VM yet");
+    let _node = Node::join(&bench);
+    let mut tokens = Vec::new();
+    for tenant in ["acme", "globex"] {
+        let token = bench.tenant_token(tenant);
+        bench
+            .berthctl_as(&token, &["vm", "create", "web-1", "--image", IMAGE])
+            .expect(0);
+        tokens.push(token);
+    }
+    let seen = bench.berthctl(&[&verify[..], &["--json"]].concat());
+    let report = seen.expect(0).json();
+    assert_eq!(report["findings"], serde_json::json!([]));
+    // Two VMs and their creations, each from the other side.
+    assert!(report["asked"].as_u64().unwrap() >= 14, "{report}");
+    let listed = bench.berthctl(&["token", "list", "acme", "--json"]);
+    let own = listed.expect(0).json();
+    let left = own.as_array().unwrap().iter();
+    let left =
+        left.filter(|token| token["label"] == "verify isolation" && token["revoked_at"].is_null());
+    assert_eq!(left.count(), 0, "{own}");
+    bench
+        .berthctl_as(&tokens[0], &verify)
+        .expect(3)
+        .complains("code: not_found");
+    bench
+        .berthctl(&["verify", "isolation", "acme", "acme"])
+        .expect(2);
+}

@@ -253,6 +253,72 @@ fn the_ledger_has_one_order_whoever_writes() {
     });
 }
 
+/// Two controllers share a PostgreSQL. One is amid a change when the other begins and would be done
+/// first: it waits, and nothing is skipped.
+#[test]
+fn a_change_that_began_first_and_commits_last_keeps_its_place_and_is_not_skipped() {
+    let database = TestDatabase::postgres();
+    Store::init(database.database()).unwrap();
+    let (slow, quick) = (open(&database), open(&database));
+    let (release, held) = channel::<()>();
+    let (tell, told) = channel();
+    let slow_told = tell.clone();
+    slow.submit(
+        move |tx| {
+            let index = tx.append(event(), &Cause::controller())?;
+            held.recv().map_err(|_| StoreError::Stopped)?;
+            Ok(index)
+        },
+        move |result| slow_told.send(("slow", result.unwrap())).unwrap(),
+    );
+    let has_appended = "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database()
+        AND state = 'idle in transaction'";
+    while database.value(has_appended) == "0" {}
+    quick.submit(
+        |tx| tx.append(event(), &Cause::controller()),
+        move |result| tell.send(("quick", result.unwrap())).unwrap(),
+    );
+    let waits = "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database()
+        AND wait_event_type = 'Lock'";
+    while database.value(waits) == "0" {}
+    release.send(()).unwrap();
+    let order: Vec<_> = told.iter().take(2).collect();
+    assert_eq!(
+        BTreeSet::from_iter(order),
+        [("quick", 1), ("slow", 0)].into()
+    );
+    assert_verifies(&quick, 2);
+}
+
+/// A controller hangs amid a change for so long that the server gives its session up. When it goes on,
+/// others have written: its change has not happened, and there is one chain.
+#[test]
+fn a_writer_that_hung_for_too_long_loses_its_change_and_nobody_elses() {
+    let database = TestDatabase::postgres();
+    Store::init(database.database()).unwrap();
+    let (hanging, other) = (open(&database), open(&database));
+    assert_eq!(append(&hanging).unwrap(), 0);
+    let (release, held) = channel::<()>();
+    let (tell, told) = channel();
+    hanging.submit(
+        move |tx| {
+            let index = tx.append(event(), &Cause::controller())?;
+            held.recv().map_err(|_| StoreError::Stopped)?;
+            Ok(index)
+        },
+        move |result| tell.send(result).unwrap(),
+    );
+    let give_up = "SELECT COUNT(pg_terminate_backend(pid)) FROM pg_stat_activity
+        WHERE datname = current_database() AND state = 'idle in transaction'";
+    while database.value(give_up) == "0" {}
+    assert_eq!(append(&other).unwrap(), 1);
+    release.send(()).unwrap();
+    let lost = told.recv().unwrap().unwrap_err();
+    assert!(lost.is_unavailable(), "{lost:?}");
+    assert_eq!(append(&hanging).unwrap(), 2);
+    assert_verifies(&other, 3);
+}
+
 #[test]
 fn texts_have_the_order_of_their_bytes() {
     on_both(|database| {

@@ -255,14 +255,20 @@ fn copy_database(from: &std::path::Path, to: &std::path::Path) {
     }
 }
 
-#[test]
-fn a_database_that_went_back_in_time_is_not_served() {
+/// A controller that serves, and its database as it was some changes ago.
+fn with_yesterdays_database() -> (Controller, tempfile::TempDir) {
     let mut controller = Controller::start_on(crate::database::TestDatabase::sqlite);
     controller.tenant("acme", 1);
     controller.kill();
     let yesterday = tempfile::tempdir().unwrap();
     copy_database(controller.folder(), yesterday.path());
     controller.restart();
+    (controller, yesterday)
+}
+
+#[test]
+fn a_database_that_went_back_in_time_is_not_served() {
+    let (mut controller, yesterday) = with_yesterdays_database();
     let admin = controller.admin();
     let later = admin
         .post("/v1/tenants", &crate::harness::tenant_body("later", 1))
@@ -306,12 +312,7 @@ fn a_database_that_went_back_in_time_is_not_served() {
 
 #[test]
 fn a_database_that_is_restored_under_a_running_controller_ends_it() {
-    let mut controller = Controller::start_on(crate::database::TestDatabase::sqlite);
-    controller.tenant("acme", 1);
-    controller.kill();
-    let yesterday = tempfile::tempdir().unwrap();
-    copy_database(controller.folder(), yesterday.path());
-    controller.restart();
+    let (mut controller, yesterday) = with_yesterdays_database();
     let later = controller
         .admin()
         .post("/v1/tenants", &crate::harness::tenant_body("later", 1))

@@ -63,7 +63,21 @@ fn offline(folder: &Path, arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-fn spawn(folder: &Path, listen: &str) -> (Child, Arc<Mutex<Vec<String>>>, u16) {
+/// A controller that serves: its process, what it says, and its port.
+type Serving = (Child, Arc<Mutex<Vec<String>>>, u16);
+
+/// How a controller ended before it served, and what it said.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    pub(crate) code: Option<i32>,
+    pub(crate) said: String,
+}
+
+fn spawn(folder: &Path, listen: &str) -> Serving {
+    try_spawn(folder, listen).unwrap_or_else(|refusal| panic!("it did not serve: {refusal:?}"))
+}
+
+fn try_spawn(folder: &Path, listen: &str) -> Result<Serving, Refusal> {
     let port_file = tempfile::NamedTempFile::new().unwrap().into_temp_path();
     let mut child = Command::new(binary())
         .arg("--config")
@@ -80,10 +94,12 @@ fn spawn(folder: &Path, listen: &str) -> (Child, Arc<Mutex<Vec<String>>>, u16) {
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
     let log = Arc::new(Mutex::new(Vec::new()));
     loop {
-        let line = lines
-            .next()
-            .unwrap_or_else(|| panic!("it ended before it served: {:?}", log.lock().unwrap()))
-            .unwrap();
+        let Some(line) = lines.next() else {
+            let said = log.lock().unwrap().join("\n");
+            let code = child.wait().unwrap().code();
+            return Err(Refusal { code, said });
+        };
+        let line = line.unwrap();
         let serves = line.contains("serving");
         log.lock().unwrap().push(line);
         if serves {
@@ -101,7 +117,7 @@ fn spawn(folder: &Path, listen: &str) -> (Child, Arc<Mutex<Vec<String>>>, u16) {
         .trim()
         .parse()
         .unwrap();
-    (child, log, port)
+    Ok((child, log, port))
 }
 
 impl Controller {
@@ -129,8 +145,17 @@ impl Controller {
 
     /// A controller with these settings, on this address.
     pub(crate) fn serve_configured(settings: &str, listen: &str) -> Self {
+        Self::configured_on(TestDatabase::chosen, settings, listen)
+    }
+
+    /// The same on a database of this kind.
+    pub(crate) fn configured_on(
+        database: impl FnOnce(&Path) -> TestDatabase,
+        settings: &str,
+        listen: &str,
+    ) -> Self {
         let folder = Arc::new(tempfile::tempdir().unwrap());
-        let database = TestDatabase::chosen(folder.path());
+        let database = database(folder.path());
         let settings = format!("{settings}{}", database.settings());
         std::fs::write(folder.path().join("controller.toml"), settings).unwrap();
         let made = offline(folder.path(), &["init"]);
@@ -201,6 +226,13 @@ impl Controller {
     pub(crate) fn restart(&mut self) {
         let listen = format!("127.0.0.1:{}", self.port);
         (self.child, self.log, self.port) = spawn(self.folder.path(), &listen);
+    }
+
+    /// Start again after a kill, unless it refuses.
+    pub(crate) fn try_restart(&mut self) -> Result<(), Refusal> {
+        let listen = format!("127.0.0.1:{}", self.port);
+        (self.child, self.log, self.port) = try_spawn(self.folder.path(), &listen)?;
+        Ok(())
     }
 
     pub(crate) fn kill(&mut self) {

@@ -28,9 +28,15 @@ mod deadlines;
 #[cfg(test)]
 mod defects;
 #[cfg(test)]
+mod faults;
+#[cfg(test)]
 mod isolation;
 #[cfg(test)]
+mod ledger_keys;
+#[cfg(test)]
 mod life_of_a_vm;
+#[cfg(test)]
+mod lost_commits;
 #[cfg(test)]
 mod matrix;
 #[cfg(test)]

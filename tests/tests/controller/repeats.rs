@@ -91,3 +91,32 @@ fn a_repeat_never_tells_a_secret() {
     first["token"] = json!("");
     assert_eq!(again.json(), first);
 }
+
+#[test]
+fn one_key_at_once_on_two_controllers_is_one_change_and_one_entry() {
+    let controller = Controller::start();
+    let second = controller.beside();
+    let clients = [controller.admin(), second.admin()];
+    let body = crate::harness::tenant_body("acme", 1);
+    let replies: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..16)
+            .map(|n| {
+                scope.spawn({
+                    let (client, body) = (&clients[n % 2], &body);
+                    move || post(client, "/v1/tenants", "one", body)
+                })
+            })
+            .collect();
+        let replies = threads.into_iter().map(|thread| thread.join().unwrap());
+        replies.collect()
+    });
+    let fresh = replies.iter().filter(|reply| !replayed(reply)).count();
+    assert_eq!(fresh, 1, "{replies:?}");
+    for reply in &replies {
+        assert_eq!(reply.clone().expect(201).text, replies[0].text);
+    }
+    let created = audit_bodies(&clients[0], "event_type=TENANT_CREATED");
+    assert_eq!(created.len(), 1);
+    drop(second);
+    controller.assert_sound();
+}

@@ -6,21 +6,24 @@ use berth_ledger::checkpoint::{Checkpoint, SignedCheckpoint};
 use berth_ledger::keys::SigningKey;
 use berth_ledger::model::ModelLog;
 use berth_ledger::note::{KeyName, Note, Signer};
+use berth_tests::foreign_verifiers::{Verdict, at_hand};
+use serde_json::json;
 
-use crate::log_files::{LogFiles, model_of};
-use crate::verifiers::{Verdict, at_hand};
+use crate::busy_controller;
 
 /// The size of the specification's example: partial tiles on three levels.
 const SIZE: u64 = 70_000;
 
 #[test]
-fn foreign_verifiers_accept_a_log_of_seventy_thousand_entries_and_reject_any_changed_bit() {
+fn foreign_verifiers_accept_seventy_thousand_entries_made_through_the_api_and_no_changed_bit() {
     let folder = tempfile::tempdir().unwrap();
-    let log = LogFiles::of_model(folder.path(), &model_of(SIZE)).unwrap();
+    let log = busy_controller::log_of(SIZE, folder.path()).unwrap();
+    assert_eq!(log.size, SIZE);
     let checkpoint = fs::read_to_string(folder.path().join("checkpoint")).unwrap();
     let place_of = |wanted: &str| checkpoint.find(wanted).unwrap();
-    let signature = place_of("ledger.example/d/e1 ") + "ledger.example/d/e1 ".len();
-    let cosignature = place_of("witness.example/w1 ") + "witness.example/w1 ".len();
+    let line_of = |name: &str| place_of(&format!("— {name} ")) + format!("— {name} ").len();
+    let signature = line_of(log.log_key.name().as_str());
+    let cosignature = line_of(log.witness_key.name().as_str());
     let changes = [
         ("tile/entries/100", 2 + 82 * 17 + 40),
         ("tile/entries/273.p/112", 82 * 111 + 81),
@@ -61,6 +64,19 @@ fn foreign_verifiers_accept_a_log_of_seventy_thousand_entries_and_reject_any_cha
             "{name}, after all changes were taken back"
         );
     }
+}
+
+/// A log of events of three tenants.
+fn model_of(size: u64) -> ModelLog {
+    let mut log = ModelLog::new("ledger.example/d/e1", 7);
+    for number in 0..size {
+        let tenant = ["acme", "globex", "initech"][usize::try_from(number % 3).unwrap_or(0)];
+        log.append_event(
+            Some(tenant),
+            json!({ "event_type": "VM_STARTED", "detail": { "number": number } }),
+        );
+    }
+    log
 }
 
 /// A checkpoint's note as somebody might send it, and whether it is to be believed.

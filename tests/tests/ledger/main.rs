@@ -3,8 +3,6 @@
 #![forbid(unsafe_code)]
 
 #[cfg(test)]
+mod busy_controller;
+#[cfg(test)]
 mod foreign;
-#[cfg(test)]
-mod log_files;
-#[cfg(test)]
-mod verifiers;

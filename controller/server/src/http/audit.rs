@@ -17,6 +17,7 @@ use berth_api::rest::{
     HostCosignature, InclusionProof, InclusionQuery, ListQuery, Page,
 };
 use berth_controller_store::{EntryFilter, LogHead};
+use berth_ledger::keys::PublicKey;
 use berth_ledger::merkle::{BuildProofError, Hash};
 use berth_ledger::note::{KeyName, Note};
 use berth_ledger::proof::TlogProof;
@@ -89,14 +90,21 @@ pub(crate) async fn head(
 ) -> Result<Json<AuditHead>, ApiError> {
     let shown = app.ledger.shown();
     let key = app.store.ledger_key();
+    let previous = app.store.ledger_keys().get(1);
     let origin = KeyName::new(&shown.origin).map_err(|_| ApiError::internal())?;
     Ok(Json(AuditHead {
-        vkey: LogHead::vkey_of(origin, &key).to_string(),
+        vkey: LogHead::vkey_of(origin.clone(), &key).to_string(),
+        previous_public_key: previous.map(PublicKey::to_base64),
+        previous_vkey: previous.map(|key| LogHead::vkey_of(origin, key).to_string()),
         origin: shown.origin,
         size: shown.size,
         root: shown.root.to_string(),
         public_key: key.to_base64(),
         checkpoint: shown.note,
+        published_size: app
+            .publisher
+            .as_ref()
+            .and_then(|publisher| publisher.progress().size),
         witnesses: app.ledger.witnesses(),
     }))
 }

@@ -105,7 +105,8 @@ async fn header_of(
     with_view_key: bool,
 ) -> Result<Line, ApiError> {
     let origin = KeyName::new(&shown.origin).map_err(|_| ApiError::internal())?;
-    let vkey = LogHead::vkey_of(origin, &app.store.ledger_key());
+    let keys = app.store.ledger_keys().iter();
+    let vkeys = keys.map(|key| LogHead::vkey_of(origin.clone(), key).to_string());
     let scope = match &filter.tenant_id {
         Some(tenant) => scope_of(app, tenant.clone(), filter.clone(), with_view_key).await?,
         None => Scope::Selection {},
@@ -113,7 +114,7 @@ async fn header_of(
     Ok(Line::Header(Header {
         format: FORMAT.to_owned(),
         checkpoint: shown.note.clone(),
-        log_keys: vec![vkey.to_string()],
+        log_keys: vkeys.collect(),
         scope,
     }))
 }

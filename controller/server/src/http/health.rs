@@ -44,15 +44,21 @@ pub(crate) async fn readyz(State(app): State<Arc<App>>) -> Ready {
     let database = app.read(|db| db.log_head()).await.is_ok();
     let ledger = app.write(|_| Ok(())).await.is_ok();
     let word = |good: bool| if good { "ok" } else { "failing" }.to_owned();
+    let mut checks = BTreeMap::from([
+        ("database".to_owned(), word(database)),
+        ("ledger".to_owned(), word(ledger)),
+        ("keys".to_owned(), word(true)),
+        // For whoever looks; a counter that is wrong is no reason to serve nobody.
+        ("counters".to_owned(), word(app.metrics.counters_agree())),
+    ]);
+    // An old public copy keeps nobody from working.
+    if let Some(publisher) = &app.publisher {
+        let is_well = !publisher.progress().is_failing;
+        checks.insert("publication".to_owned(), word(is_well));
+    }
     Ready(Readiness {
         status: word(database && ledger),
-        checks: BTreeMap::from([
-            ("database".to_owned(), word(database)),
-            ("ledger".to_owned(), word(ledger)),
-            ("keys".to_owned(), word(true)),
-            // For whoever looks; a counter that is wrong is no reason to serve nobody.
-            ("counters".to_owned(), word(app.metrics.counters_agree())),
-        ]),
+        checks,
     })
 }
 

@@ -9,7 +9,7 @@ use berth_ledger::tile::{Resource, Tile};
 use super::*;
 use crate::error::StoreError;
 use crate::ledger::{Cause, EntryFilter, NewEvent};
-use crate::store::Store;
+use crate::store::{Keys, Store};
 
 fn keys() -> Keys {
     Keys {

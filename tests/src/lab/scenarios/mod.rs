@@ -1,7 +1,9 @@
 //! One file per scenario. A scenario boots its own node and leaves nothing running.
 
 pub(crate) mod boot_debian;
+pub(crate) mod power_cut;
 pub(crate) mod quickstart;
+pub(crate) mod rollback;
 pub mod seed_001;
 pub(crate) mod slot_crash;
 pub(crate) mod slot_devices;

@@ -87,10 +87,7 @@ pub(crate) fn run(context: &Context) -> Result<()> {
         drive: make_backing("slot-crash", "drive", DRIVE_BYTES)?,
         root: make_backing("slot-crash", "root", 0)?,
     };
-    std::fs::remove_file(&host.root).context("removing an old root disk")?;
-    let mut copy = std::process::Command::new("cp");
-    copy.args(["--sparse=always", "--reflink=auto"]);
-    crate::command::capture(copy.arg(&context.node.disk).arg(&host.root))?;
+    context.node.copy_disk(&host.root)?;
     let site = host.boot()?;
     let result = host.rounds(site);
     std::fs::remove_file(&host.root).context("removing the root disk")?;

@@ -3,21 +3,21 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use berth_tests::workspace;
-
-use crate::log_files::LogFiles;
+use crate::progress::say;
+use crate::published_log::PublishedLog;
+use crate::workspace;
 
 /// A program that is not ours.
 #[derive(Debug)]
-pub(crate) struct Verifier {
+pub struct Verifier {
     /// What it is, for messages.
-    pub(crate) name: &'static str,
+    pub name: &'static str,
     words: Vec<PathBuf>,
 }
 
 /// What a verifier says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub enum Verdict {
     /// All is well, in its words.
     Accepted(String),
     /// Something is not, in its words.
@@ -26,13 +26,15 @@ pub(crate) enum Verdict {
 
 impl Verdict {
     /// Whether it accepts.
-    pub(crate) fn is_accepted(&self) -> bool {
+    #[must_use]
+    pub fn is_accepted(&self) -> bool {
         matches!(self, Self::Accepted(_))
     }
 }
 
 /// Those that this machine can run; the others are named on standard output.
-pub(crate) fn at_hand() -> Vec<Verifier> {
+#[must_use]
+pub fn at_hand() -> Vec<Verifier> {
     let sources = workspace::root().join("tests/verifiers");
     let made = workspace::build_dir().join("verifiers");
     let all = [
@@ -61,20 +63,30 @@ pub(crate) fn at_hand() -> Vec<Verifier> {
     let (found, missing): (Vec<_>, Vec<_>) =
         all.into_iter().partition(|(verifier, _)| verifier.runs());
     for (_, need) in missing {
-        println!("SKIPPED: no {need}; `cargo xtask test --tier ledger` fetches it");
+        say(&format!(
+            "SKIPPED: no {need}; `cargo xtask test --tier ledger` fetches it"
+        ));
     }
     found.into_iter().map(|(verifier, _)| verifier).collect()
 }
 
 impl Verifier {
     /// What it says of a whole log.
-    pub(crate) fn log(&self, log: &LogFiles) -> Verdict {
+    ///
+    /// # Panics
+    /// If it cannot be started any more, or speaks otherwise than it should.
+    #[must_use]
+    pub fn log(&self, log: &PublishedLog) -> Verdict {
         let keys = [log.log_key.to_string(), log.witness_key.to_string()];
         self.run("log", log.folder(), &keys)
     }
 
     /// What it says of a checkpoint alone.
-    pub(crate) fn note(&self, file: &Path, log_key: &str) -> Verdict {
+    ///
+    /// # Panics
+    /// If it cannot be started any more, or speaks otherwise than it should.
+    #[must_use]
+    pub fn note(&self, file: &Path, log_key: &str) -> Verdict {
         self.run("note", file, &[log_key.to_owned()])
     }
 
