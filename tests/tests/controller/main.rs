@@ -20,6 +20,8 @@ mod conformance;
 #[cfg(test)]
 mod conventions;
 #[cfg(test)]
+mod cosigned;
+#[cfg(test)]
 mod crashes;
 #[cfg(test)]
 mod deadlines;
