@@ -60,7 +60,7 @@ pub struct Node {
     pub vms: u32,
     /// VMs that may be placed there; `null` is no limit of its own.
     #[serde(default)]
-    pub max_vms: Option<u32>,
+    pub max_vms_per_node: Option<u32>,
     /// Since when it gets no VMs, RFC 3339; `null` while it does.
     #[serde(default)]
     pub cordoned_at: Option<String>,
@@ -140,7 +140,7 @@ pub struct ChangeNode {
         deserialize_with = "given",
         skip_serializing_if = "Option::is_none"
     )]
-    pub max_vms: Option<Option<u32>>,
+    pub max_vms_per_node: Option<Option<u32>>,
 }
 
 /// Apart: a field that is `null`, and one that is left out.

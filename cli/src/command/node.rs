@@ -103,7 +103,7 @@ impl From<NodeChanges> for ChangeNode {
             dedicated_to: set_or_taken(changes.dedicated_to, changes.shared),
             zone: set_or_taken(changes.zone, changes.no_zone),
             labels: names_labels.then(|| changes.labels.into_iter().collect()),
-            max_vms: set_or_taken(changes.max_vms, changes.no_max_vms),
+            max_vms_per_node: set_or_taken(changes.max_vms, changes.no_max_vms),
         }
     }
 }
@@ -223,7 +223,7 @@ pub(crate) fn object_table(node: &Node) -> Table {
         ("labels", labels(&node.labels)),
         ("slots", slots(&node.slots)),
         ("VMs", node.vms.into()),
-        ("max VMs", optional(node.max_vms)),
+        ("max VMs", optional(node.max_vms_per_node)),
         ("CPUs", node.vcpus.into()),
         ("memory MB", node.memory_mb.into()),
         ("memory used MB", node.memory_used_mb.into()),

@@ -66,7 +66,7 @@ impl WriteTx<'_> {
                 new.dedicated_to.as_ref().map(TenantId::as_str),
                 &new.zone,
                 json!(new.labels).to_string(),
-                new.max_vms,
+                new.max_vms_per_node,
             ),
         )?;
         let detail = object(json!({ "old": policy_of(&old), "new": policy_of(&new) }));
@@ -133,7 +133,7 @@ fn changed(old: &Node, change: NodeChange) -> Node {
             .unwrap_or_else(|| old.dedicated_to.clone()),
         zone: change.zone.unwrap_or_else(|| old.zone.clone()),
         labels: change.labels.unwrap_or_else(|| old.labels.clone()),
-        max_vms: change.max_vms.unwrap_or(old.max_vms),
+        max_vms_per_node: change.max_vms.unwrap_or(old.max_vms_per_node),
         ..old.clone()
     }
 }
@@ -144,6 +144,6 @@ fn policy_of(node: &Node) -> Value {
         "dedicated_to": node.dedicated_to,
         "zone": node.zone,
         "labels": node.labels,
-        "max_vms": node.max_vms,
+        "max_vms_per_node": node.max_vms_per_node,
     })
 }

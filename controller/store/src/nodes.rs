@@ -184,7 +184,7 @@ impl Db<'_> {
             memory_used_mb: row.get(7)?,
             kvm: row.get(8)?,
             vms: row.get(9)?,
-            max_vms: row.get(10)?,
+            max_vms_per_node: row.get(10)?,
             cordoned_at: row.get::<_, Option<i64>>(11)?.map(rfc3339),
             reserved: row.get(12)?,
             dedicated_to: parsed_option(row.get(13)?, "tenant id")?,

@@ -19,6 +19,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0011_deadlines.sql"),
     include_str!("../migrations/0012_slot_marks.sql"),
     include_str!("../migrations/0013_node_logs.sql"),
+    include_str!("../migrations/0014_free_slots.sql"),
 ];
 
 /// The newest schema that this program knows.

@@ -483,13 +483,17 @@ impl WriteTx<'_> {
         Ok(())
     }
 
-    /// Find nodes for VMs that wait for one; the nodes that have work now.
+    /// Find nodes for VMs that wait for one; the nodes that have work now. Tenants take turns, so that one
+    /// with many that wait holds up no other.
     pub(crate) fn place_waiting(&mut self) -> Result<Vec<NodeId>, StoreError> {
         let waiting: Vec<String> = self
             .conn
             .prepare_cached(
-                "SELECT vm_id FROM vm WHERE state = 'pending' AND tenant_id IN
-                 (SELECT tenant_id FROM tenant WHERE suspended_at IS NULL) ORDER BY vm_id LIMIT 32",
+                "SELECT vm_id FROM (SELECT vm_id,
+                   ROW_NUMBER() OVER (PARTITION BY tenant_id ORDER BY vm_id) AS turn FROM vm
+                   WHERE state = 'pending' AND tenant_id IN
+                     (SELECT tenant_id FROM tenant WHERE suspended_at IS NULL)) AS waiting
+                 ORDER BY turn, vm_id LIMIT 32",
             )?
             .query_map([], |row| row.get(0))?
             .collect::<Result<_, _>>()?;

@@ -125,7 +125,7 @@ fn a_nodes_settings_change_under_its_tag_and_heartbeats_leave_the_tag_alone() {
         let headers = [("content-type", "application/json"), ("if-match", tag)];
         admin.send("PATCH", &path, &headers, Some(&change.to_string()))
     };
-    let change = json!({ "zone": "north", "labels": { "disk": "fast" }, "max_vms": 3 });
+    let change = json!({ "zone": "north", "labels": { "disk": "fast" }, "max_vms_per_node": 3 });
     let changed = send(&seen, &change).expect(200).json();
     for (member, value) in change.as_object().unwrap() {
         assert_eq!(&changed[member], value);
@@ -133,10 +133,14 @@ fn a_nodes_settings_change_under_its_tag_and_heartbeats_leave_the_tag_alone() {
     let stale = send(&seen, &json!({ "zone": null }));
     stale.refused(412, "precondition_failed");
     assert_eq!(stale.header("etag").unwrap(), tag_now());
-    send(&tag_now(), &json!({ "zone": null, "max_vms": null })).expect(200);
+    send(
+        &tag_now(),
+        &json!({ "zone": null, "max_vms_per_node": null }),
+    )
+    .expect(200);
     let node = admin.get(&path).expect(200).json();
     assert_eq!(
-        (&node["zone"], &node["max_vms"]),
+        (&node["zone"], &node["max_vms_per_node"]),
         (&Value::Null, &Value::Null)
     );
     assert_eq!(node["labels"], json!({ "disk": "fast" }));
@@ -221,6 +225,32 @@ fn a_group_is_kept_apart_and_the_node_is_free_for_it_again() {
         agent.settle().unwrap();
     }
     assert_eq!(goes_to(&acme, "web-4", &group("required")), second);
+    controller.assert_sound();
+}
+
+#[test]
+fn tenants_that_wait_take_turns() {
+    let controller = Controller::start();
+    let (acme, other) = (controller.tenant("acme", 99), controller.tenant("other", 9));
+    let north = controller.agent("north", 64 * 1024);
+    let mut south = controller.agent("south", 64 * 1024);
+    set(&controller, &north, &json!({ "zone": "north" }));
+    set(&controller, &south, &json!({ "zone": "south" }));
+    controller.age_nodes();
+    // More than are looked at in one go.
+    for n in 0..40 {
+        let wish = body(&format!("a-{n}"), &json!({ "zone": "north" }));
+        let vm = acme.post("/v1/vms", &wish).expect(201).json();
+        assert_eq!(vm["state"], "pending");
+    }
+    let late = body("late", &json!({ "zone": "south" }));
+    other.post("/v1/vms", &late).expect(201);
+    south.settle().unwrap();
+    let vm = other.get("/v1/vms/late").expect(200).json();
+    assert_eq!(
+        (&vm["state"], &vm["node_id"]),
+        (&json!("running"), &json!(south.node_id))
+    );
     controller.assert_sound();
 }
 

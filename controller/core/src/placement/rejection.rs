@@ -94,9 +94,10 @@ impl Rejection {
     /// What this one node adds to the counts.
     #[must_use]
     pub fn reasons(&self) -> Reasons {
-        match self {
-            Self::Slots(shortage) => shortage.reasons.clone(),
-            one_node => Reasons::from([(one_node.code().to_owned(), 1)]),
+        if let Self::Slots(shortage) = self {
+            shortage.reasons.clone()
+        } else {
+            Reasons::from([(self.code().to_owned(), 1)])
         }
     }
 }

@@ -77,10 +77,11 @@ fn apart(is_required: bool) -> Option<Apart> {
 
 #[track_caller]
 fn chosen(demand: &Demand, nodes: &[Candidate]) -> NodeId {
-    match place(demand, nodes) {
-        Decision::Chosen(placement) => placement.node_id,
-        other => panic!("{other:?}"),
-    }
+    let decision = place(demand, nodes);
+    let Decision::Chosen(placement) = &decision else {
+        panic!("{decision:?}");
+    };
+    placement.node_id
 }
 
 #[test]
@@ -370,7 +371,7 @@ fn keeps_every_rule(demand: &Demand, node: &Candidate, slots: &[SlotId]) -> bool
         .iter()
         .filter(|slot| slots.contains(&slot.slot_id))
         .collect();
-    let wanted: usize = demand.slots.iter().map(|wish| wish_count(wish)).sum();
+    let wanted: usize = demand.slots.iter().map(wish_count).sum();
     let is_strict = demand
         .wishes
         .apart
@@ -420,18 +421,17 @@ proptest! {
         prop_assert_eq!(verdicts.len(), nodes.len());
         let of = |id: NodeId| nodes.iter().find(|node| node.node_id == id).unwrap();
         let fit: Vec<&Verdict> = verdicts.iter().filter(|v| v.outcome.is_ok()).collect();
-        match place(&demand, &nodes) {
-            Decision::Chosen(placement) => {
-                let chosen = of(placement.node_id);
-                prop_assert!(keeps_every_rule(&demand, chosen, &placement.slots), "{:?}", chosen);
-                prop_assert_eq!(verdicts[0].node_id, placement.node_id);
-                let slots = verdicts[0].outcome.as_ref().map(|fit| &fit.slots);
-                prop_assert_eq!(slots, Ok(&placement.slots));
-                if chosen.policy.is_reserved {
-                    prop_assert!(fit.iter().all(|v| of(v.node_id).policy.is_reserved));
-                }
+        if let Decision::Chosen(placement) = place(&demand, &nodes) {
+            let chosen = of(placement.node_id);
+            prop_assert!(keeps_every_rule(&demand, chosen, &placement.slots), "{:?}", chosen);
+            prop_assert_eq!(verdicts[0].node_id, placement.node_id);
+            let slots = verdicts[0].outcome.as_ref().map(|fit| &fit.slots);
+            prop_assert_eq!(slots, Ok(&placement.slots));
+            if chosen.policy.is_reserved {
+                prop_assert!(fit.iter().all(|v| of(v.node_id).policy.is_reserved));
             }
-            _ => prop_assert!(fit.is_empty()),
+        } else {
+            prop_assert!(fit.is_empty());
         }
         // A node that is rejected would break a rule, so that nothing is kept from a tenant.
         for verdict in verdicts.iter().filter(|v| v.outcome.is_err()) {

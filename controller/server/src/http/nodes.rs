@@ -193,7 +193,7 @@ fn change_of(asked: ChangeNode) -> Result<NodeChange, ApiError> {
         dedicated_to: asked.dedicated_to,
         zone: asked.zone,
         labels: asked.labels,
-        max_vms: asked.max_vms,
+        max_vms: asked.max_vms_per_node,
     })
 }
 

@@ -338,6 +338,10 @@ fn the_roomiest_are_found_by_the_index() {
         "{plan:?}"
     );
     assert!(
+        plan.iter().any(|step| step.contains("slot_free")),
+        "{plan:?}"
+    );
+    assert!(
         !plan.iter().any(|step| step.contains("TEMP B-TREE")),
         "{plan:?}"
     );
