@@ -141,8 +141,9 @@ mod tests {
     #[test]
     fn what_is_changed_or_removed_can_be_tied_to_what_was_seen() {
         for (method, path, page) in pages() {
-            // A token has no tag: nothing of it changes but that it ends.
-            if path.starts_with("/v1/tokens/") {
+            // A token has no tag: nothing of it changes but that it ends. A membership is one word,
+            // and is seen in a list.
+            if path.starts_with("/v1/tokens/") || path.contains("/members/") {
                 continue;
             }
             if matches!(method.as_str(), "patch" | "put" | "delete") {

@@ -300,7 +300,9 @@ fn act(store: &Store, model: &mut Model, nth: usize, wish: VmWish) {
         Err(ActOnVmDenied::Quota(denied)) => {
             assert_eq!(Some(denied.counter.resource), lacks.flatten());
         }
-        Err(ActOnVmDenied::State(_) | ActOnVmDenied::NotFound) => {}
+        Err(
+            ActOnVmDenied::State(_) | ActOnVmDenied::InProgress { .. } | ActOnVmDenied::NotFound,
+        ) => {}
         Err(other) => panic!("{other:?}"),
     }
 }
