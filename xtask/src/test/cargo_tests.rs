@@ -1,7 +1,9 @@
 //! Runs `cargo test` and counts what it says.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, ensure};
 use berth_tests::command::capture;
@@ -76,6 +78,7 @@ pub(super) fn run_with(
     log: &str,
     tally: &mut Tally,
 ) -> Result<()> {
+    let log = &name_of_log(log);
     let path: PathBuf = workspace::build_dir()
         .join("logs")
         .join(format!("{log}.log"));
@@ -103,6 +106,18 @@ pub(super) fn run_with(
     );
     tally.add(counted);
     Ok(())
+}
+
+/// A tier that calls cargo again keeps what the first call said.
+fn name_of_log(log: &str) -> String {
+    static CALLS: Mutex<BTreeMap<String, u32>> = Mutex::new(BTreeMap::new());
+    let mut calls = CALLS.lock().unwrap_or_else(PoisonError::into_inner);
+    let call = calls.entry(log.to_owned()).or_default();
+    *call += 1;
+    match *call {
+        1 => log.to_owned(),
+        call => format!("{log}-{call}"),
+    }
 }
 
 /// What a test prints, and why, when this machine lacks what it needs.
