@@ -244,6 +244,13 @@ impl ApiError {
         )
     }
 
+    /// Something is on its way, and the same request is worth another try soon.
+    pub(crate) fn under_way(code: ErrorCode, error: &str, detail: &str) -> Self {
+        let mut error = Self::new(code, error, detail).retryable();
+        error.0.retry_after_s = Some(1);
+        error
+    }
+
     pub(crate) fn timed_out(code: ErrorCode, error: &str, detail: &str) -> Self {
         Self::new(code, error, detail).retryable()
     }

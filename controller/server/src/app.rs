@@ -22,6 +22,7 @@ use crate::rates::{RateLimits, Rates};
 use crate::streams::Streams;
 use crate::tiers::Tiers;
 use crate::token_book::{self, TokenBook};
+use crate::turns::Turns;
 
 /// Denials of one source that are written down: one in this time.
 const DENIAL_SAMPLE: Duration = Duration::from_secs(1);
@@ -42,6 +43,7 @@ pub(crate) struct App {
     pub(crate) console: ConsoleDesk,
     pub(crate) freshness: Freshness,
     pub(crate) streams: Streams,
+    pub(crate) turns: Turns,
     pub(crate) ledger: LedgerDesk,
     pub(crate) publisher: Option<Publisher>,
     pub(crate) tokens: TokenBook,
@@ -88,6 +90,7 @@ impl App {
             tokens: TokenBook::new(parts.revoked),
             metrics: Metrics::new(),
             streams: Streams::default(),
+            turns: Turns::default(),
             vms_changed: watch::Sender::new(0),
             stopping: watch::Sender::new(false),
             denials: Mutex::default(),

@@ -28,6 +28,7 @@ mod streams;
 mod tiers;
 mod tls;
 mod token_book;
+mod turns;
 mod witnesses;
 
 use std::path::PathBuf;

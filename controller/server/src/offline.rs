@@ -114,6 +114,7 @@ fn mint_operator(keys: &KeyRing, store: &Store, days: u16, scope: Scope) -> anyh
         label: Some("administrator".to_owned()),
         issued_at_s: link.not_before,
         expires_at_s: link.expires_at,
+        vm_id: None,
     };
     let cause = at_the_console();
     store.write(move |tx| tx.record_token(&record, &cause))??;

@@ -30,6 +30,8 @@ mod defects;
 #[cfg(test)]
 mod faults;
 #[cfg(test)]
+mod guests;
+#[cfg(test)]
 mod isolation;
 #[cfg(test)]
 mod ledger_keys;

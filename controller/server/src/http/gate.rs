@@ -6,6 +6,7 @@
 
 mod accounts;
 mod authenticate;
+mod guests;
 mod rate;
 mod resources;
 pub(crate) mod standing;
@@ -30,6 +31,7 @@ use crate::app::App;
 use crate::http::frame::ThisRequest;
 
 pub(crate) use authenticate::check as check_token;
+pub(crate) use guests::alive as check_guest;
 
 /// Longest user agent that is written down, in characters.
 const MAX_USER_AGENT_CHARS: usize = 200;
@@ -159,10 +161,17 @@ impl Scoped {
             .ok_or_else(ApiError::internal)
     }
 
+    /// Whether a service account is among the token's holders.
+    pub(crate) fn is_account(&self) -> bool {
+        !self.accounts.is_empty()
+    }
+
     /// Who and what is behind a change, for the ledger.
     pub(crate) fn cause(&self) -> Cause {
         let mut actor = actor(Some(&self.grant));
-        if !self.accounts.is_empty() {
+        if self.grant.is_guests() {
+            "guest".clone_into(&mut actor.kind);
+        } else if !self.accounts.is_empty() {
             "service_account".clone_into(&mut actor.kind);
         }
         request_cause(actor, self.request.clone())

@@ -170,6 +170,22 @@ pub(crate) async fn delete(
     act(app, caller, query, order).await
 }
 
+/// Delete a VM, whatever it is, and wait for nothing.
+pub(crate) async fn end(
+    State(app): State<Arc<App>>,
+    caller: Scoped,
+    vm: VmId,
+) -> Result<Accepted<Operation>, ApiError> {
+    let order = Order {
+        vm,
+        wish: VmWish::Delete,
+        key: None,
+        if_match: IfMatch::default(),
+        prefer: Patience::default(),
+    };
+    act(app, caller, WaitQuery::default(), order).await
+}
+
 /// `GET /v1/operations`
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

@@ -43,7 +43,7 @@ impl WaitQuery {
 
 /// `Prefer: wait=<seconds>` (RFC 7240): answer when the operation has ended, or after that long as if
 /// nothing had been preferred. A preference that is not understood is none.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Patience(Option<Duration>);
 
 impl Patience {

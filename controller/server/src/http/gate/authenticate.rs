@@ -15,7 +15,7 @@ use berth_controller_store::{Cause, DerivedToken};
 use berth_token::pop::{self, NONCE_KEPT_SECONDS, Proof, ProofHeaders, SignedRequest};
 use berth_token::{Grant, Resources, VerifyError};
 
-use super::rate;
+use super::{guests, rate};
 use crate::api_error::ApiError;
 use crate::app::App;
 use crate::http::body;
@@ -36,6 +36,9 @@ pub(super) async fn authenticate(
     } else {
         request
     };
+    guests::alive(app, &grant)
+        .await
+        .map_err(|error| rate::of_failure(app, source, error))?;
     app.tokens.used(&grant);
     Ok((grant, request))
 }
