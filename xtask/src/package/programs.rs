@@ -45,15 +45,19 @@ pub(super) fn build(programs: &[Program]) -> Result<PathBuf> {
     let (dynamic, linked): (Vec<_>, Vec<_>) = programs
         .iter()
         .partition(|program| program.linkage == Linkage::Dynamic);
-    let packages: BTreeSet<&str> = dynamic
-        .iter()
-        .map(|program| program.package.as_str())
-        .collect();
-    if !packages.is_empty() {
-        let mut cargo = cargo(&flags);
-        cargo.args(["build", "--profile", PROFILE, "--locked", "--bins"]);
-        cargo.args(packages.iter().flat_map(|package| ["-p", package]));
-        run_logged(&mut cargo, &log())?;
+    let (apart, together): (Vec<&Program>, Vec<_>) =
+        dynamic.iter().partition(|program| program.apart);
+    let together: BTreeSet<&str> = packages_of(together);
+    let apart = packages_of(apart)
+        .into_iter()
+        .map(|one| BTreeSet::from([one]));
+    for packages in std::iter::once(together).chain(apart) {
+        if !packages.is_empty() {
+            let mut cargo = cargo(&flags);
+            cargo.args(["build", "--profile", PROFILE, "--locked", "--bins"]);
+            cargo.args(packages.iter().flat_map(|package| ["-p", package]));
+            run_logged(&mut cargo, &log())?;
+        }
     }
     for program in dynamic {
         gather(&program.name, None, PROFILE, &folder)?;
@@ -68,6 +72,11 @@ pub(super) fn build(programs: &[Program]) -> Result<PathBuf> {
         })?;
     }
     Ok(folder)
+}
+
+fn packages_of(programs: Vec<&Program>) -> BTreeSet<&str> {
+    let packages = programs.into_iter().map(|program| program.package.as_str());
+    packages.collect()
 }
 
 /// What only a program with fail points looks for in its environment.

@@ -204,7 +204,16 @@ fn ledger(tally: &mut Tally) -> Result<()> {
             .push(format!("verifiers' packages: {error:#}"));
     }
     tally.skipped.extend(verifiers::make());
-    for [package, target] in [["berth-ledger", "--lib"], ["berth-witness", "--bins"]] {
+    if let Err(reason) = python::environment("moto", &["moto[server]==5.2.5"])? {
+        tally
+            .skipped
+            .push(format!("an S3-compatible store: {reason}"));
+    }
+    for [package, target] in [
+        ["berth-ledger", "--lib"],
+        ["berth-witness", "--bins"],
+        ["berth-publish", "--bins"],
+    ] {
         cargo_tests::run(&["--package", package, target], "test-ledger-crates", tally)?;
     }
     run_targets("ledger", tally)
