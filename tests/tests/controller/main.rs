@@ -64,6 +64,8 @@ mod routes;
 #[cfg(test)]
 mod seed_001;
 #[cfg(test)]
+mod sessions;
+#[cfg(test)]
 mod slot_reports;
 #[cfg(test)]
 mod slots;

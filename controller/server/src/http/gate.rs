@@ -30,7 +30,7 @@ use crate::api_error::ApiError;
 use crate::app::App;
 use crate::http::frame::ThisRequest;
 
-pub(crate) use authenticate::check as check_token;
+pub(crate) use authenticate::{check as check_token, still_good};
 pub(crate) use guests::alive as check_guest;
 
 /// Longest user agent that is written down, in characters.
@@ -150,6 +150,22 @@ impl Scoped {
         };
         let accounts = db.accounts_of(tenant, &holders(&self.grant))?;
         Ok(accounts::permits(&accounts, project, wanted))
+    }
+
+    /// Whether the caller, who was let in to ask about a VM, would be still: whatever takes its time asks
+    /// this while it does.
+    pub(crate) async fn still_counts(&self, app: &App, vm: VmId) -> Result<(), ApiError> {
+        still_good(app, &self.grant)?;
+        guests::alive(app, &self.grant).await?;
+        if self.accounts.is_empty() {
+            return Ok(());
+        }
+        let asker = self.clone();
+        app.read(move |db| match db.vm_or_tombstone(vm)? {
+            Some(vm) => asker.permits_now(db, &vm.project_id, Permission::VmRead),
+            None => Ok(Err(ApiError::not_found())),
+        })
+        .await?
     }
 
     /// The token's id; the last link's, where there are several.
