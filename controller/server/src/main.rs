@@ -13,6 +13,7 @@ mod follow;
 mod http;
 mod keys;
 mod ledger_desk;
+mod ledger_key_changes;
 mod listener;
 mod logging;
 mod metrics;
