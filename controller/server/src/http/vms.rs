@@ -191,12 +191,12 @@ pub(crate) async fn create(
         // It is made, whatever comes of the wait.
         let waited = wait_for(&app, &caller, vm.id, state, patience).await;
         vm = waited.ok().flatten().unwrap_or(vm);
-    } else if let (Some(patience), Some(operation)) = (prefer.asked(), vm.operation) {
-        if settled(&app, &caller, operation, patience).await.is_ok() {
-            let id = vm.id;
-            let found = app.read(move |db| db.vm_or_tombstone(id)).await;
-            vm = found.ok().flatten().unwrap_or(vm);
-        }
+    } else if let (Some(patience), Some(operation)) = (prefer.asked(), vm.operation)
+        && settled(&app, &caller, operation, patience).await.is_ok()
+    {
+        let id = vm.id;
+        let found = app.read(move |db| db.vm_or_tombstone(id)).await;
+        vm = found.ok().flatten().unwrap_or(vm);
     }
     let location = format!("/v1/vms/{}", vm.id);
     Ok(Creation::Made(Created::at(vm, location)))
@@ -420,7 +420,7 @@ pub(crate) async fn images(
     let images = app
         .read(move |db| match tenant {
             Some(tenant) => db.images_of(&tenant, &after, limit + 1),
-            None => db.images(&after, limit + 1),
+            None => db.images(None, &after, limit + 1),
         })
         .await?;
     Ok(page(images, limit, |image| image.name.clone()))
