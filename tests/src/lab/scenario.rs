@@ -107,8 +107,8 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "rollback",
-        shows: "yesterday's database under a running fleet: the controller refuses it and says what to do, \
-                and the VMs run on",
+        shows: "yesterday's database under a running fleet: the controller refuses it, the hosts freeze where \
+                it cannot know, and the VMs run on",
         node: NodeKind::Installed,
         is_core: false,
         run: scenarios::rollback::run,
