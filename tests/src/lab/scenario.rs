@@ -81,7 +81,7 @@ pub const ALL: &[Scenario] = &[
         shows: "an unmodified Debian guest boots with 1 and 4 vCPUs, 256 MiB and 6 GiB, keeps what \
                 it flushed, powers off by ACPI and reboots on request",
         node: NodeKind::Bare,
-        is_core: true,
+        is_core: false,
         run: scenarios::boot_debian::run,
     },
     Scenario {

@@ -45,15 +45,8 @@ pub(super) fn build(programs: &[Program]) -> Result<PathBuf> {
     let (dynamic, linked): (Vec<_>, Vec<_>) = programs
         .iter()
         .partition(|program| program.linkage == Linkage::Dynamic);
-    let packages: BTreeSet<&str> = dynamic
-        .iter()
-        .map(|program| program.package.as_str())
-        .collect();
-    if !packages.is_empty() {
-        let mut cargo = cargo(&flags);
-        cargo.args(["build", "--profile", PROFILE, "--locked", "--bins"]);
-        cargo.args(packages.iter().flat_map(|package| ["-p", package]));
-        run_logged(&mut cargo, &log())?;
+    if !dynamic.is_empty() {
+        run_logged(&mut cargo_for_dynamic(programs, &flags), &log())?;
     }
     for program in dynamic {
         gather(&program.name, None, PROFILE, &folder)?;
@@ -99,12 +92,12 @@ pub(super) fn build_for_lab() -> Result<PathBuf> {
 ///
 /// # Errors
 /// If cargo fails; the message quotes its log.
-pub(super) fn build_failing_agent() -> Result<PathBuf> {
+pub(super) fn build_failing_agent(programs: &[Program]) -> Result<PathBuf> {
     let folder = workspace::build_dir().join("programs-with-fail-points");
     std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
-    let mut cargo = cargo(&flags()?);
-    cargo.args(["build", "--profile", PROFILE, "--locked", "--bin", AGENT]);
-    cargo.args(["-p", AGENT, "--features", "fail-points"]);
+    // With the other programs, so that what is below it is not built again for it alone.
+    let mut cargo = cargo_for_dynamic(programs, &flags()?);
+    cargo.args(["--features", &format!("{AGENT}/fail-points")]);
     run_logged(&mut cargo, &log())?;
     gather(AGENT, None, PROFILE, &folder)?;
     Ok(folder.join(AGENT))
@@ -116,6 +109,19 @@ fn profile(program: &Program) -> &'static str {
     } else {
         PROFILE
     }
+}
+
+/// Builds the programs that use the host's C library, in one call for all.
+fn cargo_for_dynamic(programs: &[Program], flags: &str) -> Command {
+    let packages: BTreeSet<&str> = programs
+        .iter()
+        .filter(|program| program.linkage == Linkage::Dynamic)
+        .map(|program| program.package.as_str())
+        .collect();
+    let mut cargo = cargo(flags);
+    cargo.args(["build", "--profile", PROFILE, "--locked", "--bins"]);
+    cargo.args(packages.iter().flat_map(|package| ["-p", package]));
+    cargo
 }
 
 fn cargo_for_static(program: &Program, libc: StaticLibc, flags: &str) -> Command {
