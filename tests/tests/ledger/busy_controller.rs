@@ -31,7 +31,11 @@ const RESERVE: u64 = 10_000;
 
 /// The log of so many entries, as its controller gives it to the public.
 pub(crate) fn log_of(size: u64, folder: &Path) -> Result<PublishedLog> {
-    let state = State::init(&program_beside_test("berth-controller")?, StoreKind::Sqlite, &std::env::temp_dir())?;
+    let state = State::init(
+        &program_beside_test("berth-controller")?,
+        StoreKind::Sqlite,
+        &std::env::temp_dir(),
+    )?;
     let served = state.serve()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

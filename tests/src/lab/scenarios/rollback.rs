@@ -147,9 +147,10 @@ fn host_has_seen(site: &Site<impl Host>, entries: u64) -> Result<()> {
 
 /// Waits until the host refuses to do anything that could not be undone; the operator sees why.
 fn freezes(site: &Site<impl Host>, say: fn(&str), code: &str) -> Result<()> {
-    let script = format!("berthctl node show node-a | grep -F 'FROZEN ({code})'");
+    let show = "berthctl node show $(berthctl node list | awk '/online/ { print $1 }')";
+    let script = format!("{show} | grep -F 'FROZEN ({code})'");
     site.node.wait_until("the host freezes", DAEMON, &script)?;
-    let node = site.node.check("berthctl node show node-a")?;
+    let node = site.node.check(show)?;
     let told = node.lines().find(|line| line.contains("FROZEN"));
     say(&format!(
         "    {}",
