@@ -23,6 +23,10 @@ pub const ENROLL_PAYLOAD_TYPE: &str = "application/vnd.berth.enroll+json;v=1";
 pub const SYNC_PAYLOAD_TYPE: &str = "application/vnd.berth.sync+json;v=1";
 /// Payload type of an [`AcceptRollback`].
 pub const ACCEPT_ROLLBACK_PAYLOAD_TYPE: &str = "application/vnd.berth.accept-rollback+json;v=1";
+/// Payload type of a [`LedgerKeyChange`].
+pub const LEDGER_KEY_PAYLOAD_TYPE: &str = "application/vnd.berth.ledger-key+json;v=1";
+/// Most changes of the ledger's key that a reply tells of, the newest ones.
+pub const MAX_LEDGER_KEY_CHANGES: usize = 16;
 /// Longest that a sync may be held open by the controller, in seconds.
 pub const LONG_POLL_SECONDS: u64 = 25;
 /// Most console bytes that one result carries.
@@ -247,6 +251,23 @@ pub struct CheckpointOffer {
     /// Consistency proof from the tree that the request named, each hash in standard base64; empty if
     /// it named none, or if there is no proof.
     pub consistency: Vec<String>,
+    /// How the ledger's key came to be another one: envelopes of [`LedgerKeyChange`], each by the key
+    /// before, oldest first.
+    #[serde(default)]
+    pub key_changes: Vec<SignedEnvelope>,
+}
+
+/// The ledger's key says which one comes after it. Signed by the old one: whoever knows that needs no
+/// other word.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LedgerKeyChange {
+    /// The key that signs this, standard base64.
+    pub old: String,
+    /// The key that signs the ledger from here on, standard base64.
+    pub new: String,
+    /// When, seconds since the epoch.
+    pub at: i64,
 }
 
 /// The controller's answer to a [`SyncRequest`].

@@ -616,7 +616,8 @@ mod tests {
                 | ErrorCode::OperationInProgress
                 | ErrorCode::Protected
                 | ErrorCode::PreconditionFailed
-                | ErrorCode::IdempotencyConflict => Exit::Conflict,
+                | ErrorCode::IdempotencyConflict
+                | ErrorCode::IdempotencyInProgress => Exit::Conflict,
                 ErrorCode::PlacementImpossible | ErrorCode::NoCapacity => Exit::Capacity,
                 ErrorCode::QuotaExceeded | ErrorCode::RateLimited => Exit::Quota,
                 ErrorCode::MethodNotAllowed

@@ -4,7 +4,7 @@
 //! started it, however that ends: a guard waits for the end of its standard input. PostgreSQL refuses
 //! to run as root, so root's tests give it another user.
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::{MetadataExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -161,6 +161,41 @@ pub fn run(url: &str, sql: &str) -> Result<String> {
         String::from_utf8_lossy(&output.stderr)
     );
     Ok(String::from_utf8(output.stdout)?.trim_end().to_owned())
+}
+
+/// A transaction that stays open until this is dropped, and is then undone.
+#[derive(Debug)]
+pub struct Held(Child);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        drop(self.0.wait());
+    }
+}
+
+/// Begin a transaction with this SQL, which takes locks, and keep it open.
+///
+/// # Errors
+/// If the server refuses.
+pub fn hold(url: &str, sql: &str) -> Result<Held> {
+    let mut child = Command::new(programs()?.join("psql"))
+        .args(["--no-psqlrc", "--quiet", "--tuples-only", "--no-align"])
+        .args(["--set", "ON_ERROR_STOP=1", "--dbname", url])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("running psql")?;
+    let stdin = child.stdin.as_mut().context("psql's input")?;
+    writeln!(stdin, "BEGIN; {sql}; SELECT 'held';")?;
+    let stdout = child.stdout.take().context("psql's output")?;
+    let held = Held(child);
+    let is_held = BufReader::new(stdout)
+        .lines()
+        .map_while(Result::ok)
+        .any(|line| line == "held");
+    ensure!(is_held, "the locks were not given");
+    Ok(held)
 }
 
 /// Everything in a database as text.

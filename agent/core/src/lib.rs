@@ -7,6 +7,7 @@
 
 pub mod console;
 pub mod image_name;
+mod log_keys;
 pub mod log_watch;
 pub mod phase;
 pub mod plan;

@@ -10,7 +10,7 @@
 
 use berth_api::agent::{
     ACCEPT_ROLLBACK_PAYLOAD_TYPE, AcceptRollback, CheckpointOffer, FreezeCode, LogFreeze,
-    LogReport, SignedEnvelope, TaskAction, TreeHead,
+    LogReport, MAX_LEDGER_KEY_CHANGES, SignedEnvelope, TaskAction, TreeHead,
 };
 use berth_api::ids::NodeId;
 use berth_api::slot::SlotAction;
@@ -19,8 +19,9 @@ use berth_ledger::cosignature::Cosigner;
 use berth_ledger::envelope::{OpenError, open};
 use berth_ledger::keys::PublicKey;
 use berth_ledger::merkle::{Hash, verify_consistency};
-use berth_ledger::note::{KeyKind, Note, Vkey};
 use serde::{Deserialize, Serialize};
+
+use crate::log_keys::LogKeys;
 
 /// The version of the file's layout.
 const FORMAT: u32 = 1;
@@ -28,7 +29,7 @@ const FORMAT: u32 = 1;
 /// What a host has seen of one ledger.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogWatch {
-    key: PublicKey,
+    keys: LogKeys,
     seen: Option<SignedCheckpoint>,
     frozen: Option<Frozen>,
     accepted: Option<SignedEnvelope>,
@@ -55,6 +56,8 @@ struct File {
     seen: Option<String>,
     frozen: Option<Frozen>,
     accepted: Option<SignedEnvelope>,
+    #[serde(default)]
+    key_changes: Vec<SignedEnvelope>,
 }
 
 /// Destructive work is refused.
@@ -107,7 +110,7 @@ impl LogWatch {
     #[must_use]
     pub fn new(key: PublicKey) -> Self {
         Self {
-            key,
+            keys: LogKeys::new(key),
             seen: None,
             frozen: None,
             accepted: None,
@@ -132,11 +135,13 @@ impl LogWatch {
 
     fn parse(key: PublicKey, text: &[u8]) -> Option<Self> {
         let file: File = serde_json::from_slice(text).ok()?;
+        let keys = LogKeys::new(key).follow(&file.key_changes);
         let seen = match &file.seen {
-            Some(note) => Some(open_note(note, &key)?),
+            Some(note) => Some(keys.open_seen(note)?),
             None => None,
         };
         (file.format == FORMAT).then_some(Self {
+            keys,
             seen,
             frozen: file.frozen,
             accepted: file.accepted,
@@ -154,7 +159,14 @@ impl LogWatch {
             seen: self.seen.as_ref().map(|seen| seen.note().to_string()),
             frozen: self.frozen.clone(),
             accepted: self.accepted.clone(),
+            key_changes: self.keys.changes().to_vec(),
         })
+    }
+
+    /// The ledger's key by now.
+    #[must_use]
+    pub fn key(&self) -> &PublicKey {
+        self.keys.newest()
     }
 
     /// The newest tree that was verified.
@@ -175,7 +187,7 @@ impl LogWatch {
 
     fn refused(&self) -> Option<SignedCheckpoint> {
         let note = self.frozen.as_ref()?.shown.as_ref()?;
-        open_note(note, &self.key)
+        self.keys.open_seen(note)
     }
 
     /// What the next sync says, cosigned at `now`, seconds since the epoch.
@@ -211,8 +223,16 @@ impl LogWatch {
                 ..self.clone()
             };
         };
-        let judged = judge(asked, offer, &self.key);
+        // A new key counts once the old one has said so and the new one has signed.
+        let told = offer.key_changes.iter().take(MAX_LEDGER_KEY_CHANGES);
+        let followed = self.keys.follow(told);
+        let keys = match followed.open(&offer.note) {
+            Some(_) => followed,
+            None => self.keys.clone(),
+        };
+        let judged = judge(asked, offer, &keys);
         let watch = Self {
+            keys,
             is_withheld: false,
             ..self.clone()
         };
@@ -342,7 +362,8 @@ impl LogWatch {
     /// Whether the file of another would be the same.
     #[must_use]
     pub fn is_same_on_disk(&self, other: &Self) -> bool {
-        (&self.seen, &self.frozen, &self.accepted) == (&other.seen, &other.frozen, &other.accepted)
+        (&self.keys, &self.seen, &self.frozen, &self.accepted)
+            == (&other.keys, &other.seen, &other.frozen, &other.accepted)
     }
 }
 
@@ -365,20 +386,12 @@ pub fn head_of(checkpoint: &Checkpoint) -> TreeHead {
     }
 }
 
-fn open_note(note: &str, key: &PublicKey) -> Option<SignedCheckpoint> {
-    let note = Note::parse(note.as_bytes()).ok()?;
-    let said = Checkpoint::parse(note.text()).ok()?;
-    // The node was given the ledger's key; which log it signs for, the checkpoint says.
-    let vkey = Vkey::new(said.origin, KeyKind::Ed25519, *key);
-    SignedCheckpoint::open_note(note, &[vkey]).ok()
-}
-
 fn judge(
     asked: Option<&TreeHead>,
     offer: &CheckpointOffer,
-    key: &PublicKey,
+    keys: &LogKeys,
 ) -> Result<SignedCheckpoint, (FreezeCode, Option<SignedCheckpoint>)> {
-    let Some(offered) = open_note(&offer.note, key) else {
+    let Some(offered) = keys.open(&offer.note) else {
         return Err((FreezeCode::NotSigned, None));
     };
     let Some(asked) = asked else {

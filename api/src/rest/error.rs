@@ -85,6 +85,8 @@ error_codes! {
     TenantNotEmpty = "tenant_not_empty", 409, "Tenant not empty";
     /// The same key with another body.
     IdempotencyConflict = "idempotency_conflict", 409, "Idempotency conflict";
+    /// The same request under the same key is not answered yet.
+    IdempotencyInProgress = "idempotency_in_progress", 409, "Idempotency in progress";
     /// Another operation works on the object; `operation_id` names it.
     OperationInProgress = "operation_in_progress", 409, "Operation in progress";
     /// The object is always there.

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{NodeId, RequestId, TenantId, TokenId, VmId};
+use crate::rest::ErrorCode;
 
 /// `GET /v1/vms/{vm}/events` and `GET /v1/events`: one entry of the ledger.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,4 +57,18 @@ pub struct StreamQuery {
     pub since: Option<u64>,
     /// Only these types, with commas between.
     pub types: Option<String>,
+}
+
+/// The last event of a stream that the controller ends, of type `end`: why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct EndOfEvents {
+    /// `token_revoked`, `token_expired`, or `starting` if the controller restarts.
+    pub code: ErrorCode,
+    /// What is wrong, in one sentence.
+    pub error: String,
+    /// What to do about it.
+    pub detail: String,
+    /// Whether the same request can go on later.
+    pub retryable: bool,
 }

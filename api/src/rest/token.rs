@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{TenantId, TokenId};
+use std::collections::BTreeMap;
+
+use crate::ids::{ProjectId, TenantId, TokenId, VmId};
 
 /// `POST /v1/tenants/{tenant}/tokens`, `POST /v1/tokens`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +29,47 @@ pub struct IssueToken {
     pub delegations: Option<u8>,
     /// The tenant; only an operator says it, and only to `POST /v1/tokens`.
     pub tenant_id: Option<String>,
+}
+
+/// `POST /v1/vms/{vm}/guest-tokens`; the body may be left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct IssueGuestToken {
+    /// 60 to 2,592,000 (30 days); a day unless given, and never longer than the caller's own token.
+    pub expires_in_seconds: Option<u64>,
+    /// The guest's own Ed25519 public key, spelled as for `POST /v1/tokens`; the caller's unless given.
+    pub subject_pubkey: Option<String>,
+    /// For people.
+    pub label: Option<String>,
+}
+
+/// `GET /v1/vms/{vm}/metadata`: what a guest may know of the VM that it runs in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct GuestMetadata {
+    /// The VM's id.
+    pub id: VmId,
+    /// Its name.
+    pub name: String,
+    /// Its owner.
+    pub tenant_id: TenantId,
+    /// The part of its owner that it belongs to.
+    pub project_id: ProjectId,
+    /// Which run of it this is; a start is another.
+    pub generation: u64,
+    /// Number of vCPUs.
+    pub vcpus: u32,
+    /// Memory.
+    pub memory_mb: u64,
+    /// Root disk.
+    pub disk_gb: u32,
+    /// The image that it was made from.
+    pub image: String,
+    /// What its tenant labelled it.
+    pub labels: BTreeMap<String, String>,
+    /// RFC 3339.
+    pub created_at: String,
 }
 
 /// `POST /v1/tokens/verify`

@@ -166,6 +166,10 @@ fn texts(code: ErrorCode) -> (&'static str, &'static str) {
             "The same Idempotency-Key came with another body.",
             "Use a new key for a new request; repeat a request only word for word.",
         ),
+        ErrorCode::IdempotencyInProgress => (
+            "The first request under this Idempotency-Key is not answered yet.",
+            "Wait as many seconds as `Retry-After` says and send the same request again, word for word; nothing happens twice.",
+        ),
         ErrorCode::OperationInProgress => (
             "Another operation works on the object and has to end first.",
             "Wait for it: `operation_id` names it, and `berthctl operation show` tells where it stands; a deletion does not wait.",

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use berth_api::ids::{OperationId, RequestId, SlotId};
-use berth_api::rest::{ErrorBody, ErrorCode, PlanRefusal, QuotaDetail};
+use berth_api::rest::{EndOfEvents, ErrorBody, ErrorCode, PlanRefusal, QuotaDetail};
 use berth_controller_core::quota::QuotaDenied;
 use berth_controller_core::shape::ShapeDenied;
 use berth_controller_core::slot::{Obstacle, is_shared_device_word};
@@ -244,6 +244,13 @@ impl ApiError {
         )
     }
 
+    /// Something is on its way, and the same request is worth another try soon.
+    pub(crate) fn under_way(code: ErrorCode, error: &str, detail: &str) -> Self {
+        let mut error = Self::new(code, error, detail).retryable();
+        error.0.retry_after_s = Some(1);
+        error
+    }
+
     pub(crate) fn timed_out(code: ErrorCode, error: &str, detail: &str) -> Self {
         Self::new(code, error, detail).retryable()
     }
@@ -251,6 +258,17 @@ impl ApiError {
     fn with_reasons(mut self, reasons: BTreeMap<String, u32>) -> Self {
         self.0.reasons = reasons;
         self
+    }
+
+    /// The same as the last event of a stream.
+    pub(crate) fn into_end(self) -> EndOfEvents {
+        let problem = *self.0;
+        EndOfEvents {
+            code: problem.code,
+            error: problem.error,
+            detail: problem.detail,
+            retryable: problem.retryable,
+        }
     }
 
     /// The same as a part of a plan.

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use berth_api::agent::SignedEnvelope;
 use berth_api::ids::{NodeId, TenantId};
 use berth_controller_store::{Db, Revoked, Store, StoreError, WriteTx};
 use berth_ledger::keys::{PublicKey, SigningKey};
@@ -22,6 +23,7 @@ use crate::rates::{RateLimits, Rates};
 use crate::streams::Streams;
 use crate::tiers::Tiers;
 use crate::token_book::{self, TokenBook};
+use crate::turns::Turns;
 
 /// Denials of one source that are written down: one in this time.
 const DENIAL_SAMPLE: Duration = Duration::from_secs(1);
@@ -42,8 +44,11 @@ pub(crate) struct App {
     pub(crate) console: ConsoleDesk,
     pub(crate) freshness: Freshness,
     pub(crate) streams: Streams,
+    pub(crate) turns: Turns,
     pub(crate) ledger: LedgerDesk,
     pub(crate) publisher: Option<Publisher>,
+    /// How the ledger's key came to be the one that it is, for hosts that know an older one.
+    pub(crate) ledger_key_changes: Vec<SignedEnvelope>,
     pub(crate) tokens: TokenBook,
     pub(crate) metrics: Metrics,
     vms_changed: watch::Sender<u64>,
@@ -65,6 +70,7 @@ pub(crate) struct Parts {
     pub(crate) previous_token_key: Option<PublicKey>,
     pub(crate) revoked: Vec<(Option<TenantId>, Revoked)>,
     pub(crate) rate_limits: RateLimits,
+    pub(crate) ledger_key_changes: Vec<SignedEnvelope>,
 }
 
 impl App {
@@ -85,9 +91,11 @@ impl App {
             links: NodeLinks::default(),
             console: ConsoleDesk::default(),
             freshness: Freshness::new(),
+            ledger_key_changes: parts.ledger_key_changes,
             tokens: TokenBook::new(parts.revoked),
             metrics: Metrics::new(),
             streams: Streams::default(),
+            turns: Turns::default(),
             vms_changed: watch::Sender::new(0),
             stopping: watch::Sender::new(false),
             denials: Mutex::default(),

@@ -14,6 +14,7 @@ mod events;
 mod export;
 mod frame;
 mod gate;
+mod guests;
 mod health;
 mod nodes;
 mod once;
@@ -61,6 +62,7 @@ fn table() -> Table {
     let routes = for_tenants(routes);
     let routes = for_projects(routes);
     let routes = for_accounts(routes);
+    let routes = for_guests(routes);
     for_vms(routes)
 }
 
@@ -349,6 +351,28 @@ const STREAM: Says = Says(
 const INCLUSION: Says = Says("Proof that an entry is in the log", &[Code::NotFound]);
 const CONSISTENCY: Says = Says("Proof that the log only grew", &[Code::NotFound]);
 const HEAD: Says = Says("Where the ledger ends", &[]);
+
+fn for_guests(routes: Table) -> Table {
+    let control = Access::Tenant(Scope::VmControl);
+    let guest = Access::Tenant(Scope::VmGuest);
+    let tokens = "/v1/vms/{vm}/guest-tokens";
+    let metadata = "/v1/vms/{vm}/metadata";
+    let cleanup = "/v1/vms/{vm}/cleanup";
+    routes
+        .add(Post, tokens, control, NEW_GUEST_TOKEN, guests::issue)
+        .add(Get, metadata, guest, METADATA, guests::metadata)
+        .add(Post, cleanup, guest, CLEANUP, guests::cleanup)
+}
+
+const NEW_GUEST_TOKEN: Says = Says(
+    "Issue a token for what runs in a VM: good for that VM alone, until this run of it ends",
+    &[Code::InvalidState, Code::QuotaExceeded],
+);
+const METADATA: Says = Says("What a guest may know of the VM that it runs in", &[]);
+const CLEANUP: Says = Says(
+    "Have the VM deleted whose guest this is; its token ends with that",
+    &[Code::InvalidState],
+);
 
 fn for_vms(routes: Table) -> Table {
     let reader = Access::Namespace(Scope::VmRead);

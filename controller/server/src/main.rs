@@ -13,6 +13,7 @@ mod follow;
 mod http;
 mod keys;
 mod ledger_desk;
+mod ledger_key_changes;
 mod listener;
 mod logging;
 mod metrics;
@@ -28,6 +29,7 @@ mod streams;
 mod tiers;
 mod tls;
 mod token_book;
+mod turns;
 mod witnesses;
 
 use std::path::PathBuf;

@@ -133,6 +133,15 @@ fn what_there_is(gauges: &Gauges, shown: &Shown, witnesses: &[WitnessStatus]) ->
         (labels, *count)
     });
     add("vms", "VMs that are not deleted", vms.collect());
+    let overdue = gauges
+        .overdue_vms
+        .iter()
+        .map(|(state, count)| (vec![("state", state.clone())], *count));
+    add(
+        "vm_state_overdue",
+        "VMs that should have left their state by now",
+        overdue.collect(),
+    );
     let slots = gauges.slots.iter().map(|((class, state), count)| {
         let labels = vec![("class", class.clone()), ("state", state_word(*state))];
         (labels, *count)
@@ -237,6 +246,7 @@ mod tests {
         };
         let gauges = Gauges {
             vms: BTreeMap::from([(("acme".to_owned(), "running".to_owned()), 2)]),
+            overdue_vms: BTreeMap::from([("starting".to_owned(), 3)]),
             slots: BTreeMap::from([(("gpu".to_owned(), SlotState::InUse), 1)]),
             nodes: BTreeMap::from([("online", 7)]),
             pending_tasks: BTreeMap::from([("vm_create".to_owned(), 5)]),
@@ -254,6 +264,7 @@ mod tests {
             r#"berth_http_request_seconds_bucket{le="0.0025",method="get",route="/v1/vms/{vm}"} 1"#,
             "berth_quota_inconsistency 3",
             r#"berth_vms{tenant="acme",state="running"} 2"#,
+            r#"berth_vm_state_overdue{state="starting"} 3"#,
             r#"berth_slots{class="gpu",state="in_use"} 1"#,
             r#"berth_nodes{state="online"} 7"#,
             r#"berth_pending_tasks{kind="vm_create"} 5"#,

@@ -6,14 +6,15 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use berth_api::ids::TokenId;
-use berth_api::rest::{AuditActor, AuditBody};
-use berth_controller_store::{Cause, Database, EntryFilter, Keys, NewEvent, NewTokenRecord, Store};
+use berth_api::rest::AuditActor;
+use berth_controller_store::{Cause, Database, Keys, NewEvent, NewTokenRecord, Store};
 use berth_ledger::keys::SigningKey;
 use berth_token::{MAX_DELEGATIONS, NewLink, RootKey, Scope, ScopeSet, SubjectKey};
 
 use crate::anchor::Anchor;
 use crate::config::Config;
 use crate::keys::{self, KeyRing, private_folder, write_once};
+use crate::ledger_key_changes;
 
 /// How long the first administrator token is valid, in days.
 const FIRST_TOKEN_DAYS: u16 = 365;
@@ -114,6 +115,7 @@ fn mint_operator(keys: &KeyRing, store: &Store, days: u16, scope: Scope) -> anyh
         label: Some("administrator".to_owned()),
         issued_at_s: link.not_before,
         expires_at_s: link.expires_at,
+        vm_id: None,
     };
     let cause = at_the_console();
     store.write(move |tx| tx.record_token(&record, &cause))??;
@@ -136,7 +138,10 @@ fn at_the_console() -> Cause {
 pub(crate) fn rotate_token_key(state: &StateDir) -> anyhow::Result<ExitCode> {
     let (_, store) = state.open()?;
     keys::rotate_token_key(&state.keys(), |old, new| {
-        let detail = [("old", old.to_base64()), ("new", new.to_base64())];
+        let detail = [
+            ("old", old.to_base64().into()),
+            ("new", new.to_base64().into()),
+        ];
         record_rotation(&store, "token", detail)
     })?;
     say(
@@ -150,7 +155,7 @@ pub(crate) fn rotate_token_key(state: &StateDir) -> anyhow::Result<ExitCode> {
 pub(crate) fn drop_token_key(state: &StateDir) -> anyhow::Result<ExitCode> {
     let (_, store) = state.open()?;
     let dropped = keys::drop_token_key(&state.keys(), |old| {
-        record_rotation(&store, "token", [("dropped", old.to_base64())])
+        record_rotation(&store, "token", [("dropped", old.to_base64().into())])
     })?;
     say(if dropped {
         "The old root key is gone. Its tokens count no longer once the controller was restarted."
@@ -168,34 +173,27 @@ pub(crate) fn rotate_ledger_key(state: &StateDir) -> anyhow::Result<ExitCode> {
     let old = keys
         .previous_ledger
         .context("the new key and the old one are the same")?;
-    let (old, new) = (old.public().to_base64(), keys.ledger.public().to_base64());
+    let new = keys.ledger.public();
     // One that broke off between the files and the entry is finished here.
-    if !is_new && is_recorded(&store, &new)? {
+    if !is_new && ledger_key_changes::is_recorded(&store, &new)? {
         bail!(
             "the ledger's key before this one still signs: `berth-controller keys drop-ledger` first"
         );
     }
-    record_rotation(&store, "ledger", [("old", old), ("new", new)])?;
+    let now = jiff::Timestamp::now().as_second();
+    let statement = ledger_key_changes::seal_change(&old, &new, now)?;
+    let detail = [
+        ("old", old.public().to_base64().into()),
+        ("new", new.to_base64().into()),
+        (ledger_key_changes::MEMBER, serde_json::to_value(statement)?),
+    ];
+    record_rotation(&store, "ledger", detail)?;
     say(
-        "Once the controller was restarted the ledger is signed by the new key and by the old one. Give \
-         the new one to everybody who knows the old one (`berthctl --json ledger head` has both), then \
+        "Once the controller was restarted the ledger is signed by the new key and by the old one. Hosts \
+         follow by themselves. Give the new one to everybody else who knows the old one (`berthctl --json ledger head` has both), then \
          `berth-controller keys drop-ledger` and another restart.",
     )?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// Whether the log says that this key was made.
-fn is_recorded(store: &Store, new: &str) -> anyhow::Result<bool> {
-    let rotations = EntryFilter {
-        event_type: Some("KEY_ROTATED".to_owned()),
-        limit: u32::MAX,
-        ..EntryFilter::default()
-    };
-    let entries = store.read(|db| db.entries(&rotations))?;
-    Ok(entries.iter().any(|entry| {
-        let body: Result<AuditBody, _> = serde_json::from_str(&entry.body);
-        body.is_ok_and(|body| body.detail.get("new").and_then(|key| key.as_str()) == Some(new))
-    }))
 }
 
 /// Let the ledger be signed by its new key alone.
@@ -206,7 +204,7 @@ pub(crate) fn drop_ledger_key(state: &StateDir) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     };
     let old = old.public().to_base64();
-    record_rotation(&store, "ledger", [("dropped", old)])?;
+    record_rotation(&store, "ledger", [("dropped", old.into())])?;
     keys::drop_ledger_key(&state.keys())?;
     say("The ledger is signed by its new key alone once the controller was restarted.")?;
     Ok(ExitCode::SUCCESS)
@@ -215,15 +213,16 @@ pub(crate) fn drop_ledger_key(state: &StateDir) -> anyhow::Result<ExitCode> {
 fn record_rotation<const N: usize>(
     store: &Store,
     key: &str,
-    detail: [(&str, String); N],
+    detail: [(&str, serde_json::Value); N],
 ) -> anyhow::Result<()> {
     let event = NewEvent {
         event_type: "KEY_ROTATED",
         outcome: "completed",
         detail: [("key", key.to_owned())]
             .into_iter()
+            .map(|(name, text)| (name, text.into()))
             .chain(detail)
-            .map(|(name, text)| (name.to_owned(), text.into()))
+            .map(|(name, value)| (name.to_owned(), value))
             .collect(),
         ..NewEvent::default()
     };

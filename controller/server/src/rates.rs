@@ -63,6 +63,7 @@ struct All {
     known: HashMap<TenantId, u32>,
     tenants: Buckets<(TenantId, Kind)>,
     holders: Buckets<(SubjectKey, Kind)>,
+    guests: Buckets<(TenantId, Kind)>,
     addresses: Buckets<IpAddr>,
     failures: Buckets<IpAddr>,
 }
@@ -84,6 +85,7 @@ impl Rates {
                 known: HashMap::new(),
                 tenants: Buckets::new(MAX_KEYS),
                 holders: Buckets::new(MAX_KEYS),
+                guests: Buckets::new(MAX_KEYS),
                 addresses: Buckets::new(MAX_KEYS),
                 failures: Buckets::new(MAX_KEYS),
             }),
@@ -93,7 +95,8 @@ impl Rates {
     /// Take one request of a token's. `None` if its tenant's rate is not known yet.
     ///
     /// Who holds a link that another holder derived gets half of the tenant's rate, and is asked
-    /// first: one leaked session's flood leaves the other half to everybody else.
+    /// first: one leaked session's flood leaves the other half to everybody else. So do all guests
+    /// of a tenant together, as what runs in a guest is nobody's friend.
     pub(crate) fn take(&self, grant: &Grant, kind: Kind) -> Option<Taken> {
         let now = self.now_ms();
         let mut all = self.lock();
@@ -103,7 +106,13 @@ impl Rates {
             return Some(taken("operator", rpm, standing));
         };
         let rpm = all.known.get(tenant).copied()?;
-        if grant.token_ids.len() > 1 {
+        if grant.is_guests() {
+            let half = rpm.div_ceil(2);
+            let standing = all.guests.take(&(tenant.clone(), kind), half, now);
+            if !standing.allowed {
+                return Some(taken("guests", half, standing));
+            }
+        } else if grant.token_ids.len() > 1 {
             let half = rpm.div_ceil(2);
             let standing = all.holders.take(&(grant.holder, kind), half, now);
             if !standing.allowed {
@@ -145,6 +154,7 @@ impl Rates {
         all.known.remove(tenant);
         for kind in [Kind::Ends, Kind::Other] {
             all.tenants.forget(&(tenant.clone(), kind));
+            all.guests.forget(&(tenant.clone(), kind));
         }
     }
 
@@ -248,6 +258,22 @@ mod tests {
         assert!((100..=110).contains(&flooded), "{flooded}");
         let refused = rates.take(&session, Kind::Other).unwrap();
         assert_eq!((refused.policy, refused.rpm), ("holder", 600));
+        let left = passed(&rates, &grant(Some("acme"), 1, 1), Kind::Other);
+        assert!(left >= 95, "{left}");
+    }
+
+    #[test]
+    fn all_guests_of_a_tenant_together_leave_half_to_their_tenant() {
+        let rates = rates();
+        rates.set(&"acme".parse().unwrap(), 1200);
+        let guest = |holder| Grant {
+            scopes: ScopeSet::new([Scope::VmGuest]).unwrap(),
+            ..grant(Some("acme"), holder, 1)
+        };
+        let flooded = passed(&rates, &guest(6), Kind::Other);
+        assert!((100..=110).contains(&flooded), "{flooded}");
+        let refused = rates.take(&guest(7), Kind::Other).unwrap();
+        assert_eq!((refused.policy, refused.rpm), ("guests", 600));
         let left = passed(&rates, &grant(Some("acme"), 1, 1), Kind::Other);
         assert!(left >= 95, "{left}");
     }

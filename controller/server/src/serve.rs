@@ -23,7 +23,7 @@ use crate::publisher::Publisher;
 use crate::tiers::Tiers;
 use crate::tls::{Tls, TlsError, TlsFiles};
 use crate::witnesses::Witnesses;
-use crate::{door, follow, http, logging, overdue, recount, token_book};
+use crate::{door, follow, http, ledger_key_changes, logging, overdue, recount, token_book};
 
 /// `EX_CONFIG` of sysexits.h: a restart would not help.
 const EXIT_CONFIG: u8 = 78;
@@ -106,6 +106,7 @@ pub(crate) fn run(
         root_key: RootKey::new(&keys.token, store.controller_id())?,
         previous_token_key: keys.previous_token.map(|key| key.public()),
         revoked: store.read(|db| db.revocations_since(0))?,
+        ledger_key_changes: ledger_key_changes::of(&store)?,
         rate_limits: config.rate_limits,
         task_key: keys.task,
         public_url: config

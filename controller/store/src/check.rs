@@ -65,6 +65,8 @@ const CHECKS: &[&str] = &[
      WHERE t.tenant_id IS NOT NULL AND t.expires_at > :now
      AND NOT EXISTS (SELECT 1 FROM token_charge c
        WHERE c.tenant_id = t.tenant_id AND c.token_id = t.token_id)
+     AND NOT EXISTS (SELECT 1 FROM guest_token g
+       WHERE g.token_id = t.token_id AND g.ended_at IS NOT NULL)
      AND NOT EXISTS (SELECT 1 FROM revocation r WHERE r.namespace = t.tenant_id
        AND ((r.kind = 'link' AND r.subject = t.token_id)
          OR (r.kind = 'holder' AND r.subject = t.subject_key)
@@ -75,6 +77,9 @@ const CHECKS: &[&str] = &[
        AND ((r.kind = 'link' AND r.subject = t.token_id)
          OR (r.kind = 'holder' AND r.subject = t.subject_key)
          OR (r.kind = 'epoch' AND t.issued_at < r.min_not_before_s * 1000)))",
+    "SELECT 'charge of guest token ' || g.token_id, 1, 0 FROM guest_token g
+     JOIN token_charge c ON c.tenant_id = g.tenant_id AND c.token_id = g.token_id
+     WHERE g.ended_at IS NOT NULL",
     // Every project counts what its tenant counts.
     "SELECT 'quota rows of ' || p.tenant_id || '/' || p.project_id, 1, 0 FROM project p
      JOIN quota q ON q.tenant_id = p.tenant_id AND q.scope = ''

@@ -18,6 +18,8 @@ use crate::store::Db;
 pub struct Gauges {
     /// VMs that are not deleted, by tenant and state.
     pub vms: BTreeMap<(String, String), u64>,
+    /// VMs that should have left their state by now, by state.
+    pub overdue_vms: BTreeMap<String, u64>,
     /// Slots by class and state.
     pub slots: BTreeMap<(String, SlotState), u64>,
     /// Nodes by what is heard of them.
@@ -51,6 +53,7 @@ impl Db<'_> {
                 |row| Ok((row.get(0)?, row.get(1)?)),
                 2,
             )?,
+            overdue_vms: self.overdue_by_state()?,
             pending_tasks: self.grouped(
                 "SELECT kind, COUNT(*) FROM (SELECT kind FROM task WHERE state = 'pending'
                  UNION ALL SELECT kind FROM slot_task WHERE state = 'pending') AS pending
@@ -74,6 +77,15 @@ impl Db<'_> {
             *gauges.nodes.entry(liveness.as_str()).or_default() += 1;
         }
         Ok(gauges)
+    }
+
+    fn overdue_by_state(&self) -> Result<BTreeMap<String, u64>, StoreError> {
+        let mut select = self.conn.prepare_cached(
+            "SELECT state, COUNT(*) FROM vm
+             WHERE state_deadline IS NOT NULL AND state_deadline < ?1 GROUP BY state",
+        )?;
+        let rows = select.query_map((self.now,), |row| Ok((row.get(0)?, row.get(1)?)))?;
+        Ok(rows.collect::<Result<_, _>>()?)
     }
 
     fn grouped<K: Ord>(

@@ -149,6 +149,10 @@ impl WriteTx<'_> {
         self.conn
             .prepare_cached("UPDATE vm SET generation = ?2 WHERE vm_id = ?1")?
             .execute((vm.id.to_string(), generation))?;
+        // Before its first order a VM has no run, and so no guest.
+        if vm.generation > 0 {
+            self.end_guest_tokens(&vm.tenant_id, vm.id)?;
+        }
         self.conn
             .prepare_cached(
                 "INSERT INTO task (task_id, tenant_id, vm_id, node_id, kind, generation, state,

@@ -1,7 +1,7 @@
 //! Records of tokens: those issued, and those that holders derived and used. The tokens themselves
 //! are never stored. What is revoked is `revocations`' business.
 
-use berth_api::ids::{TenantId, TokenId};
+use berth_api::ids::{TenantId, TokenId, VmId};
 use berth_api::rest::TokenRecord;
 use berth_controller_core::quota::QuotaDenied;
 use serde_json::json;
@@ -39,6 +39,8 @@ pub struct NewTokenRecord {
     pub issued_at_s: i64,
     /// Seconds since the epoch.
     pub expires_at_s: i64,
+    /// The VM for whose guest it is, if it is a guest's.
+    pub vm_id: Option<VmId>,
 }
 
 /// Why a token was not recorded, and so must not be handed out.
@@ -94,11 +96,12 @@ impl Db<'_> {
     ) -> Result<Vec<TokenRecord>, StoreError> {
         let mut select = self.conn.prepare_cached(
             "SELECT token_id, scopes, resources, requires_pop, subject_key, label, issued_at,
-               expires_at, last_used_at, '[]' AS parent_ids
+               expires_at, last_used_at, '[]' AS parent_ids, (SELECT ended_at FROM guest_token
+                 WHERE guest_token.token_id = token.token_id)
              FROM token WHERE tenant_id = ?1 AND token_id > ?2
              UNION ALL
              SELECT token_id, scopes, resources, requires_pop, subject_key, NULL, first_used_at,
-               expires_at, last_used_at, parent_ids
+               expires_at, last_used_at, parent_ids, NULL
              FROM derived_token WHERE namespace = ?1 AND token_id > ?2
              ORDER BY token_id LIMIT ?3",
         )?;
@@ -132,6 +135,7 @@ impl WriteTx<'_> {
             NewEvent {
                 event_type: "TOKEN_ISSUED",
                 tenant_id: new.tenant_id.clone(),
+                vm_id: new.vm_id,
                 outcome: "completed",
                 detail: object(json!({
                     "token_id": new.token_id,
@@ -276,6 +280,7 @@ struct TokenRow {
     expires_at: i64,
     last_used_at: Option<i64>,
     parent_ids: String,
+    ended_at: Option<i64>,
 }
 
 fn token_row(row: &Row<'_>) -> crate::sql::Result<TokenRow> {
@@ -290,6 +295,7 @@ fn token_row(row: &Row<'_>) -> crate::sql::Result<TokenRow> {
         expires_at: row.get(7)?,
         last_used_at: row.get(8)?,
         parent_ids: row.get(9)?,
+        ended_at: row.get(10)?,
     })
 }
 
@@ -303,7 +309,11 @@ impl TokenRow {
         let token_id: TokenId = parsed(&self.token_id, "token id")?;
         let parent_ids: Vec<TokenId> =
             serde_json::from_str(&self.parent_ids).map_err(corrupt("list of token ids"))?;
-        let revoked_at = revoked.of(token_id, &parent_ids, &self.subject_key, self.issued_at);
+        let revoked_at = revoked
+            .of(token_id, &parent_ids, &self.subject_key, self.issued_at)
+            .into_iter()
+            .chain(self.ended_at)
+            .min();
         Ok(TokenRecord {
             token_id,
             tenant_id: tenant.clone(),

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use berth_api::ids::{TenantId, TokenId};
 
 use crate::resources::Resources;
-use crate::scope::ScopeSet;
+use crate::scope::{Scope, ScopeSet};
 use crate::subject::SubjectKey;
 
 /// What a token allows, once its signatures and times are right.
@@ -34,6 +34,12 @@ pub struct Grant {
 }
 
 impl Grant {
+    /// Whether it says that it is a guest's, and so is worth nothing beyond its VM's life.
+    #[must_use]
+    pub fn is_guests(&self) -> bool {
+        self.scopes.iter().any(|scope| scope == Scope::VmGuest)
+    }
+
     /// Whether every request that this allows is allowed by `other` too.
     #[must_use]
     pub fn is_within(&self, other: &Self) -> bool {

@@ -36,6 +36,8 @@ scopes! {
     VmControl = "vm.control",
     /// Read consoles.
     VmConsole = "vm.console",
+    /// What a guest may do: learn what its own VM is, and have it deleted.
+    VmGuest = "vm.guest",
     /// Read the tenant's ledger entries.
     LedgerRead = "ledger.read",
     /// Revoke the tenant's tokens.
@@ -54,6 +56,7 @@ impl Scope {
             | Self::VmCreate
             | Self::VmControl
             | Self::VmConsole
+            | Self::VmGuest
             | Self::LedgerRead
             | Self::TokenRevoke => self == wanted,
         }

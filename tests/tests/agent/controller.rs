@@ -27,11 +27,21 @@ pub(crate) struct Controller {
     pub(crate) enrolments: Receiver<EnrollRequest>,
     /// What it shows; none, and it shows nothing.
     pub(crate) log: Arc<Mutex<Option<ModelLog>>>,
+    /// What it says of the log's keys.
+    pub(crate) key_changes: Arc<Mutex<Vec<SignedEnvelope>>>,
 }
+
+/// The seed of the log's key.
+pub(crate) const LOG_KEY: u8 = 5;
 
 /// A log of so many entries, the same ones each time.
 pub(crate) fn log_of(entries: u32) -> ModelLog {
-    let mut log = ModelLog::new("ledger.example/test/e1", 5);
+    log_by(LOG_KEY, entries)
+}
+
+/// The same log, signed by the key of this seed.
+pub(crate) fn log_by(seed: u8, entries: u32) -> ModelLog {
+    let mut log = ModelLog::new("ledger.example/test/e1", seed);
     for number in 0..entries {
         log.append(&number.to_be_bytes());
     }
@@ -54,6 +64,7 @@ struct Waiting {
 
 struct Desk {
     log: Arc<Mutex<Option<ModelLog>>>,
+    key_changes: Arc<Mutex<Vec<SignedEnvelope>>>,
     reply: EnrollReply,
     tasks: Arc<Tasks>,
     syncs: Sender<SyncRequest>,
@@ -72,8 +83,10 @@ impl Controller {
         let log = log_of(3);
         let ledger_key = log.vkey().public_key().to_base64();
         let log = Arc::new(Mutex::new(Some(log)));
+        let key_changes = Arc::default();
         let desk = Arc::new(Desk {
             log: Arc::clone(&log),
+            key_changes: Arc::clone(&key_changes),
             reply: EnrollReply {
                 node_id,
                 node_epoch: 1,
@@ -98,6 +111,7 @@ impl Controller {
             syncs: heard_syncs,
             enrolments: heard_enrolments,
             log,
+            key_changes,
         }
     }
 
@@ -204,6 +218,7 @@ impl Desk {
         Some(CheckpointOffer {
             note: log.note(log.size()).to_string(),
             consistency: proof.iter().map(|hash| hash.to_base64()).collect(),
+            key_changes: self.key_changes.lock().unwrap().clone(),
         })
     }
 }

@@ -2,12 +2,14 @@
 //! continue that it does not obey.
 
 use berth_api::agent::{
-    FreezeCode, LogReport, RefusalCode, TASK_PAYLOAD_TYPE, Task, TaskAction, TaskOutcome,
+    FreezeCode, LEDGER_KEY_PAYLOAD_TYPE, LedgerKeyChange, LogReport, RefusalCode, SignedEnvelope,
+    TASK_PAYLOAD_TYPE, Task, TaskAction, TaskOutcome,
 };
 use berth_api::ids::{TaskId, VmId};
 use berth_ledger::envelope::seal;
+use berth_ledger::keys::SigningKey;
 
-use crate::controller::{Controller, log_of};
+use crate::controller::{Controller, LOG_KEY, log_by, log_of};
 use crate::host::{Daemon, Host, now, token};
 
 fn joined() -> (Host, Controller) {
@@ -121,6 +123,50 @@ fn a_ledger_that_went_back_is_not_obeyed_until_its_host_says_so() {
         !matches!(outcome, TaskOutcome::Refused { .. }),
         "{outcome:?}"
     );
+}
+
+/// One key of the log says that another comes after it.
+fn key_change(old: u8, new: u8) -> SignedEnvelope {
+    let key = |seed: u8| SigningKey::from_seed(&[seed; 32]).unwrap();
+    let change = LedgerKeyChange {
+        old: key(old).public().to_base64(),
+        new: key(new).public().to_base64(),
+        at: now(),
+    };
+    seal(&key(old), LEDGER_KEY_PAYLOAD_TYPE, &change).unwrap()
+}
+
+#[test]
+fn a_new_key_of_the_ledger_is_followed_by_the_old_ones_word_and_by_no_other() {
+    let (host, controller) = joined();
+    let daemon = host.daemon();
+    report(&controller, has_seen(3));
+    let new = LOG_KEY + 1;
+    *controller.key_changes.lock().unwrap() = vec![key_change(LOG_KEY, new)];
+    controller.show(Some(log_by(new, 7)));
+    drop(delete(&controller));
+    let told = report(&controller, has_seen(7));
+    assert!(told.frozen.is_none(), "{told:?}");
+    // The next agent knows it from the disk alone.
+    drop(daemon);
+    while controller.try_next_sync().is_some() {}
+    controller.key_changes.lock().unwrap().clear();
+    controller.show(Some(log_by(new, 9)));
+    let _next = host.daemon();
+    let told = report(&controller, has_seen(9));
+    assert!(told.frozen.is_none(), "{told:?}");
+    // One that names itself, and one that only the key before names.
+    for stranger in [
+        vec![key_change(new + 1, new + 1)],
+        vec![key_change(LOG_KEY, new + 1)],
+    ] {
+        *controller.key_changes.lock().unwrap() = stranger;
+        controller.show(Some(log_by(new + 1, 11)));
+        assert_frozen(&delete(&controller));
+        let told = report(&controller, |report| report.frozen.is_some());
+        assert_eq!(told.frozen.unwrap().code, FreezeCode::NotSigned);
+        assert_eq!(told.seen.unwrap().size, 9);
+    }
 }
 
 #[test]

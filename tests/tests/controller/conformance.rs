@@ -528,6 +528,7 @@ fn token_record(id: TokenId, tenant: &str) -> NewTokenRecord {
         label: None,
         issued_at_s: 1_000,
         expires_at_s: 4_000_000_000,
+        vm_id: None,
     }
 }
 

@@ -20,6 +20,14 @@ pub(crate) struct TestDatabase {
     url: Option<String>,
 }
 
+/// A database that nobody changes meanwhile.
+pub(crate) enum Held {
+    /// Its transaction ends with the connection.
+    Sqlite(#[expect(dead_code, reason = "held for its end")] rusqlite::Connection),
+    /// Its transaction ends with `psql`.
+    Postgres(#[expect(dead_code, reason = "held for its end")] postgres::Held),
+}
+
 impl TestDatabase {
     /// The one that this run is about.
     pub(crate) fn chosen(folder: &Path) -> Self {
@@ -74,6 +82,24 @@ impl TestDatabase {
             Database::Postgres(_) => postgres::run(self.url(), sql)
                 .map(drop)
                 .map_err(|refused| format!("{refused:#}")),
+        }
+    }
+
+    /// Let nobody change anything until the guard is dropped. A controller waits five seconds for that.
+    pub(crate) fn hold(&self) -> Held {
+        match &self.database {
+            Database::File(path) => {
+                let database = open(path);
+                database
+                    .busy_timeout(std::time::Duration::from_secs(60))
+                    .unwrap();
+                database.execute_batch("BEGIN IMMEDIATE").unwrap();
+                Held::Sqlite(database)
+            }
+            Database::Postgres(_) => {
+                let locks = "LOCK TABLE idempotency IN ACCESS EXCLUSIVE MODE";
+                Held::Postgres(postgres::hold(self.url(), locks).unwrap())
+            }
         }
     }
 

@@ -36,6 +36,10 @@ fn a_vm_that_does_not_leave_its_state_in_time_is_overdue_and_told_once() {
         (&json!("scheduling"), &json!(true))
     );
 
+    let page = controller.admin().get("/metrics").expect(200).text;
+    let line = r#"berth_vm_state_overdue{state="scheduling"} 1"#;
+    assert!(page.lines().any(|found| found == line), "{page}");
+
     agent.settle().unwrap();
     let running = tenant.get("/v1/vms/web").expect(200).json();
     assert_eq!(running["state"], "running");

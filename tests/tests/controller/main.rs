@@ -30,6 +30,8 @@ mod defects;
 #[cfg(test)]
 mod faults;
 #[cfg(test)]
+mod guests;
+#[cfg(test)]
 mod isolation;
 #[cfg(test)]
 mod ledger_keys;
@@ -61,6 +63,8 @@ mod repeats;
 mod routes;
 #[cfg(test)]
 mod seed_001;
+#[cfg(test)]
+mod sessions;
 #[cfg(test)]
 mod slot_reports;
 #[cfg(test)]

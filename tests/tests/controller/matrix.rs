@@ -157,6 +157,11 @@ fn check_wrong_kind(world: &World, route: &Route, count: &mut Count) {
             let reply = call(&world.other, route, &path);
             assert_eq!(reply.status, 403, "tenant: {route}: {}", reply.text);
             count.caller("tenant for operator");
+            for (name, client) in world.insiders() {
+                let reply = call(client, route, &path);
+                assert_eq!(reply.status, 403, "{name}: {route}: {}", reply.text);
+                count.caller(name);
+            }
         }
         Kind::Tenant => {
             let reply = call(&world.operator, route, &path);

@@ -1,5 +1,7 @@
 //! `Idempotency-Key` on actions and on what carries a secret: the same request twice is one change.
 
+use std::sync::mpsc;
+
 use berth_api::agent::StopMode;
 use serde_json::{Value, json};
 
@@ -118,5 +120,36 @@ fn one_key_at_once_on_two_controllers_is_one_change_and_one_entry() {
     let created = audit_bodies(&clients[0], "event_type=TENANT_CREATED");
     assert_eq!(created.len(), 1);
     drop(second);
+    controller.assert_sound();
+}
+
+#[test]
+fn a_repeat_of_what_is_still_under_way_is_told_to_come_again() {
+    let controller = Controller::start();
+    let admin = controller.admin();
+    let body = crate::harness::tenant_body("acme", 1);
+    let held = controller.database().hold();
+    let (answered, answers) = mpsc::channel();
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            let (answered, admin, body) = (answered.clone(), &admin, &body);
+            scope.spawn(move || {
+                answered
+                    .send(post(admin, "/v1/tenants", "one", body))
+                    .unwrap()
+            });
+        }
+        // Nothing can be changed, so neither is done; one of them is the first.
+        let early = answers.recv().unwrap();
+        let error = early.refused(409, "idempotency_in_progress");
+        assert_eq!(error["retryable"], true);
+        assert_eq!(early.header("retry-after"), Some("1"));
+        drop(held);
+        let made = answers.recv().unwrap().expect(201);
+        assert!(!replayed(&made));
+        let again = post(&admin, "/v1/tenants", "one", &body).expect(201);
+        assert!(replayed(&again));
+        assert_eq!(again.text, made.text);
+    });
     controller.assert_sound();
 }

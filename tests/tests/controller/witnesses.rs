@@ -78,6 +78,33 @@ fn hosts_are_shown_that_the_ledger_only_grows_and_cosign_it() {
 }
 
 #[test]
+fn hosts_follow_a_new_key_of_the_ledger_though_they_were_away() {
+    let mut controller = Controller::start();
+    let mut agent = controller.agent("node-1", 1024);
+    let mut watch = sync(&mut agent, &watch_of(&controller));
+    let away = watch.clone();
+    for commands in [
+        ["rotate-ledger"].as_slice(),
+        &["drop-ledger", "rotate-ledger"],
+        &["drop-ledger"],
+    ] {
+        controller.kill();
+        for command in commands {
+            let done = controller.offline(&["keys", command]);
+            assert!(done.status.success(), "{done:?}");
+        }
+        controller.restart();
+        watch = sync(&mut agent, &watch);
+        assert_eq!(watch.freeze(), None);
+        assert_eq!(watch.key(), watch_of(&controller).key());
+    }
+    assert_ne!(watch.key(), away.key());
+    let back = sync(&mut agent, &away);
+    assert_eq!((back.freeze(), back.key()), (None, watch.key()));
+    controller.assert_sound();
+}
+
+#[test]
 fn a_cosignature_that_is_wrong_or_anothers_is_not_kept() {
     let controller = Controller::start();
     let mut agent = controller.agent("node-1", 1024);

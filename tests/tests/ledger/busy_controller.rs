@@ -51,13 +51,13 @@ pub(crate) fn log_of(size: u64, folder: &Path) -> Result<PublishedLog> {
     Ok(log)
 }
 
-async fn head(admin: &Caller) -> Result<serde_json::Value> {
+pub(crate) async fn head(admin: &Caller) -> Result<serde_json::Value> {
     admin.expect(200, Method::GET, "/v1/audit/head", None).await
 }
 
 /// Entries that there are now. What was answered last is shown some moments later, unless somebody asks
 /// for more than is shown.
-async fn length(admin: &Caller) -> Result<u64> {
+pub(crate) async fn length(admin: &Caller) -> Result<u64> {
     let beyond = "/v1/audit/proof/inclusion?index=1000000000";
     let (status, _) = admin.send(Method::GET, beyond, None).await?;
     ensure!(status == 404, "an entry that is not there: {status}");
@@ -120,7 +120,7 @@ async fn ask(admin: Caller, number: usize, enough: Arc<AtomicBool>) -> Result<()
     Ok(())
 }
 
-async fn enrolled(admin: &Caller, number: usize) -> Result<SimulatedAgent> {
+pub(crate) async fn enrolled(admin: &Caller, number: usize) -> Result<SimulatedAgent> {
     let issued = admin
         .expect(201, Method::POST, "/v1/nodes/join-tokens", Some(&json!({})))
         .await?;
@@ -165,7 +165,7 @@ fn report(
 }
 
 /// One report in which so many slots have other devices than before: one entry for each.
-fn change(host: &mut SimulatedAgent, slots: usize) -> Result<()> {
+pub(crate) fn change(host: &mut SimulatedAgent, slots: usize) -> Result<()> {
     for slot in host.slots.slots.values_mut().take(slots) {
         slot.generation += 1;
         for device in &mut slot.devices {

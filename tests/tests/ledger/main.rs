@@ -6,3 +6,4 @@
 mod busy_controller;
 #[cfg(test)]
 mod foreign;
+mod object_store;

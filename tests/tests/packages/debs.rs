@@ -178,7 +178,7 @@ fn the_c_library_is_at_least_what_the_programs_ask_for() {
 
 #[test]
 fn scripts_are_readable_ask_nothing_and_leave_vms_alone() {
-    for name in ["berth-agent", "berth-controller", "berth-witness"] {
+    for name in DAEMONS {
         for script in ["postinst", "prerm", "postrm"] {
             check_script(&control_file(name, script).expect("daemons have all three scripts"));
         }
@@ -196,6 +196,7 @@ fn what_is_of_others_is_named_with_its_notices() {
         ("berth-agent", ["kvm-ioctls", "zbus"]),
         ("berth-cli", ["clap", "serde_json"]),
         ("berth-controller", ["axum", "rusqlite"]),
+        ("berth-publish", ["object_store", "reqwest"]),
         ("berth-witness", ["axum", "ring"]),
     ] {
         let root = unpacked(name);
@@ -209,6 +210,20 @@ fn what_is_of_others_is_named_with_its_notices() {
         let own = text.lines().any(|line| line.starts_with("berth-"));
         assert!(!own, "{name} counts what is ours among the others");
         assert!(text.contains("Permission is hereby granted"), "{name}");
+    }
+}
+
+#[test]
+fn no_program_but_the_publisher_has_a_client_of_object_stores() {
+    for (name, places) in PLACES {
+        let root = unpacked(name);
+        for place in places.iter().filter(|place| place.contains("bin/")) {
+            let program = std::fs::read(root.path().join(place.trim_start_matches('/'))).unwrap();
+            // The name of a header without which nothing can be asked of S3.
+            let header = b"x-amz-content-sha256";
+            let found = program.windows(header.len()).any(|bytes| bytes == header);
+            assert_eq!(found, name == "berth-publish", "{place}");
+        }
     }
 }
 

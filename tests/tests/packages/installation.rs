@@ -78,6 +78,7 @@ fn check_installation(facts: &Facts<'_>) {
     for unit in [
         "multi-user.target.wants/berth-agent.service",
         "multi-user.target.wants/berth-controller.service",
+        "multi-user.target.wants/berth-publish.service",
         "multi-user.target.wants/berth-witness.service",
         "sockets.target.wants/berth-controller.socket",
     ] {

@@ -15,15 +15,24 @@ use berth_tests::workspace;
 use tempfile::TempDir;
 
 /// The names of all packages.
-const NAMES: [&str; 4] = [
+const NAMES: [&str; 5] = [
     "berth-agent",
     "berth-cli",
     "berth-controller",
+    "berth-publish",
+    "berth-witness",
+];
+
+/// Those that have units.
+const DAEMONS: [&str; 4] = [
+    "berth-agent",
+    "berth-controller",
+    "berth-publish",
     "berth-witness",
 ];
 
 /// Where each package has its programs and what belongs to them. Other components rely on it.
-const PLACES: [(&str, &[&str]); 4] = [
+const PLACES: [(&str, &[&str]); 5] = [
     (
         "berth-agent",
         &[
@@ -58,6 +67,13 @@ const PLACES: [(&str, &[&str]); 4] = [
             "/usr/lib/sysusers.d/berth-controller.conf",
             "/usr/lib/tmpfiles.d/berth-controller.conf",
             "/usr/sbin/berth-controller",
+        ],
+    ),
+    (
+        "berth-publish",
+        &[
+            "/usr/lib/systemd/system/berth-publish.service",
+            "/usr/sbin/berth-publish",
         ],
     ),
     (

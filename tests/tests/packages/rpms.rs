@@ -126,7 +126,7 @@ fn the_libraries_and_systemd_are_required() {
 
 #[test]
 fn scripts_are_readable_ask_nothing_and_leave_vms_alone() {
-    for name in ["berth-agent", "berth-controller", "berth-witness"] {
+    for name in DAEMONS {
         for tag in ["%{POSTIN}", "%{PREUN}", "%{POSTUN}"] {
             let script = query(name, &["--queryformat", tag]);
             assert!(script.contains("set -eu"), "{name} lacks {tag}");

@@ -3,10 +3,11 @@
 use super::*;
 
 /// What other packages bring, so far as our units name it.
-const FOREIGN_UNITS: [&str; 9] = [
+const FOREIGN_UNITS: [&str; 10] = [
     "basic.target",
     "dbus.socket",
     "multi-user.target",
+    "network-online.target",
     "network.target",
     "shutdown.target",
     "slices.target",
@@ -16,16 +17,18 @@ const FOREIGN_UNITS: [&str; 9] = [
 ];
 
 /// The most that `systemd-analyze security` may hold against a unit, in tenths of its points.
-const EXPOSURE: [(&str, u32); 3] = [
+const EXPOSURE: [(&str, u32); 4] = [
     ("berth-agent.service", 29),
     ("berth-controller.service", 12),
+    // It alone calls somebody else than its own machine.
+    ("berth-publish.service", 13),
     ("berth-witness.service", 12),
 ];
 
 /// A root with all daemons unpacked, and the units of others in name.
 fn root_with_units() -> TempDir {
     let root = unpacked("berth-agent");
-    for other in ["berth-controller", "berth-witness"] {
+    for other in ["berth-controller", "berth-publish", "berth-witness"] {
         let mut unpack = Command::new("dpkg-deb");
         unpack.arg("--extract").arg(package(other, "deb"));
         capture(unpack.arg(root.path())).unwrap();
@@ -73,7 +76,7 @@ fn systemd_has_nothing_to_say_against_the_units() {
             assert!(answer.status.success() && said.is_empty(), "{name}: {said}");
         }
     }
-    assert_eq!(own, 5, "units of ours");
+    assert_eq!(own, 6, "units of ours");
 }
 
 #[test]
@@ -147,6 +150,16 @@ fn the_daemons_keep_what_restarts_and_guests_rely_on() {
         "StateDirectoryMode=0700",
     ] {
         has("berth-witness.service", line);
+    }
+    for line in [
+        "ConditionPathExists=/etc/berth/publish.env",
+        "DynamicUser=yes",
+        "LoadCredential=aws_secret_access_key:berth-publish.aws_secret_access_key",
+        "RestartPreventExitStatus=2 65 78",
+        "SocketBindDeny=any",
+        "CapabilityBoundingSet=",
+    ] {
+        has("berth-publish.service", line);
     }
 }
 

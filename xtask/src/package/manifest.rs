@@ -33,6 +33,9 @@ pub(super) struct Program {
     pub(super) package: String,
     #[serde(default)]
     pub(super) linkage: Linkage,
+    /// Whether cargo builds it by itself, so that the features of its crates are its own.
+    #[serde(default)]
+    pub(super) apart: bool,
 }
 
 /// Whether a program brings the C library along.

@@ -45,8 +45,12 @@ pub(super) fn build(programs: &[Program]) -> Result<PathBuf> {
     let (dynamic, linked): (Vec<_>, Vec<_>) = programs
         .iter()
         .partition(|program| program.linkage == Linkage::Dynamic);
-    if !dynamic.is_empty() {
-        run_logged(&mut cargo_for_dynamic(programs, &flags), &log())?;
+    let (apart, together) = apart_and_together(programs);
+    let apart = apart.into_iter().map(|one| BTreeSet::from([one]));
+    for packages in std::iter::once(together).chain(apart) {
+        if !packages.is_empty() {
+            run_logged(&mut cargo_for_dynamic(&packages, &flags), &log())?;
+        }
     }
     for program in dynamic {
         gather(&program.name, None, PROFILE, &folder)?;
@@ -61,6 +65,20 @@ pub(super) fn build(programs: &[Program]) -> Result<PathBuf> {
         })?;
     }
     Ok(folder)
+}
+
+/// The packages of the programs that use the host's C library: those that are built by themselves,
+/// and those that are built by one call.
+fn apart_and_together(programs: &[Program]) -> (BTreeSet<&str>, BTreeSet<&str>) {
+    let dynamic = programs
+        .iter()
+        .filter(|program| program.linkage == Linkage::Dynamic);
+    let (apart, together): (Vec<_>, Vec<_>) = dynamic.partition(|program| program.apart);
+    let packages = |programs: Vec<&'_ Program>| {
+        let packages = programs.into_iter().map(|program| program.package.as_str());
+        packages.collect()
+    };
+    (packages(apart), packages(together))
 }
 
 /// What only a program with fail points looks for in its environment.
@@ -96,7 +114,8 @@ pub(super) fn build_failing_agent(programs: &[Program]) -> Result<PathBuf> {
     let folder = workspace::build_dir().join("programs-with-fail-points");
     std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
     // With the other programs, so that what is below it is not built again for it alone.
-    let mut cargo = cargo_for_dynamic(programs, &flags()?);
+    let (_, together) = apart_and_together(programs);
+    let mut cargo = cargo_for_dynamic(&together, &flags()?);
     cargo.args(["--features", &format!("{AGENT}/fail-points")]);
     run_logged(&mut cargo, &log())?;
     gather(AGENT, None, PROFILE, &folder)?;
@@ -111,13 +130,8 @@ fn profile(program: &Program) -> &'static str {
     }
 }
 
-/// Builds the programs that use the host's C library, in one call for all.
-fn cargo_for_dynamic(programs: &[Program], flags: &str) -> Command {
-    let packages: BTreeSet<&str> = programs
-        .iter()
-        .filter(|program| program.linkage == Linkage::Dynamic)
-        .map(|program| program.package.as_str())
-        .collect();
+/// Builds the programs of some packages that use the host's C library, in one call for all.
+fn cargo_for_dynamic(packages: &BTreeSet<&str>, flags: &str) -> Command {
     let mut cargo = cargo(flags);
     cargo.args(["build", "--profile", PROFILE, "--locked", "--bins"]);
     cargo.args(packages.iter().flat_map(|package| ["-p", package]));

@@ -219,6 +219,9 @@ fn foreign_paseto(tally: &mut Tally) -> Result<()> {
     Ok(())
 }
 
+/// The crates whose own tests are about the ledger.
+const LEDGER_CRATES: &[&str] = &["berth-ledger", "berth-witness", "berth-publish"];
+
 fn ledger(tally: &mut Tally) -> Result<()> {
     // Without a network the tests run with those verifiers that are there.
     if let Err(error) = setup::ensure(&[Need::Verifiers]) {
@@ -227,9 +230,13 @@ fn ledger(tally: &mut Tally) -> Result<()> {
             .push(format!("verifiers' packages: {error:#}"));
     }
     tally.skipped.extend(verifiers::make());
+    if let Err(reason) = python::environment("moto", &["moto[server]==5.2.5"])? {
+        tally
+            .skipped
+            .push(format!("an S3-compatible store: {reason}"));
+    }
     let crates = cargo_tests::programs()?.iter().filter(|program| {
-        program.kind == Kind::Unit
-            && matches!(program.package.as_str(), "berth-ledger" | "berth-witness")
+        program.kind == Kind::Unit && LEDGER_CRATES.contains(&program.package.as_str())
     });
     cargo_tests::run(crates, EVERY_TEST, "test-ledger-crates", tally)?;
     run_tier("ledger", tally)

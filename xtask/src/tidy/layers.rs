@@ -14,6 +14,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("berth-api", &[]),
     ("berth-ledger", &["berth-api"]),
     ("berth-witness", &["berth-ledger"]),
+    ("berth-publish", &["berth-ledger"]),
     ("berth-vfio", &[]),
     ("berth-vmm-sys", &["berth-vfio"]),
     ("berth-vmm-devices", &[]),

@@ -1,9 +1,11 @@
 //! What a host makes of ledgers that grow, go back, fork, or are another's.
 
+use berth_api::agent::{LEDGER_KEY_PAYLOAD_TYPE, LedgerKeyChange};
 use berth_ledger::cosignature::node_witness_name;
 use berth_ledger::envelope::seal;
 use berth_ledger::keys::SigningKey;
 use berth_ledger::model::ModelLog;
+use berth_ledger::note::{KeyKind, Signer, Vkey};
 
 use super::*;
 
@@ -36,6 +38,7 @@ fn offer(log: &ModelLog, asked: Option<&TreeHead>) -> CheckpointOffer {
     CheckpointOffer {
         note: log.note(log.size()).to_string(),
         consistency: proof.iter().map(|hash| hash.to_base64()).collect(),
+        key_changes: Vec::new(),
     }
 }
 
@@ -247,4 +250,111 @@ fn what_is_kept_comes_back_and_what_is_damaged_is_not_taken_for_nothing() {
         let followed = follow(&shown, &word(&shown)).unwrap();
         assert_eq!((code(&followed), followed.seen().unwrap().size), (None, 10));
     }
+}
+
+fn signing(seed: u8) -> SigningKey {
+    SigningKey::from_seed(&[seed; 32]).unwrap()
+}
+
+/// The key of one seed says that the key of another comes after it, by the word of a third.
+fn change(old: u8, new: u8, by: u8) -> SignedEnvelope {
+    let change = LedgerKeyChange {
+        old: signing(old).public().to_base64(),
+        new: signing(new).public().to_base64(),
+        at: 50,
+    };
+    seal(&signing(by), LEDGER_KEY_PAYLOAD_TYPE, &change).unwrap()
+}
+
+/// A sync in which a log is shown with signatures by the keys of these seeds alone.
+fn sync_by(
+    watch: &LogWatch,
+    log: &ModelLog,
+    signers: &[u8],
+    changes: &[SignedEnvelope],
+) -> LogWatch {
+    let asked = watch.seen().map(head_of);
+    let origin = log.vkey().name().clone();
+    let signers: Vec<_> = signers
+        .iter()
+        .map(|seed| Signer::new(origin.clone(), signing(*seed)))
+        .collect();
+    let signers: Vec<&Signer> = signers.iter().collect();
+    let offer = CheckpointOffer {
+        note: log.checkpoint(log.size()).sign(&signers).to_string(),
+        key_changes: changes.to_vec(),
+        ..offer(log, asked.as_ref())
+    };
+    watch.shown(asked.as_ref(), Some(&offer), 100)
+}
+
+fn again(watch: &LogWatch, joined: u8) -> LogWatch {
+    LogWatch::read(signing(joined).public(), &watch.to_text().unwrap(), 300)
+}
+
+#[test]
+fn a_new_key_is_followed_by_the_word_of_the_old_one_and_kept() {
+    let mut log = grown(ORIGIN, 1, 3);
+    let mut watch = sync(&LogWatch::new(signing(1).public()), &log);
+    // While both sign, then the new one alone; then the next, which names the one before; a host that
+    // was away for both has the whole chain.
+    let mut away = watch.clone();
+    let mut changes = Vec::new();
+    for (old, new) in [(1, 2), (2, 3)] {
+        changes.push(change(old, new, old));
+        for signers in [&[new, old][..], &[new]] {
+            watch = sync_by(&watch, &log, signers, &changes);
+            assert_eq!(code(&watch), None);
+            assert_eq!(watch.key(), &signing(new).public());
+            assert_eq!(again(&watch, 1), watch);
+            grow(&mut log, 2, "more");
+        }
+    }
+    watch = sync_by(&watch, &log, &[3], &[]);
+    assert_eq!(watch.seen().map(|seen| seen.size), Some(log.size()));
+    watch.check(&TaskAction::VmDelete {}).unwrap();
+    away = sync_by(&away, &log, &[3], &changes);
+    assert_eq!((code(&away), away.key()), (None, &signing(3).public()));
+    // What the old key alone signs from then on is not believed.
+    let stale = sync_by(&watch, &log, &[2], &changes);
+    assert_eq!(code(&stale), Some(FreezeCode::NotSigned));
+}
+
+#[test]
+fn a_new_key_that_the_old_one_has_not_named_freezes() {
+    let log = grown(ORIGIN, 1, 3);
+    let watch = sync(&LogWatch::new(signing(1).public()), &log);
+    let mut other_type = change(1, 2, 1);
+    other_type.payload_type = ACCEPT_ROLLBACK_PAYLOAD_TYPE.to_owned();
+    for changes in [
+        vec![],
+        vec![change(1, 2, 2)],
+        vec![change(1, 2, 9)],
+        vec![change(9, 2, 1)],
+        vec![change(1, 3, 1)],
+        vec![change(3, 2, 3), change(1, 3, 1)],
+        vec![other_type],
+    ] {
+        let shown = sync_by(&watch, &log, &[2], &changes);
+        assert_eq!(code(&shown), Some(FreezeCode::NotSigned), "{changes:?}");
+        assert!(shown.check(&TaskAction::VmDelete {}).is_err());
+        // Nothing of it is kept.
+        assert_eq!(shown.key(), &signing(1).public());
+        assert_eq!(again(&shown, 1).key(), &signing(1).public());
+    }
+    // A word alone changes nothing while the new key has not signed.
+    let told = sync_by(&watch, &log, &[1], &[change(1, 2, 1)]);
+    assert_eq!((code(&told), told.key()), (None, &signing(1).public()));
+}
+
+#[test]
+fn another_history_by_the_new_key_is_still_a_fork() {
+    let log = grown(ORIGIN, 1, 3);
+    let watch = sync(&LogWatch::new(signing(1).public()), &log);
+    let mut other = ModelLog::new(ORIGIN, 1);
+    grow(&mut other, 5, "of somebody else");
+    let forked = sync_by(&watch, &other, &[2], &[change(1, 2, 1)]);
+    assert_eq!(code(&forked), Some(FreezeCode::Forked));
+    assert_eq!(forked.freeze().unwrap().shown.unwrap().size, 5);
+    assert_eq!(again(&forked, 1), forked);
 }

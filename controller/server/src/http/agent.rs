@@ -178,6 +178,7 @@ async fn checkpoint_for(app: &App, request: &SyncRequest) -> Result<CheckpointOf
     Ok(CheckpointOffer {
         note: shown.note,
         consistency,
+        key_changes: app.ledger_key_changes.clone(),
     })
 }
 

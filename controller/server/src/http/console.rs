@@ -49,7 +49,8 @@ pub(crate) async fn log(
         ));
     }
     let namespace = caller.namespace().cloned();
-    let vm = VmRef::Id(vm.id);
+    let id = vm.id;
+    let vm = VmRef::Id(id);
     let target = app
         .read(move |db| db.vm_target(namespace.as_ref(), &vm))
         .await?
@@ -91,6 +92,7 @@ pub(crate) async fn log(
             return Err(ApiError::timed_out(ErrorCode::Starting, "the controller is restarting", "Try again."));
         }
     };
+    caller.still_counts(&app, id).await?;
     answer(outcome)
 }
 

@@ -1,7 +1,8 @@
 //! `/v1/vms/{vm}/events` and `/v1/events`: what happened, in the ledger's order.
 //!
 //! The stream reads the ledger's rows, so it misses nothing and invents nothing, and whoever was cut off
-//! goes on where it was. It ends with its token: revoked or expired, nobody listens on.
+//! goes on where it was. It ends with its token: revoked or expired, nobody listens on. Its last event says
+//! why it ended.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -27,15 +28,14 @@ use crate::api_error::ApiError;
 use crate::app::App;
 use crate::http::body::QueryOf;
 use crate::http::describe::{Answers, Sheet, Takes};
-use crate::http::gate::Scoped;
+use crate::http::gate::{Scoped, still_good};
 use crate::http::owned::{Owned, VmOrTombstone};
 use crate::http::page::{limit_of, page};
 use crate::streams::Seat;
 
 /// Entries that are read at once.
 const BATCH: u32 = 200;
-/// Longest rest between two looks at the ledger: another controller may have written, and the token is
-/// looked at as well.
+/// Longest rest between two looks at the ledger, as another controller may have written; and at the token.
 const REST: Duration = Duration::from_secs(1);
 /// A comment is sent after this long without an event, so that a dead connection is noticed.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -117,7 +117,8 @@ impl Takes for LastEventId {
 }
 
 /// `text/event-stream`: each event has its revision as `id`, its type as `event`, and an [`Event`] as
-/// `data`.
+/// `data`. The last one has no `id`, is an `end`, and says why in an
+/// [`EndOfEvents`](berth_api::rest::EndOfEvents).
 pub(crate) struct EventStream(mpsc::Receiver<sse::Event>);
 
 impl Stream for EventStream {
@@ -171,7 +172,6 @@ pub(crate) async fn stream(
     let (sender, receiver) = mpsc::channel(QUEUE);
     let reader = Reader {
         grant: caller.grant.clone(),
-        expires_at: caller.grant.expires_at,
         namespace,
         types,
         since,
@@ -200,10 +200,28 @@ fn types_of(text: Option<&str>) -> Result<Option<BTreeSet<String>>, ApiError> {
     }
 }
 
+/// Until the token or the service ends: why.
+async fn until_over(app: &App, grant: &Grant) -> ApiError {
+    loop {
+        if let Err(reason) = still_good(app, grant) {
+            return reason;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(REST) => {}
+            () = app.stopped() => {
+                return ApiError::timed_out(
+                    ErrorCode::Starting,
+                    "the controller is restarting",
+                    "Come again and go on after the last revision that you saw.",
+                );
+            }
+        }
+    }
+}
+
 /// One stream's way through the ledger.
 struct Reader {
     grant: Grant,
-    expires_at: i64,
     namespace: Option<TenantId>,
     types: Option<BTreeSet<String>>,
     since: u64,
@@ -212,10 +230,31 @@ struct Reader {
 }
 
 impl Reader {
-    /// Ends with the listener, the token or the service.
+    /// Ends with the listener, the token or the service. One who reads slowly holds nothing up.
     async fn run(mut self, app: Arc<App>) {
+        let sender = self.sender.clone();
+        let grant = self.grant.clone();
+        let reason = tokio::select! {
+            () = self.read_on(&app) => return,
+            reason = until_over(&app, &grant) => reason,
+        };
+        if let Ok(last) = sse::Event::default()
+            .event("end")
+            .json_data(reason.into_end())
+        {
+            // To a full queue it is not told: the connection ends all the same.
+            drop(sender.try_send(last));
+        }
+    }
+
+    /// Ends with the listener, or if the ledger cannot be read.
+    async fn read_on(&mut self, app: &App) {
         let mut changes = app.watch_vms();
-        while self.may_listen(&app) {
+        loop {
+            // What the token may not hear any more is `until_over`'s to tell.
+            if still_good(app, &self.grant).is_err() {
+                return std::future::pending().await;
+            }
             changes.mark_unchanged();
             let filter = EntryFilter {
                 tenant_id: self.namespace.clone(),
@@ -238,14 +277,8 @@ impl Reader {
                 changed = changes.changed() => if changed.is_err() { return },
                 () = tokio::time::sleep(REST) => {}
                 () = self.sender.closed() => return,
-                () = app.stopped() => return,
             }
         }
-    }
-
-    fn may_listen(&self, app: &App) -> bool {
-        let is_over = jiff::Timestamp::now().as_second() >= self.expires_at;
-        !is_over && !app.tokens.refuses(&self.grant)
     }
 
     /// `None` if nobody listens any more, or an entry is not readable.

@@ -20,6 +20,7 @@ use berth_ledger::bundle::{End, FORMAT, Header, Line, Scope};
 use berth_ledger::merkle::Hash;
 use berth_ledger::note::KeyName;
 use berth_ledger::tenant_view::{BodyLink, FIRST_SEQUENCE, NO_PREVIOUS};
+use berth_token::Grant;
 use futures_core::Stream;
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -28,7 +29,7 @@ use crate::api_error::ApiError;
 use crate::app::App;
 use crate::http::body::QueryOf;
 use crate::http::describe::{Answers, Sheet};
-use crate::http::gate::Scoped;
+use crate::http::gate::{Scoped, still_good};
 use crate::http::tenants::namespace_or_named;
 use crate::ledger_desk::Shown;
 
@@ -70,9 +71,9 @@ pub(crate) async fn export(
     let (lines, sent) = mpsc::channel(WAITING_PAGES);
     tokio::spawn(send_all(
         Arc::clone(&app),
+        caller.grant,
         header,
-        filter,
-        shown.size,
+        (filter, shown.size),
         lines,
     ));
     Ok(Export(Lines(sent)))
@@ -148,12 +149,12 @@ async fn scope_of(
     })
 }
 
-/// Ends early if nobody reads any more, or the database fails.
+/// Ends early, without its last line, if nobody reads any more, the token ends or the database fails.
 async fn send_all(
     app: Arc<App>,
+    grant: Grant,
     header: Line,
-    mut filter: EntryFilter,
-    size: u64,
+    (mut filter, size): (EntryFilter, u64),
     lines: mpsc::Sender<Bytes>,
 ) {
     let Some(text) = text_of([header]) else {
@@ -164,6 +165,9 @@ async fn send_all(
     }
     let mut events = 0_u64;
     loop {
+        if still_good(&app, &grant).is_err() {
+            return;
+        }
         let page = filter.clone();
         let Ok(entries) = app.read(move |db| db.proven_entries(&page, size)).await else {
             return;

@@ -6,6 +6,7 @@
 
 mod accounts;
 mod authenticate;
+mod guests;
 mod rate;
 mod resources;
 pub(crate) mod standing;
@@ -29,7 +30,8 @@ use crate::api_error::ApiError;
 use crate::app::App;
 use crate::http::frame::ThisRequest;
 
-pub(crate) use authenticate::check as check_token;
+pub(crate) use authenticate::{check as check_token, still_good};
+pub(crate) use guests::alive as check_guest;
 
 /// Longest user agent that is written down, in characters.
 const MAX_USER_AGENT_CHARS: usize = 200;
@@ -150,6 +152,22 @@ impl Scoped {
         Ok(accounts::permits(&accounts, project, wanted))
     }
 
+    /// Whether the caller, who was let in to ask about a VM, would be still: whatever takes its time asks
+    /// this while it does.
+    pub(crate) async fn still_counts(&self, app: &App, vm: VmId) -> Result<(), ApiError> {
+        still_good(app, &self.grant)?;
+        guests::alive(app, &self.grant).await?;
+        if self.accounts.is_empty() {
+            return Ok(());
+        }
+        let asker = self.clone();
+        app.read(move |db| match db.vm_or_tombstone(vm)? {
+            Some(vm) => asker.permits_now(db, &vm.project_id, Permission::VmRead),
+            None => Ok(Err(ApiError::not_found())),
+        })
+        .await?
+    }
+
     /// The token's id; the last link's, where there are several.
     pub(crate) fn token_id(&self) -> Result<TokenId, ApiError> {
         self.grant
@@ -159,10 +177,17 @@ impl Scoped {
             .ok_or_else(ApiError::internal)
     }
 
+    /// Whether a service account is among the token's holders.
+    pub(crate) fn is_account(&self) -> bool {
+        !self.accounts.is_empty()
+    }
+
     /// Who and what is behind a change, for the ledger.
     pub(crate) fn cause(&self) -> Cause {
         let mut actor = actor(Some(&self.grant));
-        if !self.accounts.is_empty() {
+        if self.grant.is_guests() {
+            "guest".clone_into(&mut actor.kind);
+        } else if !self.accounts.is_empty() {
             "service_account".clone_into(&mut actor.kind);
         }
         request_cause(actor, self.request.clone())

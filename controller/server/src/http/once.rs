@@ -105,12 +105,17 @@ impl Takes for Idempotency {
         let about = "The same key with the same request is the same change, for 24 hours";
         let schema = json!({ "type": "string", "minLength": 1, "maxLength": MAX_KEY_CHARS });
         sheet.header("Idempotency-Key", about, &schema);
-        sheet.refuses(&[ErrorCode::InvalidRequest, ErrorCode::IdempotencyConflict]);
+        sheet.refuses(&[
+            ErrorCode::InvalidRequest,
+            ErrorCode::IdempotencyConflict,
+            ErrorCode::IdempotencyInProgress,
+        ]);
     }
 }
 
 /// Do a change once per key. `shown` is what the caller is told and what is remembered; a refusal is
-/// not remembered. All of it is one transaction.
+/// not remembered. All of it is one transaction. A repeat waits for the first one's end, but not for
+/// long: a client may send many.
 pub(crate) async fn once<T, V>(
     app: &Arc<App>,
     key: Option<IdempotencyKey>,
@@ -122,6 +127,10 @@ where
     T: Send + 'static,
     V: Serialize,
 {
+    let turn = match &key {
+        None => None,
+        Some(key) => Some(app.turns.take(key).await.ok_or_else(in_progress)?),
+    };
     let outcome = app
         .write(move |tx| {
             let Some(key) = key else {
@@ -143,10 +152,19 @@ where
             }
         })
         .await??;
+    drop(turn);
     Ok(match outcome {
         Ok(done) => Once::Done(done),
         Err((status, body)) => Once::Replayed(Replay { status, body }),
     })
+}
+
+fn in_progress() -> ApiError {
+    ApiError::under_way(
+        ErrorCode::IdempotencyInProgress,
+        "the same request under this Idempotency-Key is not answered yet",
+        "Send it again in a second, word for word and under the same key.",
+    )
 }
 
 fn conflict() -> ApiError {

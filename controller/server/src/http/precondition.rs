@@ -19,7 +19,7 @@ use crate::http::describe::{Sheet, Takes};
 const MAX_CHARS: usize = 1024;
 
 /// The tags of the header, if it was sent.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct IfMatch(Option<Vec<String>>);
 
 /// The tags of a header; `None` if it was not sent.

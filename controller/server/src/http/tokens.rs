@@ -17,7 +17,7 @@ use crate::api_error::ApiError;
 use crate::app::App;
 use crate::http::answer::{Created, NoContent};
 use crate::http::body::{self, QueryOf};
-use crate::http::gate::{Scoped, check_token};
+use crate::http::gate::{Scoped, check_guest, check_token};
 use crate::http::once::{Idempotency, once};
 use crate::http::owned::InNamespace;
 use crate::http::page::{limit_of, page};
@@ -92,6 +92,7 @@ async fn issue_to(
         label,
         issued_at_s: link.not_before,
         expires_at_s: link.expires_at,
+        vm_id: None,
     };
     let issued = IssuedToken {
         token,
@@ -125,14 +126,14 @@ async fn issue_to(
     Ok(done.answer(Created::new))
 }
 
-fn not_recorded(denied: RecordTokenDenied) -> ApiError {
+pub(crate) fn not_recorded(denied: RecordTokenDenied) -> ApiError {
     match denied {
         RecordTokenDenied::NoTenant => ApiError::not_found(),
         RecordTokenDenied::Quota(denied) => denied.into(),
     }
 }
 
-fn mint(app: &App, link: &NewLink) -> Result<String, ApiError> {
+pub(crate) fn mint(app: &App, link: &NewLink) -> Result<String, ApiError> {
     app.root_key.mint(link).map_err(|error| match error {
         MintError::TooLong => ApiError::field("resources", &error.to_string()),
         MintError::MixedScopes
@@ -154,16 +155,7 @@ fn link_for(
 ) -> Result<NewLink, ApiError> {
     let holder = SubjectKey::parse(&asked.subject_pubkey)
         .map_err(|error| ApiError::field("subject_pubkey", &error.to_string()))?;
-    let (epoch, is_revoked) = app.tokens.with(|revoked| {
-        let is_revoked = revoked.is_holder_revoked(Some(tenant), &holder);
-        (revoked.epoch(Some(tenant)), is_revoked)
-    });
-    if is_revoked {
-        return Err(ApiError::field(
-            "subject_pubkey",
-            "this holder was revoked; use a new key",
-        ));
-    }
+    let now = begin_for(app, tenant, &holder)?;
     let delegations = delegations_for(caller, asked)?;
     let scopes = scopes_for(caller, asked)?;
     let resources = asked
@@ -172,8 +164,6 @@ fn link_for(
         .map(Resources::parse)
         .transpose()
         .map_err(|error| ApiError::field("resources", &error.to_string()))?;
-    // A token that was revoked together with all before it must not hide one issued in that second.
-    let now = jiff::Timestamp::now().as_second().max(epoch);
     Ok(NewLink {
         token_id: TokenId::generate(),
         tenant: Some(tenant.clone()),
@@ -181,11 +171,31 @@ fn link_for(
         scopes,
         resources,
         not_before: now,
-        expires_at: expiry_for(caller, asked, now)?,
+        expires_at: expiry_for(caller, asked.expires_in_seconds, now)?,
         delegations,
         // Who must sign its own requests does not issue what need not.
         requires_pop: asked.require_pop.unwrap_or_default() || caller.grant.requires_pop,
     })
+}
+
+/// When a token of this holder begins, seconds since the epoch.
+pub(crate) fn begin_for(
+    app: &App,
+    tenant: &TenantId,
+    holder: &SubjectKey,
+) -> Result<i64, ApiError> {
+    let (epoch, is_revoked) = app.tokens.with(|revoked| {
+        let is_revoked = revoked.is_holder_revoked(Some(tenant), holder);
+        (revoked.epoch(Some(tenant)), is_revoked)
+    });
+    if is_revoked {
+        return Err(ApiError::field(
+            "subject_pubkey",
+            "this holder was revoked; use a new key",
+        ));
+    }
+    // A token that was revoked together with all before it must not hide one issued in that second.
+    Ok(jiff::Timestamp::now().as_second().max(epoch))
 }
 
 fn scopes_for(caller: &Scoped, asked: &IssueToken) -> Result<ScopeSet, ApiError> {
@@ -197,6 +207,12 @@ fn scopes_for(caller: &Scoped, asked: &IssueToken) -> Result<ScopeSet, ApiError>
             "a tenant's token carries no operator's scope",
         ));
     }
+    if scopes.iter().any(|scope| scope == Scope::VmGuest) {
+        return Err(ApiError::field(
+            "scope",
+            "a guest's token is made for one VM: POST /v1/vms/{vm}/guest-tokens",
+        ));
+    }
     let missing = scopes
         .iter()
         .find(|wanted| !caller.grant.scopes.covers(*wanted));
@@ -206,14 +222,15 @@ fn scopes_for(caller: &Scoped, asked: &IssueToken) -> Result<ScopeSet, ApiError>
     }
 }
 
-fn expiry_for(caller: &Scoped, asked: &IssueToken, now: i64) -> Result<i64, ApiError> {
-    if !LIFETIME_S.contains(&asked.expires_in_seconds) {
+/// When a token ends that shall live for so many seconds from now, seconds since the epoch.
+pub(crate) fn expiry_for(caller: &Scoped, lifetime_s: u64, now: i64) -> Result<i64, ApiError> {
+    if !LIFETIME_S.contains(&lifetime_s) {
         return Err(ApiError::field(
             "expires_in_seconds",
             "must be 60 to 2592000",
         ));
     }
-    let lifetime = i64::try_from(asked.expires_in_seconds).unwrap_or(i64::MAX);
+    let lifetime = i64::try_from(lifetime_s).unwrap_or(i64::MAX);
     let expires_at = now.saturating_add(lifetime);
     if caller.namespace().is_some() && expires_at > caller.grant.expires_at {
         return Err(ApiError::field(
@@ -251,7 +268,7 @@ fn delegations_for(caller: &Scoped, asked: &IssueToken) -> Result<u8, ApiError> 
     Ok(wanted)
 }
 
-fn checked_text(
+pub(crate) fn checked_text(
     field: &str,
     text: Option<String>,
     max_chars: usize,
@@ -293,6 +310,7 @@ pub(crate) async fn verify(
     body: body::Json<VerifyToken>,
 ) -> Result<Json<VerifiedToken>, ApiError> {
     let grant = check_token(&app, &body.value.token)?;
+    let guest = check_guest(&app, &grant).await;
     // Of another tenant's token nobody learns more than that it is none of theirs.
     if caller.namespace().is_some() && grant.tenant.as_ref() != caller.namespace() {
         return Err(ApiError::new(
@@ -301,6 +319,7 @@ pub(crate) async fn verify(
             "Use a token that this controller issued.",
         ));
     }
+    guest?;
     Ok(Json(VerifiedToken {
         valid: true,
         tenant_id: grant.tenant,

@@ -104,10 +104,17 @@ async fn act(
     tracing::info!(vm_id = %vm.id, tenant_id = %vm.tenant_id, request_id = %caller.request.id, operation_id = %operation.id, ?wish, "wish accepted");
     app.vms_changed(vm.node_id);
     if let Some((state, patience)) = waiting {
-        wait_for(&app, vm.id, state, patience).await?;
-        operation = settled(&app, operation.id, Duration::ZERO).await?;
+        // The order is taken, whatever comes of the wait.
+        if wait_for(&app, &caller, vm.id, state, patience)
+            .await
+            .is_ok()
+        {
+            let waited = settled(&app, &caller, operation.id, Duration::ZERO).await;
+            operation = waited.unwrap_or(operation);
+        }
     } else if let Some(patience) = prefer.asked() {
-        operation = settled(&app, operation.id, patience).await?;
+        let waited = settled(&app, &caller, operation.id, patience).await;
+        operation = waited.unwrap_or(operation);
     }
     let location = format!("/v1/operations/{}", operation.id);
     Ok(Accepted::at(operation, location))
@@ -170,6 +177,22 @@ pub(crate) async fn delete(
     act(app, caller, query, order).await
 }
 
+/// Delete a VM, whatever it is, and wait for nothing.
+pub(crate) async fn end(
+    State(app): State<Arc<App>>,
+    caller: Scoped,
+    vm: VmId,
+) -> Result<Accepted<Operation>, ApiError> {
+    let order = Order {
+        vm,
+        wish: VmWish::Delete,
+        key: None,
+        if_match: IfMatch::default(),
+        prefer: Patience::default(),
+    };
+    act(app, caller, WaitQuery::default(), order).await
+}
+
 /// `GET /v1/operations`
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -220,11 +243,12 @@ pub(crate) async fn operation(operation: Owned<Operation>) -> Shown<Operation> {
 /// The operation once it has ended, or as it is when the time is over.
 pub(crate) async fn wait_operation(
     State(app): State<Arc<App>>,
+    caller: Scoped,
     operation: Owned<Operation>,
     QueryOf(query): QueryOf<TimeoutQuery>,
 ) -> Result<Json<Operation>, ApiError> {
     let patience = patience(query.timeout)?;
-    let operation = settled(&app, operation.id, patience).await?;
+    let operation = settled(&app, &caller, operation.id, patience).await?;
     if operation.state == "running" {
         return Err(ApiError::timed_out(
             ErrorCode::WaitTimeout,

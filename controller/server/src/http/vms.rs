@@ -188,14 +188,15 @@ pub(crate) async fn create(
     tracing::info!(vm_id = %vm.id, tenant_id = %vm.tenant_id, request_id = %caller.request.id, "VM accepted");
     app.vms_changed(wake);
     if let Some((state, patience)) = wish {
-        vm = wait_for(&app, vm.id, state, patience).await?.unwrap_or(vm);
-    } else if let (Some(patience), Some(operation)) = (prefer.asked(), vm.operation) {
-        settled(&app, operation, patience).await?;
+        // It is made, whatever comes of the wait.
+        let waited = wait_for(&app, &caller, vm.id, state, patience).await;
+        vm = waited.ok().flatten().unwrap_or(vm);
+    } else if let (Some(patience), Some(operation)) = (prefer.asked(), vm.operation)
+        && settled(&app, &caller, operation, patience).await.is_ok()
+    {
         let id = vm.id;
-        vm = app
-            .read(move |db| db.vm_or_tombstone(id))
-            .await?
-            .unwrap_or(vm);
+        let found = app.read(move |db| db.vm_or_tombstone(id)).await;
+        vm = found.ok().flatten().unwrap_or(vm);
     }
     let location = format!("/v1/vms/{}", vm.id);
     Ok(Creation::Made(Created::at(vm, location)))
@@ -344,6 +345,7 @@ pub(crate) async fn get(vm: Owned<Vm>) -> Shown<Vm> {
 /// Of a VM that is gone its tenant may still learn that it is gone.
 pub(crate) async fn wait(
     State(app): State<Arc<App>>,
+    caller: Scoped,
     vm: Owned<VmOrTombstone>,
     QueryOf(query): QueryOf<StateQuery>,
 ) -> Result<Json<Vm>, ApiError> {
@@ -351,7 +353,7 @@ pub(crate) async fn wait(
     if vm.is_gone() && query.state != VmState::Deleted {
         return Err(ApiError::not_found());
     }
-    let vm = wait_for(&app, vm.id, query.state, patience)
+    let vm = wait_for(&app, &caller, vm.id, query.state, patience)
         .await?
         .ok_or_else(ApiError::not_found)?;
     if vm.state == query.state {

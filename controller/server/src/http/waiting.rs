@@ -10,13 +10,18 @@ use berth_api::rest::{Operation, Vm, VmState};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::json;
+use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::api_error::ApiError;
 use crate::app::App;
 use crate::http::describe::{Sheet, Takes};
+use crate::http::gate::Scoped;
 
 const MAX_WAIT_S: u64 = 120;
 const DEFAULT_WAIT_S: u64 = 30;
+/// How often it is asked whether who waits still counts.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// `?wait=<state>&timeout=<seconds>` of a change.
 #[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
@@ -43,7 +48,7 @@ impl WaitQuery {
 
 /// `Prefer: wait=<seconds>` (RFC 7240): answer when the operation has ended, or after that long as if
 /// nothing had been preferred. A preference that is not understood is none.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Patience(Option<Duration>);
 
 impl Patience {
@@ -82,31 +87,48 @@ impl Takes for Patience {
     }
 }
 
+/// Until something has changed, which is `true`, or there is no use in waiting on. An error is why the
+/// one who waits may hear no more.
+async fn next_change(
+    app: &App,
+    caller: &Scoped,
+    vm: VmId,
+    changes: &mut watch::Receiver<u64>,
+    end: Instant,
+) -> Result<bool, ApiError> {
+    loop {
+        let over = tokio::select! {
+            changed = changes.changed() => Some(changed.is_ok()),
+            () = tokio::time::sleep_until(end) => Some(false),
+            () = app.stopped() => Some(false),
+            () = tokio::time::sleep(LOOK) => None,
+        };
+        caller.still_counts(app, vm).await?;
+        if let Some(changed) = over {
+            return Ok(changed);
+        }
+    }
+}
+
 /// The operation once it has ended, or as it is when the time is over.
 pub(crate) async fn settled(
     app: &Arc<App>,
+    caller: &Scoped,
     id: OperationId,
     patience: Duration,
 ) -> Result<Operation, ApiError> {
     let mut changes = app.watch_vms();
-    let end = tokio::time::Instant::now() + patience;
+    let end = Instant::now() + patience;
     loop {
         changes.mark_unchanged();
         let operation = app
             .read(move |db| db.operation(None, id))
             .await?
             .ok_or_else(ApiError::not_found)?;
-        if operation.state != "running" {
+        if operation.state != "running"
+            || !next_change(app, caller, operation.vm_id, &mut changes, end).await?
+        {
             return Ok(operation);
-        }
-        tokio::select! {
-            changed = changes.changed() => {
-                if changed.is_err() {
-                    return Ok(operation);
-                }
-            }
-            () = tokio::time::sleep_until(end) => return Ok(operation),
-            () = app.stopped() => return Ok(operation),
         }
     }
 }
@@ -124,29 +146,21 @@ pub(crate) fn patience(asked: Option<u64>) -> Result<Duration, ApiError> {
 /// whichever comes first. `None` if there is no such VM.
 pub(crate) async fn wait_for(
     app: &Arc<App>,
+    caller: &Scoped,
     id: VmId,
     wanted: VmState,
     patience: Duration,
 ) -> Result<Option<Vm>, ApiError> {
     let mut changes = app.watch_vms();
-    let end = tokio::time::Instant::now() + patience;
+    let end = Instant::now() + patience;
     loop {
         // Mark first, read second: a change between the two is seen by the wait below.
         changes.mark_unchanged();
         let Some(vm) = app.read(move |db| db.vm_or_tombstone(id)).await? else {
             return Ok(None);
         };
-        if is_over(vm.state, wanted) {
+        if is_over(vm.state, wanted) || !next_change(app, caller, id, &mut changes, end).await? {
             return Ok(Some(vm));
-        }
-        tokio::select! {
-            changed = changes.changed() => {
-                if changed.is_err() {
-                    return Ok(Some(vm));
-                }
-            }
-            () = tokio::time::sleep_until(end) => return Ok(Some(vm)),
-            () = app.stopped() => return Ok(Some(vm)),
         }
     }
 }

@@ -352,6 +352,7 @@ fn issue(store: &Store, model: &mut Model, holder: usize, is_good: bool) {
         label: None,
         issued_at_s: model.clock,
         expires_at_s: jiff::Timestamp::now().as_second() - 60 + hour,
+        vm_id: None,
     };
     let expected = model.lacks(0, &[(Resource::Tokens, 1)]);
     let issued = store

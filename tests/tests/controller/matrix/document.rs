@@ -64,7 +64,9 @@ impl fmt::Display for Route {
 impl Route {
     /// Whether it begins or changes something, rather than looking at it or ending it.
     pub(super) fn begins(&self) -> bool {
-        let ends = self.path.ends_with("/stop") || self.path.ends_with("/verify");
+        let ends = ["/stop", "/cleanup", "/verify"]
+            .iter()
+            .any(|end| self.path.ends_with(end));
         matches!(self.method.as_str(), "post" | "put" | "patch") && !ends
     }
 

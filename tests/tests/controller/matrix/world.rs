@@ -136,8 +136,23 @@ fn new_project(admin: &Client, project: &str) {
         .expect(201);
 }
 
-/// A service account of another project, and a token that is good for another VM, as a guest's is.
-fn insiders(controller: &Controller, admin: &Client) -> Vec<(&'static str, Client)> {
+/// A VM of the victim's tenant, and the token of its guest.
+fn guest_of(
+    controller: &Controller,
+    agent: &mut SimulatedAgent,
+    admin: &Client,
+    name: &str,
+) -> Client {
+    admin.post("/v1/vms", &vm_body(name)).expect(201);
+    agent.settle().unwrap();
+    let issued = admin
+        .post(&format!("/v1/vms/{name}/guest-tokens"), &json!({}))
+        .expect(201);
+    controller.with_token(issued.json()["token"].as_str().unwrap())
+}
+
+/// A service account of another project, and a token that is good for another VM.
+fn insiders(controller: &Controller, admin: &Client, guest: Client) -> Vec<(&'static str, Client)> {
     new_project(admin, "elsewhere");
     let (_, of_project) = account_in(controller, admin, "acme", "elsewhere");
     let key = SigningKey::generate().unwrap().public().to_base64();
@@ -148,6 +163,7 @@ fn insiders(controller: &Controller, admin: &Client) -> Vec<(&'static str, Clien
             "other VM",
             held_by(controller, admin, "acme", &key, &other_vm),
         ),
+        ("guest token", guest),
     ]
 }
 
@@ -201,6 +217,10 @@ impl World {
         controller.tenant("doomed", 1);
         let doomed = controller.token("doomed", "service:tenant-admin");
         controller.admin().delete("/v1/tenants/doomed").expect(204);
+        let guest = guest_of(controller, &mut agent, &victim, "next-door");
+        let gone = guest_of(controller, &mut agent, &victim, "gone");
+        victim.delete("/v1/vms/gone").expect(202);
+        agent.settle().unwrap();
         let authorized = |text: String| {
             let mut client = controller.stranger();
             client.authorization = Some(text);
@@ -240,6 +260,7 @@ impl World {
             ),
             ("expired", controller.with_token(&expired), "token_expired"),
             ("revoked", doomed, "token_revoked"),
+            ("guest token of a VM that is gone", gone, "token_revoked"),
         ];
         let suspended = controller.tenant("paused", 1);
         controller
@@ -255,7 +276,7 @@ impl World {
             narrower: controller.token("acme", "token.revoke"),
             metrics: controller.with_token(&crate::routes::minted_operator(controller)),
             strangers,
-            insiders: insiders(controller, &victim),
+            insiders: insiders(controller, &victim, guest),
             switched_off: switched_off(controller, &victim, &victims.project),
             suspended,
             victim,

@@ -35,7 +35,7 @@ fn permission_of(scope: Option<Scope>) -> Permission {
     match scope {
         None | Some(Scope::VmRead) => Permission::VmRead,
         Some(Scope::VmCreate) => Permission::VmCreate,
-        Some(Scope::VmControl) => Permission::VmControl,
+        Some(Scope::VmControl | Scope::VmGuest) => Permission::VmControl,
         Some(Scope::VmConsole) => Permission::VmConsole,
         Some(
             Scope::PlatformAdmin

@@ -15,7 +15,7 @@ use berth_controller_store::{Cause, DerivedToken};
 use berth_token::pop::{self, NONCE_KEPT_SECONDS, Proof, ProofHeaders, SignedRequest};
 use berth_token::{Grant, Resources, VerifyError};
 
-use super::rate;
+use super::{guests, rate};
 use crate::api_error::ApiError;
 use crate::app::App;
 use crate::http::body;
@@ -36,6 +36,9 @@ pub(super) async fn authenticate(
     } else {
         request
     };
+    guests::alive(app, &grant)
+        .await
+        .map_err(|error| rate::of_failure(app, source, error))?;
     app.tokens.used(&grant);
     Ok((grant, request))
 }
@@ -46,11 +49,7 @@ pub(crate) fn check(app: &App, token: &str) -> Result<Grant, ApiError> {
     let grant = app.verifier.verify(token, now).map_err(|error| {
         tracing::debug!(reason = %error, "a token was refused");
         match error {
-            VerifyError::Expired { .. } => ApiError::new(
-                ErrorCode::TokenExpired,
-                "the token has expired",
-                "Ask for a new token.",
-            ),
+            VerifyError::Expired { .. } => expired(),
             VerifyError::Malformed
             | VerifyError::Signature
             | VerifyError::Claims
@@ -63,6 +62,17 @@ pub(crate) fn check(app: &App, token: &str) -> Result<Grant, ApiError> {
         return Err(revoked());
     }
     Ok(grant)
+}
+
+/// Whether a token that was good still is; whatever lasts asks this while it lasts.
+pub(crate) fn still_good(app: &App, grant: &Grant) -> Result<(), ApiError> {
+    if jiff::Timestamp::now().as_second() >= grant.expires_at {
+        return Err(expired());
+    }
+    if app.tokens.refuses(grant) {
+        return Err(revoked());
+    }
+    Ok(())
 }
 
 /// Write down a link that its holder derived, the first time that it is used. A read goes on if it
@@ -129,6 +139,14 @@ fn invalid() -> ApiError {
         ErrorCode::InvalidToken,
         "Invalid token",
         "Use a token that this controller issued.",
+    )
+}
+
+fn expired() -> ApiError {
+    ApiError::new(
+        ErrorCode::TokenExpired,
+        "the token has expired",
+        "Ask for a new token.",
     )
 }
 

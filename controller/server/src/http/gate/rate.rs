@@ -14,7 +14,15 @@ use crate::app::App;
 use crate::rates::{Kind, Taken};
 
 /// Last parts of paths that end something, beside everything that is deleted.
-const ENDS: &[&str] = &["cordon", "quarantine", "revoke", "stop", "suspend", "wipe"];
+const ENDS: &[&str] = &[
+    "cleanup",
+    "cordon",
+    "quarantine",
+    "revoke",
+    "stop",
+    "suspend",
+    "wipe",
+];
 
 fn kind_of(method: &Method, route: &str) -> Kind {
     let last = route.rsplit('/').next().unwrap_or_default();
@@ -107,6 +115,7 @@ mod tests {
         for (method, route, kind) in [
             (Method::DELETE, "/v1/vms/{vm}", Kind::Ends),
             (Method::POST, "/v1/vms/{vm}/stop", Kind::Ends),
+            (Method::POST, "/v1/vms/{vm}/cleanup", Kind::Ends),
             (Method::POST, "/v1/slots/{slot}/wipe", Kind::Ends),
             (Method::POST, "/v1/tokens/revoke", Kind::Ends),
             (Method::POST, "/v1/vms/{vm}/start", Kind::Other),

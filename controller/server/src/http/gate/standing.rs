@@ -27,7 +27,9 @@ pub(super) fn let_in(
 
 /// Whether a request begins or changes something, rather than looking at it or ending it.
 pub(crate) fn changes(method: &Method, route: &str) -> bool {
-    let ends = route.ends_with("/stop") || route.ends_with("/verify");
+    let ends = ["/stop", "/cleanup", "/verify"]
+        .iter()
+        .any(|end| route.ends_with(end));
     matches!(*method, Method::POST | Method::PUT | Method::PATCH) && !ends
 }
 
@@ -37,7 +39,10 @@ fn action_of(method: &Method, route: &str) -> Option<&'static str> {
     match (method, route) {
         (&Method::POST, "/v1/vms") => Some("vm.create"),
         (&Method::POST, "/v1/vms/{vm}/start") => Some("vm.start"),
-        (&Method::POST, "/v1/tokens" | "/v1/tenants/{tenant}/tokens") => Some("token.issue"),
+        (
+            &Method::POST,
+            "/v1/tokens" | "/v1/tenants/{tenant}/tokens" | "/v1/vms/{vm}/guest-tokens",
+        ) => Some("token.issue"),
         (_, route) if route.starts_with("/v1/vms/{vm}/console") => Some("vm.console"),
         (_, route) if is_change && route.starts_with("/v1/projects") => Some("project.change"),
         (_, _) => None,
@@ -57,6 +62,8 @@ mod tests {
             (Method::PATCH, "/v1/vms/{vm}", true),
             (Method::POST, "/v1/vms/{vm}/start", true),
             (Method::POST, "/v1/vms/{vm}/stop", false),
+            (Method::POST, "/v1/vms/{vm}/cleanup", false),
+            (Method::POST, "/v1/vms/{vm}/guest-tokens", true),
             (Method::DELETE, "/v1/vms/{vm}", false),
             (Method::DELETE, "/v1/tokens/{token}", false),
             (Method::POST, "/v1/tenants/{tenant}/tokens", true),
