@@ -70,6 +70,9 @@ pub struct Node {
     /// The tenant whose alone it is.
     #[serde(default)]
     pub dedicated_to: Option<TenantId>,
+    /// The tenant that enrolled it and runs it; then it is dedicated to that one for ever.
+    #[serde(default)]
+    pub owned_by: Option<TenantId>,
     /// Its zone.
     #[serde(default)]
     pub zone: Option<String>,

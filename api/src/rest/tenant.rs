@@ -49,7 +49,7 @@ pub struct CreateTenant {
     /// Images that may be used; all unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allowed_images: Option<Vec<String>>,
-    /// What may be done, of [`TENANT_ACTIONS`]; all unless given.
+    /// What may be done, of [`TENANT_ACTIONS`]; unless given, all but [`ACTIONS_BY_NAME`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allowed_actions: Option<Vec<String>>,
     /// Where its people are reached.
@@ -62,13 +62,17 @@ pub struct CreateTenant {
 
 /// What a tenant can be forbidden, as `allowed_actions` names it. Reading, stopping, deleting and
 /// revoking never are.
-pub const TENANT_ACTIONS: [&str; 5] = [
+pub const TENANT_ACTIONS: [&str; 6] = [
     "vm.create",
     "vm.start",
     "vm.console",
     "token.issue",
     "project.change",
+    "node.enroll",
 ];
+
+/// Those that a tenant may do only if `allowed_actions` names them.
+pub const ACTIONS_BY_NAME: [&str; 1] = ["node.enroll"];
 
 /// A tenant.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,7 +115,7 @@ pub struct Tenant {
     /// Images that may be used; `null` is all.
     #[serde(default)]
     pub allowed_images: Option<Vec<String>>,
-    /// What may be done, of [`TENANT_ACTIONS`]; `null` is all.
+    /// What may be done, of [`TENANT_ACTIONS`]; `null` is all but [`ACTIONS_BY_NAME`].
     #[serde(default)]
     pub allowed_actions: Option<Vec<String>>,
     /// Where its people are reached.

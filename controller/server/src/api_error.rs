@@ -12,7 +12,7 @@ use berth_controller_core::slot::{Obstacle, is_shared_device_word};
 use berth_controller_core::vm::Denied;
 use berth_controller_store::{
     AccountDenied, ActOnSlotDenied, ActOnVmDenied, ChangeNodeDenied, CreateVmDenied,
-    DeleteTenantDenied, ProjectDenied, StoreError,
+    DeleteTenantDenied, JoinTokenDenied, ProjectDenied, StoreError,
 };
 use berth_token::Scope;
 
@@ -503,10 +503,32 @@ fn unclaimable(slot_id: SlotId, class: &str, obstacle: Obstacle) -> ApiError {
     }
 }
 
+impl From<JoinTokenDenied> for ApiError {
+    fn from(denied: JoinTokenDenied) -> Self {
+        match denied {
+            JoinTokenDenied::NoTenant => Self::not_found(),
+            JoinTokenDenied::TooMany => {
+                let mut error = Self::new(
+                    ErrorCode::QuotaExceeded,
+                    denied.to_string(),
+                    "Use the join tokens that there are, or let them expire.",
+                );
+                error.0.limit = Some(JoinTokenDenied::LIMIT.into());
+                error
+            }
+        }
+    }
+}
+
 impl From<ChangeNodeDenied> for ApiError {
     fn from(denied: ChangeNodeDenied) -> Self {
         match denied {
             ChangeNodeDenied::NotFound => Self::not_found(),
+            ChangeNodeDenied::Owned(_) => Self::field_as(
+                ErrorCode::FieldImmutable,
+                "dedicated_to",
+                "the node's owner runs it, so it is that tenant's alone; cordon it instead",
+            ),
             ChangeNodeDenied::NoTenant(_) => {
                 Self::field("dedicated_to", "name a tenant as GET /v1/tenants lists it")
             }

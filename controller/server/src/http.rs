@@ -107,6 +107,9 @@ fn for_operators(routes: Table) -> Table {
     let join = "/v1/nodes/join-tokens";
     let witnesses = "/v1/audit/cosignatures";
     let node = "/v1/nodes/{node}";
+    // A tenant's administrator and readers, for the nodes that the tenant enrolled itself.
+    let owner = Access::Namespace(Scope::TenantAdmin);
+    let reader = Access::Namespace(Scope::VmRead);
     let cordon = "/v1/nodes/{node}/cordon";
     let uncordon = "/v1/nodes/{node}/uncordon";
     routes
@@ -117,9 +120,9 @@ fn for_operators(routes: Table) -> Table {
         .add(Post, suspend, operator, SUSPEND, tenants::suspend)
         .add(Post, resume, operator, RESUME, tenants::resume)
         .add(Post, overrides, operator, OVERRIDE, tenants::override_quota)
-        .add(Post, join, operator, NEW_JOIN_TOKEN, nodes::join_token)
-        .add(Get, "/v1/nodes", operator, NODES, nodes::list)
-        .add(Get, node, operator, NODE, nodes::get)
+        .add(Post, join, owner, NEW_JOIN_TOKEN, nodes::join_token)
+        .add(Get, "/v1/nodes", reader, NODES, nodes::list)
+        .add(Get, node, reader, NODE, nodes::get)
         .add(Patch, node, operator, CHANGE_NODE, nodes::change)
         .add(Post, cordon, operator, CORDON, nodes::cordon)
         .add(Post, uncordon, operator, UNCORDON, nodes::uncordon)
@@ -146,14 +149,20 @@ const SUSPEND: Says = Says(
 );
 const RESUME: Says = Says("End a tenant's suspension", &[]);
 const OVERRIDE: Says = Says("Let another ceiling hold for a while", &[]);
-const NEW_JOIN_TOKEN: Says = Says("Make a token with which one node can enrol", &[]);
+const NEW_JOIN_TOKEN: Says = Says(
+    "Make a token with which one node can enrol; one that a tenant makes enrols a node that is its own",
+    &[Code::NotFound, Code::QuotaExceeded],
+);
 const METRICS: Says = Says("What monitoring reads, as OpenMetrics text", &[]);
-const NODES: Says = Says("All nodes", &[]);
+const NODES: Says = Says(
+    "All nodes; for a tenant, those that it enrolled itself",
+    &[],
+);
 const WITNESSES: Says = Says("What each host has seen of the ledger, cosigned by it", &[]);
 const NODE: Says = Says("One node; its tag stands for what operators set", &[]);
 const CHANGE_NODE: Says = Says(
     "Change what placement goes by; VMs that are there stay",
-    &[],
+    &[Code::FieldImmutable],
 );
 const CORDON: Says = Says(
     "Give a node no VMs from here on; those that are there stay",

@@ -62,7 +62,7 @@ pub use idempotency::{IdempotencyKey, Remembered};
 pub use ledger::{Cause, EntryFilter, NewEvent, request_cause};
 pub use log::{LogError, LogFault, LogHead};
 pub use node_policy::{ChangeNodeDenied, NodeChange};
-pub use nodes::{EnrollDenied, NewJoinToken, NodeIdentity};
+pub use nodes::{EnrollDenied, JoinTokenDenied, NewJoinToken, NodeIdentity};
 pub use operations::OperationFilter;
 pub use passports::NoPassport;
 pub use projects::{NewProject, ProjectChange, ProjectDenied};

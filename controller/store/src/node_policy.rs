@@ -35,6 +35,9 @@ pub enum ChangeNodeDenied {
     /// There is no such tenant.
     #[error("there is no tenant {0}")]
     NoTenant(TenantId),
+    /// A tenant runs the host itself, so nobody else's VMs go there.
+    #[error("the node is tenant {0}'s own")]
+    Owned(TenantId),
 }
 
 impl WriteTx<'_> {
@@ -52,6 +55,11 @@ impl WriteTx<'_> {
             && self.tenant_standing(tenant)?.is_none()
         {
             return Ok(Err(ChangeNodeDenied::NoTenant(tenant.clone())));
+        }
+        if let (Some(owner), Some(wanted)) = (&old.owned_by, &change.dedicated_to)
+            && wanted.as_ref() != Some(owner)
+        {
+            return Ok(Err(ChangeNodeDenied::Owned(owner.clone())));
         }
         let new = changed(&old, change);
         if new == old {

@@ -22,8 +22,12 @@ const FIRST_EPOCH: u64 = 1;
 
 const SELECT: &str =
     "SELECT node_id, name, last_sync_at, boot_id, agent_version, vcpus, memory_mib,
-    memory_used_mib, kvm, vms, max_vms, cordoned_at, is_reserved, dedicated_to, zone, labels, revision
+    memory_used_mib, kvm, vms, max_vms, cordoned_at, is_reserved, dedicated_to, zone, labels, revision,
+    owned_by
     FROM node";
+
+/// Nodes and unused join tokens that one tenant may have of its own at once.
+const MAX_OWN: u32 = 64;
 
 /// A join token as it is stored: never its secret.
 #[derive(Clone, Debug)]
@@ -34,6 +38,32 @@ pub struct NewJoinToken {
     pub node_name: Option<String>,
     /// Milliseconds since the epoch.
     pub expires_at: i64,
+    /// The tenant that enrols a node of its own with it; `None` for an operator.
+    pub tenant_id: Option<TenantId>,
+}
+
+/// Why a join token was not made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum JoinTokenDenied {
+    /// Its tenant does not exist.
+    #[error("the tenant does not exist")]
+    NoTenant,
+    /// The tenant has as many nodes, or tokens for some, as a tenant may have.
+    #[error("a tenant has at most {MAX_OWN} nodes of its own, unused join tokens among them")]
+    TooMany,
+}
+
+impl JoinTokenDenied {
+    /// How many a tenant may have.
+    pub const LIMIT: u32 = MAX_OWN;
+}
+
+/// A host about to become a node.
+struct NewNode<'r> {
+    name: String,
+    owner: Option<TenantId>,
+    key: &'r PublicKey,
+    request: &'r EnrollRequest,
 }
 
 /// Who a node is.
@@ -60,12 +90,22 @@ pub enum EnrollDenied {
 }
 
 impl Db<'_> {
-    /// Nodes after an id, in the order of their enrolment.
-    pub fn nodes(&self, after: &str, limit: u32) -> Result<Vec<Node>, StoreError> {
-        let sql = format!("{SELECT} WHERE node_id > ?1 ORDER BY node_id LIMIT ?2");
+    /// Nodes after an id, in the order of their enrolment: those that a tenant enrolled itself, or all if
+    /// `owner` is `None`.
+    pub fn nodes(
+        &self,
+        owner: Option<&TenantId>,
+        after: &str,
+        limit: u32,
+    ) -> Result<Vec<Node>, StoreError> {
+        let sql = format!(
+            "{SELECT} WHERE node_id > ?1 AND (?3 IS NULL OR owned_by = ?3) ORDER BY node_id LIMIT ?2"
+        );
         let mut select = self.conn.prepare_cached(&sql)?;
         let rows = select
-            .query_map((after, limit), |row| Ok(self.node_row(row)))?
+            .query_map((after, limit, owner.map(TenantId::as_str)), |row| {
+                Ok(self.node_row(row))
+            })?
             .collect::<Result<Vec<_>, _>>()?;
         rows.into_iter()
             .map(|node| self.with_the_rest(node?))
@@ -117,14 +157,21 @@ impl Db<'_> {
         Ok(Liveness::judge(last.flatten(), self.now))
     }
 
-    /// Images that some node can start, by name.
-    pub fn images(&self, after: &str, limit: u32) -> Result<Vec<Image>, StoreError> {
+    /// Images that some node can start, by name: of nodes that a tenant may be placed on, or of all if
+    /// `tenant` is `None`. What one tenant's own nodes say reaches no other tenant.
+    pub fn images(
+        &self,
+        tenant: Option<&TenantId>,
+        after: &str,
+        limit: u32,
+    ) -> Result<Vec<Image>, StoreError> {
         let mut select = self.conn.prepare_cached(
-            "SELECT name, MAX(disk_mib) FROM node_image WHERE name > ?1
+            "SELECT name, MAX(disk_mib) FROM node_image
+             WHERE name > ?1 AND (?3 IS NULL OR owned_by = '' OR owned_by = ?3)
              GROUP BY name ORDER BY name LIMIT ?2",
         )?;
         let images = select
-            .query_map((after, limit), |row| {
+            .query_map((after, limit, tenant.map(TenantId::as_str)), |row| {
                 Ok(Image {
                     name: row.get(0)?,
                     min_disk_gb: gib_of(row.get(1)?),
@@ -143,7 +190,7 @@ impl Db<'_> {
     ) -> Result<Vec<Image>, StoreError> {
         let standing = self.tenant_standing(tenant)?;
         let Some(mut allowed) = standing.and_then(|standing| standing.allowed_images) else {
-            return self.images(after, limit);
+            return self.images(Some(tenant), after, limit);
         };
         allowed.sort_unstable();
         allowed.dedup();
@@ -153,19 +200,26 @@ impl Db<'_> {
             if images.len() >= limit {
                 break;
             }
-            if let Some(min_disk_gb) = self.image_disk_gb(&name)? {
+            if let Some(min_disk_gb) = self.image_disk_gb(tenant, &name)? {
                 images.push(Image { name, min_disk_gb });
             }
         }
         Ok(images)
     }
 
-    /// Least root disk of an image, in GiB; `None` if no node has it.
-    pub(crate) fn image_disk_gb(&self, image: &str) -> Result<Option<u32>, StoreError> {
+    /// Least root disk of an image for a tenant, in GiB; `None` if no node has it for that one.
+    pub(crate) fn image_disk_gb(
+        &self,
+        tenant: &TenantId,
+        image: &str,
+    ) -> Result<Option<u32>, StoreError> {
         let largest: Option<u64> = self
             .conn
-            .prepare_cached("SELECT MAX(disk_mib) FROM node_image WHERE name = ?1")?
-            .query_row([image], |row| row.get(0))?;
+            .prepare_cached(
+                "SELECT MAX(disk_mib) FROM node_image
+                 WHERE name = ?1 AND (owned_by = '' OR owned_by = ?2)",
+            )?
+            .query_row((image, tenant.as_str()), |row| row.get(0))?;
         Ok(largest.map(gib_of))
     }
 
@@ -193,6 +247,7 @@ impl Db<'_> {
                 what: "node's labels",
             })?,
             revision: row.get(16)?,
+            owned_by: parsed_option(row.get(17)?, "tenant id")?,
             slots: BTreeMap::new(),
             log: NodeLog::default(),
         })
@@ -204,11 +259,28 @@ fn gib_of(mib: u64) -> u32 {
 }
 
 impl WriteTx<'_> {
-    /// Store a join token.
-    pub fn add_join_token(&mut self, new: &NewJoinToken, cause: &Cause) -> Result<(), StoreError> {
+    /// Store a join token. One that a tenant makes enrols a node that is that tenant's alone.
+    pub fn add_join_token(
+        &mut self,
+        new: &NewJoinToken,
+        cause: &Cause,
+    ) -> Result<Result<(), JoinTokenDenied>, StoreError> {
+        if let Some(tenant) = &new.tenant_id {
+            if self.tenant_standing(tenant)?.is_none() {
+                return Ok(Err(JoinTokenDenied::NoTenant));
+            }
+            if self
+                .own_nodes(tenant)?
+                .saturating_add(self.open_join_tokens(tenant)?)
+                >= MAX_OWN
+            {
+                return Ok(Err(JoinTokenDenied::TooMany));
+            }
+        }
         self.append(
             NewEvent {
                 event_type: "JOIN_TOKEN_ISSUED",
+                tenant_id: new.tenant_id.clone(),
                 outcome: "completed",
                 detail: object(json!({
                     "node_name": new.node_name,
@@ -219,10 +291,40 @@ impl WriteTx<'_> {
             cause,
         )?;
         self.conn.execute(
-            "INSERT INTO join_token (secret_hash, node_name, expires_at) VALUES (?1, ?2, ?3)",
-            (&new.secret_hash, &new.node_name, new.expires_at),
+            "INSERT INTO join_token (secret_hash, node_name, expires_at, tenant_id)
+             VALUES (?1, ?2, ?3, ?4)",
+            (
+                &new.secret_hash,
+                &new.node_name,
+                new.expires_at,
+                new.tenant_id.as_ref().map(TenantId::as_str),
+            ),
         )?;
-        Ok(())
+        Ok(Ok(()))
+    }
+
+    fn own_nodes(&self, tenant: &TenantId) -> Result<u32, StoreError> {
+        Ok(self
+            .conn
+            .prepare_cached("SELECT COUNT(*) FROM node WHERE owned_by = ?1")?
+            .query_row([tenant.as_str()], |row| row.get(0))?)
+    }
+
+    fn open_join_tokens(&self, tenant: &TenantId) -> Result<u32, StoreError> {
+        Ok(self
+            .conn
+            .prepare_cached(
+                "SELECT COUNT(*) FROM join_token
+                 WHERE tenant_id = ?1 AND used_by IS NULL AND expires_at > ?2",
+            )?
+            .query_row((tenant.as_str(), self.now), |row| row.get(0))?)
+    }
+
+    /// Whether a tenant that made a join token may still enrol nodes of its own.
+    fn may_enroll(&self, tenant: &TenantId) -> Result<bool, StoreError> {
+        let standing = self.tenant_standing(tenant)?;
+        Ok(standing
+            .is_some_and(|standing| !standing.is_suspended && standing.allows("node.enroll")))
     }
 
     /// Make a host a node. A repeat with the same token and key, as after a lost answer, gives the
@@ -234,17 +336,19 @@ impl WriteTx<'_> {
         request: &EnrollRequest,
         cause: &Cause,
     ) -> Result<Result<NodeIdentity, EnrollDenied>, StoreError> {
-        let token: Option<(Option<String>, i64, Option<String>)> = self
+        let token: Option<(Option<String>, i64, Option<String>, Option<String>)> = self
             .conn
             .query_row(
-                "SELECT node_name, expires_at, used_by FROM join_token WHERE secret_hash = ?1",
+                "SELECT node_name, expires_at, used_by, tenant_id FROM join_token
+                 WHERE secret_hash = ?1",
                 [secret_hash],
-                |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+                |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)),
             )
             .optional()?;
-        let Some((bound_to, expires_at, used_by)) = token else {
+        let Some((bound_to, expires_at, used_by, owner)) = token else {
             return Ok(Err(EnrollDenied::JoinToken));
         };
+        let owner: Option<TenantId> = parsed_option(owner, "tenant id")?;
         let known = self.node_of_key(key)?;
         if let Some(used_by) = used_by {
             return Ok(known
@@ -257,24 +361,46 @@ impl WriteTx<'_> {
         if bound_to.is_some_and(|name| name != request.node_name) {
             return Ok(Err(EnrollDenied::NodeName));
         }
+        if let Some(owner) = &owner
+            && !self.may_enroll(owner)?
+        {
+            return Ok(Err(EnrollDenied::JoinToken));
+        }
+        // Names of a tenant's own nodes are its own: it neither takes nor finds out another's.
+        let name = match &owner {
+            Some(owner) => format!("{owner}/{}", request.node_name),
+            None => request.node_name.clone(),
+        };
         let name_taken: bool = self.conn.query_row(
             "SELECT EXISTS (SELECT 1 FROM node WHERE name = ?1)",
-            [&request.node_name],
+            [&name],
             |row| row.get(0),
         )?;
         if name_taken || known.is_some() {
             return Ok(Err(EnrollDenied::Exists));
         }
-        self.insert_node(secret_hash, key, request, cause).map(Ok)
+        let new = NewNode {
+            name,
+            owner,
+            key,
+            request,
+        };
+        self.insert_node(secret_hash, &new, cause).map(Ok)
     }
 
     fn insert_node(
         &mut self,
         secret_hash: &[u8],
-        key: &PublicKey,
-        request: &EnrollRequest,
+        new: &NewNode<'_>,
         cause: &Cause,
     ) -> Result<NodeIdentity, StoreError> {
+        let NewNode {
+            name,
+            owner,
+            key,
+            request,
+        } = new;
+        let owner_text = owner.as_ref().map(TenantId::as_str);
         let node_id = NodeId::generate();
         self.conn.execute(
             "INSERT INTO node (node_id, name, public_key, machine_id, epoch, boot_id, agent_version,
@@ -282,7 +408,7 @@ impl WriteTx<'_> {
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
             (
                 node_id.to_string(),
-                &request.node_name,
+                name,
                 key.as_bytes().as_slice(),
                 &request.machine_id,
                 FIRST_EPOCH,
@@ -296,16 +422,21 @@ impl WriteTx<'_> {
             ),
         )?;
         self.conn.execute(
+            "UPDATE node SET owned_by = ?2, dedicated_to = ?2 WHERE node_id = ?1",
+            (node_id.to_string(), owner_text),
+        )?;
+        self.conn.execute(
             "UPDATE join_token SET used_by = ?2 WHERE secret_hash = ?1",
             (secret_hash, node_id.to_string()),
         )?;
         self.append(
             NewEvent {
                 event_type: "NODE_ENROLLED",
+                tenant_id: owner.clone(),
                 node_id: Some(node_id),
                 outcome: "completed",
                 detail: object(json!({
-                    "node_name": request.node_name,
+                    "node_name": name,
                     "public_key": key.to_base64(),
                     "agent_version": request.agent_version,
                 })),

@@ -21,6 +21,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0013_node_logs.sql"),
     include_str!("../migrations/0014_free_slots.sql"),
     include_str!("../migrations/0015_guest_tokens.sql"),
+    include_str!("../migrations/0016_own_nodes.sql"),
 ];
 
 /// The newest schema that this program knows.

@@ -208,7 +208,9 @@ impl WriteTx<'_> {
         for (name, (digest, disk_mib)) in seen {
             self.conn
                 .prepare_cached(
-                    "INSERT INTO node_image (node_id, name, digest, disk_mib) VALUES (?1, ?2, ?3, ?4)",
+                    "INSERT INTO node_image (node_id, name, digest, disk_mib, owned_by)
+                     VALUES (?1, ?2, ?3, ?4,
+                       (SELECT COALESCE(owned_by, '') FROM node WHERE node_id = ?1))",
                 )?
                 .execute((node.to_string(), name, digest, disk_mib))?;
         }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use berth_api::ids::{NodeId, ProjectId, TenantId};
-use berth_api::rest::{Tenant, VmState};
+use berth_api::rest::{ACTIONS_BY_NAME, Tenant, VmState};
 use berth_controller_core::quota::{Ceilings, Counter, QuotaScope, Resource};
 use berth_controller_core::stop::StopOrder;
 use serde_json::{Map, Value, json};
@@ -144,9 +144,10 @@ impl TenantStanding {
     /// Whether the tenant may do this, by its name in `berth_api::rest::TENANT_ACTIONS`.
     #[must_use]
     pub fn allows(&self, action: &str) -> bool {
-        self.allowed_actions
-            .as_ref()
-            .is_none_or(|allowed| allowed.iter().any(|name| name == action))
+        match &self.allowed_actions {
+            Some(allowed) => allowed.iter().any(|name| name == action),
+            None => !ACTIONS_BY_NAME.contains(&action),
+        }
     }
 
     /// Whether the tenant may use, and know of, an image.

@@ -197,7 +197,7 @@ impl Db<'_> {
             .allows_image(&shape.image)
             .then(|| shape.image.clone());
         let image_gb = match &image {
-            Some(image) => self.image_disk_gb(image)?,
+            Some(image) => self.image_disk_gb(tenant, image)?,
             None => None,
         };
         let disk_gb = shape.disk_gb.or(image_gb).unwrap_or(1);
@@ -227,7 +227,7 @@ impl Db<'_> {
         wanted: &Wanted,
     ) -> Result<Result<Option<Placement>, CreateVmDenied>, StoreError> {
         let image_gb = match &wanted.image {
-            Some(image) => self.image_disk_gb(image)?,
+            Some(image) => self.image_disk_gb(tenant, image)?,
             None => None,
         };
         if let Some(least_gb) = image_gb.filter(|least| wanted.disk_gb < *least) {

@@ -46,6 +46,8 @@ mod monitoring;
 #[cfg(test)]
 mod nodes;
 #[cfg(test)]
+mod own_nodes;
+#[cfg(test)]
 mod passports;
 #[cfg(test)]
 mod placement;

@@ -30,6 +30,8 @@ const API_FEATURES: &[&str] = &[
     "etag-if-none-match",
     "service-accounts",
     "vm-deadlines",
+    "guest-tokens",
+    "own-nodes",
 ];
 
 pub(crate) async fn healthz() -> Json<Health> {

@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use berth_api::agent::{JOIN_TOKEN_PREFIX, JoinToken};
+use berth_api::ids::TenantId;
 use berth_api::rest::{ChangeNode, CreateJoinToken, IssuedJoinToken, ListQuery, Node, Page};
 use berth_controller_core::shape::{is_name, validate_names};
 use berth_controller_store::{NewJoinToken, NodeChange};
@@ -52,15 +53,16 @@ pub(crate) async fn join_token(
     body: OptionalJson<CreateJoinToken>,
 ) -> Result<Created<IssuedJoinToken>, ApiError> {
     let key = idempotency.key(&caller, &body.bytes);
-    let (new, issued) = fresh_join_token(&app, body.value)?;
+    let owner = caller.namespace().cloned();
+    let (new, issued) = fresh_join_token(&app, owner, body.value)?;
     let cause = caller.cause();
     let done = once(
         &app,
         key,
         StatusCode::CREATED,
         move |tx| {
-            tx.add_join_token(&new, &cause)?;
-            Ok(Ok(issued))
+            let added = tx.add_join_token(&new, &cause)?;
+            Ok(added.map(|()| issued).map_err(ApiError::from))
         },
         // A secret is not kept for a replay.
         |issued| IssuedJoinToken {
@@ -76,6 +78,7 @@ pub(crate) async fn join_token(
 /// A join token with a new secret: what is stored of it, and what its holder is told.
 fn fresh_join_token(
     app: &App,
+    owner: Option<TenantId>,
     asked: CreateJoinToken,
 ) -> Result<(NewJoinToken, IssuedJoinToken), ApiError> {
     if asked
@@ -100,6 +103,7 @@ fn fresh_join_token(
         secret_hash: secret_hash(&secret),
         node_name: asked.node_name.clone(),
         expires_at: expires_at.saturating_mul(1000),
+        tenant_id: owner,
     };
     let token = JoinToken {
         controller_url: app.public_url.clone(),
@@ -119,12 +123,15 @@ fn fresh_join_token(
 
 pub(crate) async fn list(
     State(app): State<Arc<App>>,
-    _caller: Scoped,
+    caller: Scoped,
     QueryOf(query): QueryOf<ListQuery>,
 ) -> Result<Json<Page<Node>>, ApiError> {
     let limit = limit_of(query.limit)?;
     let after = query.page_token.unwrap_or_default();
-    let nodes = app.read(move |db| db.nodes(&after, limit + 1)).await?;
+    let owner = caller.namespace().cloned();
+    let nodes = app
+        .read(move |db| db.nodes(owner.as_ref(), &after, limit + 1))
+        .await?;
     Ok(page(nodes, limit, |node| node.id.to_string()))
 }
 

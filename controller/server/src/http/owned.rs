@@ -246,7 +246,7 @@ impl InPath for ServiceAccount {
     }
 }
 
-/// Nodes belong to nobody's namespace: operators alone.
+/// A node belongs to the namespace of the tenant that enrolled it, if one did.
 impl InPath for Node {
     const SEGMENT: &'static str = "node";
     const ABOUT: &'static str = "A node's id";
@@ -256,11 +256,15 @@ impl InPath for Node {
         namespace: Option<&TenantId>,
         text: &str,
     ) -> Result<Option<Self>, StoreError> {
-        for_operators(namespace, text, |id| db.node(id))
+        let Ok(id) = text.parse() else {
+            return Ok(None);
+        };
+        let node = db.node(id)?;
+        Ok(node.filter(|node| namespace.is_none() || node.owned_by.as_ref() == namespace))
     }
 }
 
-/// As nodes.
+/// Slots belong to nobody's namespace: operators alone.
 impl InPath for Slot {
     const SEGMENT: &'static str = "slot";
     const ABOUT: &'static str = "A slot's id";

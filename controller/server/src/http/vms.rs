@@ -420,7 +420,7 @@ pub(crate) async fn images(
     let images = app
         .read(move |db| match tenant {
             Some(tenant) => db.images_of(&tenant, &after, limit + 1),
-            None => db.images(&after, limit + 1),
+            None => db.images(None, &after, limit + 1),
         })
         .await?;
     Ok(page(images, limit, |image| image.name.clone()))

@@ -67,6 +67,7 @@ fn store(max_vms: u32) -> (tempfile::TempDir, Store) {
             tx.create_tenant(new_tenant("acme", max_vms), &cause)?.unwrap();
             tx.insert_project(&tenant(), &"other".parse().unwrap(), "Other", 0)?;
             let join = NewJoinToken {
+                tenant_id: None,
                 secret_hash: vec![7],
                 node_name: None,
                 expires_at: i64::MAX,

@@ -43,6 +43,7 @@ fn action_of(method: &Method, route: &str) -> Option<&'static str> {
             &Method::POST,
             "/v1/tokens" | "/v1/tenants/{tenant}/tokens" | "/v1/vms/{vm}/guest-tokens",
         ) => Some("token.issue"),
+        (&Method::POST, "/v1/nodes/join-tokens") => Some("node.enroll"),
         (_, route) if route.starts_with("/v1/vms/{vm}/console") => Some("vm.console"),
         (_, route) if is_change && route.starts_with("/v1/projects") => Some("project.change"),
         (_, _) => None,
@@ -81,6 +82,7 @@ mod tests {
             (Method::GET, "/v1/vms/{vm}/console/log"),
             (Method::POST, "/v1/tenants/{tenant}/tokens"),
             (Method::DELETE, "/v1/projects/{project}"),
+            (Method::POST, "/v1/nodes/join-tokens"),
         ];
         let found: Vec<_> = requests
             .iter()
