@@ -89,6 +89,18 @@ pub enum EnrollDenied {
     Exists,
 }
 
+/// What is known of a join token that was issued.
+struct JoinToken {
+    /// The one name that a node may have which joins with it.
+    bound_to: Option<String>,
+    /// Milliseconds since the epoch.
+    expires_at: i64,
+    /// The node that joined with it.
+    used_by: Option<String>,
+    /// The tenant whose own the node becomes.
+    owner: Option<TenantId>,
+}
+
 impl Db<'_> {
     /// Nodes after an id, in the order of their enrolment: those that a tenant enrolled itself, or all if
     /// `owner` is `None`.
@@ -327,16 +339,8 @@ impl WriteTx<'_> {
             .is_some_and(|standing| !standing.is_suspended && standing.allows("node.enroll")))
     }
 
-    /// Make a host a node. A repeat with the same token and key, as after a lost answer, gives the
-    /// same node.
-    pub fn enroll(
-        &mut self,
-        secret_hash: &[u8],
-        key: &PublicKey,
-        request: &EnrollRequest,
-        cause: &Cause,
-    ) -> Result<Result<NodeIdentity, EnrollDenied>, StoreError> {
-        let token: Option<(Option<String>, i64, Option<String>, Option<String>)> = self
+    fn join_token(&self, secret_hash: &[u8]) -> Result<Option<JoinToken>, StoreError> {
+        let token = self
             .conn
             .query_row(
                 "SELECT node_name, expires_at, used_by, tenant_id FROM join_token
@@ -346,21 +350,41 @@ impl WriteTx<'_> {
             )
             .optional()?;
         let Some((bound_to, expires_at, used_by, owner)) = token else {
+            return Ok(None);
+        };
+        Ok(Some(JoinToken {
+            bound_to,
+            expires_at,
+            used_by,
+            owner: parsed_option(owner, "tenant id")?,
+        }))
+    }
+
+    /// Make a host a node. A repeat with the same token and key, as after a lost answer, gives the
+    /// same node.
+    pub fn enroll(
+        &mut self,
+        secret_hash: &[u8],
+        key: &PublicKey,
+        request: &EnrollRequest,
+        cause: &Cause,
+    ) -> Result<Result<NodeIdentity, EnrollDenied>, StoreError> {
+        let Some(token) = self.join_token(secret_hash)? else {
             return Ok(Err(EnrollDenied::JoinToken));
         };
-        let owner: Option<TenantId> = parsed_option(owner, "tenant id")?;
         let known = self.node_of_key(key)?;
-        if let Some(used_by) = used_by {
+        if let Some(used_by) = token.used_by {
             return Ok(known
                 .filter(|node| node.node_id.to_string() == used_by)
                 .ok_or(EnrollDenied::JoinToken));
         }
-        if self.now >= expires_at {
+        if self.now >= token.expires_at {
             return Ok(Err(EnrollDenied::JoinToken));
         }
-        if bound_to.is_some_and(|name| name != request.node_name) {
+        if token.bound_to.is_some_and(|name| name != request.node_name) {
             return Ok(Err(EnrollDenied::NodeName));
         }
+        let owner = token.owner;
         if let Some(owner) = &owner
             && !self.may_enroll(owner)?
         {

@@ -74,11 +74,12 @@ fn apart_and_together(programs: &[Program]) -> (BTreeSet<&str>, BTreeSet<&str>) 
         .iter()
         .filter(|program| program.linkage == Linkage::Dynamic);
     let (apart, together): (Vec<_>, Vec<_>) = dynamic.partition(|program| program.apart);
-    let packages = |programs: Vec<&'_ Program>| {
-        let packages = programs.into_iter().map(|program| program.package.as_str());
-        packages.collect()
-    };
-    (packages(apart), packages(together))
+    (packages_of(apart), packages_of(together))
+}
+
+fn packages_of(programs: Vec<&Program>) -> BTreeSet<&str> {
+    let packages = programs.into_iter().map(|program| program.package.as_str());
+    packages.collect()
 }
 
 /// What only a program with fail points looks for in its environment.
