@@ -51,6 +51,7 @@ mod vm_create;
 mod vm_events;
 mod vm_plan;
 mod vms;
+mod witnessed;
 mod writer;
 
 pub use accounts::{AccountChange, AccountDenied, AccountStanding, NewServiceAccount};
