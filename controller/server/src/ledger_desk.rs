@@ -4,11 +4,12 @@
 //! Changes are answered as soon as they are committed; this desk follows the head some milliseconds
 //! behind, as one fsync of the anchor serves all that were committed meanwhile.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use berth_api::rest::WitnessStatus;
-use berth_controller_store::{LogHead, Store};
+use berth_controller_store::{LogHead, Store, StoreError, WriteTx};
 use berth_ledger::checkpoint::SignedCheckpoint;
 use berth_ledger::merkle::Hash;
 use berth_ledger::note::{KeyName, Note};
@@ -58,12 +59,13 @@ pub(crate) struct LedgerDesk {
     moved: Notify,
     anchoring: Mutex<()>,
     witnesses: Witnesses,
-    contradiction: watch::Sender<Option<String>>,
+    /// The witnesses that have seen what this log does not have, and what each has seen.
+    contradictions: watch::Sender<BTreeMap<String, String>>,
 }
 
 impl LedgerDesk {
-    /// Compare the database with its anchor, and show what it has.
-    /// What is anchored then was shown before witnesses were waited for, or was to be.
+    /// Compare the database with its anchor, and show what it has; where a quorum of witnesses is waited for,
+    /// what was shown last. Without such, the head: it was shown before there was a quorum to wait for.
     pub(crate) fn open(
         store: Arc<Store>,
         anchor: Anchor,
@@ -72,15 +74,17 @@ impl LedgerDesk {
         anchor.check(&store)?;
         let head: Shown = store.read(|db| db.log_head())?.into();
         anchor.write(&head.note)?;
+        let shown = shown_last(&store, &witnesses, &head)?;
+        let contradictions = contradictions(&store, &witnesses, &head.origin)?;
         Ok(Self {
             store,
             anchor,
-            anchored: watch::Sender::new(head.clone()),
-            shown: watch::Sender::new(head),
+            anchored: watch::Sender::new(head),
+            shown: watch::Sender::new(shown),
             moved: Notify::new(),
             anchoring: Mutex::new(()),
             witnesses,
-            contradiction: watch::Sender::new(None),
+            contradictions: watch::Sender::new(contradictions),
         })
     }
 
@@ -91,7 +95,7 @@ impl LedgerDesk {
 
     /// Whether a witness has seen what this log does not have: nothing is signed any more.
     pub(crate) fn is_contradicted(&self) -> bool {
-        self.contradiction.borrow().is_some()
+        !self.contradictions.borrow().is_empty()
     }
 
     /// Put what is anchored before the witnesses, until the future is dropped.
@@ -115,37 +119,104 @@ impl LedgerDesk {
 
     /// Whether somebody is to be asked again.
     async fn round(&self, newest: Shown) -> bool {
-        let opened = KeyName::new(&newest.origin).ok().and_then(|origin| {
-            let keys = self.store.ledger_keys().iter();
-            let vkeys: Vec<_> = keys
-                .map(|key| LogHead::vkey_of(origin.clone(), key))
-                .collect();
-            SignedCheckpoint::open(newest.note.as_bytes(), &vkeys).ok()
-        });
-        let Some(signed) = opened else {
+        let Some(signed) = opened(&self.store, &newest.origin, &newest.note) else {
             tracing::error!("what was anchored is no checkpoint by the ledger's key");
             return true;
         };
         let mut note: Note = signed.note().clone();
         let round = self.witnesses.ask(&self.store, signed).await;
-        if let Some(reason) = round.contradiction {
-            tracing::error!("nothing is signed any more: {reason}");
-            self.contradiction.send_replace(Some(reason));
+        let origin = &newest.origin;
+        self.note_contradictions(origin, round.contradictions, &round.cosigners)
+            .await;
+        if self.is_contradicted() {
             return true;
         }
         let cosignatures = round.lines.len();
         round.lines.into_iter().for_each(|line| note.add(line));
         if self.witnesses.is_quorum(cosignatures) {
             let note = note.to_string();
+            let cosigned = Shown { note, ..newest };
+            if !self.keep(&cosigned).await {
+                return true;
+            }
             self.shown.send_if_modified(|shown| {
-                let is_newer = shown.size <= newest.size && shown.note != note;
+                let is_newer = shown.size <= cosigned.size && shown.note != cosigned.note;
                 if is_newer {
-                    *shown = Shown { note, ..newest };
+                    *shown = cosigned;
                 }
                 is_newer
             });
         }
         round.is_incomplete
+    }
+
+    /// Where a quorum is waited for, what it has cosigned is kept before anybody sees it: a restart shows
+    /// nothing older and nothing that was not cosigned.
+    async fn keep(&self, cosigned: &Shown) -> bool {
+        if !self.witnesses.are_waited_for() {
+            return true;
+        }
+        let Shown {
+            origin, size, note, ..
+        } = cosigned.clone();
+        self.write(move |tx| tx.keep_shown(&origin, size, &note))
+            .await
+    }
+
+    /// What witnesses contradict is kept, until each of those cosigns the log again.
+    async fn note_contradictions(
+        &self,
+        origin: &str,
+        found: Vec<(String, String)>,
+        cosigners: &[String],
+    ) {
+        for (witness, reason) in found {
+            let known = self.contradictions.borrow().get(&witness).cloned();
+            if known.as_ref() == Some(&reason) {
+                continue;
+            }
+            tracing::error!(witness, "nothing is changed any more: {reason}");
+            self.contradictions
+                .send_modify(|all| drop(all.insert(witness.clone(), reason.clone())));
+            let origin = origin.to_owned();
+            // It holds without the disk for as long as this process lives.
+            self.write(move |tx| tx.keep_contradiction(&origin, &witness, &reason))
+                .await;
+        }
+        for witness in cosigners {
+            if !self.contradictions.borrow().contains_key(witness) {
+                continue;
+            }
+            let (origin, key) = (origin.to_owned(), witness.clone());
+            if self
+                .write(move |tx| tx.end_contradiction(&origin, &key))
+                .await
+            {
+                tracing::warn!(
+                    witness,
+                    "the witness cosigns the ledger again: changes go on"
+                );
+                self.contradictions
+                    .send_modify(|all| drop(all.remove(witness)));
+            }
+        }
+    }
+
+    /// Whether it is on the disk.
+    async fn write(
+        &self,
+        change: impl FnOnce(&mut WriteTx<'_>) -> Result<(), StoreError> + Send + 'static,
+    ) -> bool {
+        let store = Arc::clone(&self.store);
+        match tokio::task::spawn_blocking(move || store.write(change)).await {
+            Ok(Ok(())) => return true,
+            Ok(Err(error)) => {
+                let cause = anyhow::Error::new(error);
+                tracing::error!("what witnesses said was not kept: {cause:#}");
+            }
+            Err(error) => tracing::error!(%error, "keeping what witnesses said panicked"),
+        }
+        false
     }
 
     /// The newest checkpoint that others may see.
@@ -224,4 +295,65 @@ impl LedgerDesk {
         }
         Ok(())
     }
+}
+
+/// A checkpoint by a key of this log.
+fn opened(store: &Store, origin: &str, note: &str) -> Option<SignedCheckpoint> {
+    let origin = KeyName::new(origin).ok()?;
+    let keys = store.ledger_keys().iter();
+    let vkeys: Vec<_> = keys
+        .map(|key| LogHead::vkey_of(origin.clone(), key))
+        .collect();
+    SignedCheckpoint::open(note.as_bytes(), &vkeys).ok()
+}
+
+/// What to show first. What was shown last and is not of this log, or by a key that is dropped, is no use.
+fn shown_last(store: &Store, witnesses: &Witnesses, head: &Shown) -> Result<Shown, StoreError> {
+    let kept = store.read(|db| db.shown_note())?;
+    if !witnesses.are_waited_for() {
+        if kept.is_some() {
+            store.write(|tx| tx.forget_shown())?;
+        }
+        return Ok(head.clone());
+    }
+    if let Some(note) = kept
+        && let Some(signed) = opened(store, &head.origin, &note)
+        && signed.checkpoint().size <= head.size
+    {
+        let (size, root) = (signed.checkpoint().size, signed.checkpoint().root);
+        if store.read(|db| db.root_at(size))? == root {
+            let origin = head.origin.clone();
+            return Ok(Shown {
+                origin,
+                size,
+                root,
+                note,
+            });
+        }
+    }
+    let Shown {
+        origin, size, note, ..
+    } = head.clone();
+    store.write(move |tx| tx.keep_shown(&origin, size, &note))?;
+    Ok(head.clone())
+}
+
+/// What was found before this start. A witness that is not asked any more does not count.
+fn contradictions(
+    store: &Store,
+    witnesses: &Witnesses,
+    origin: &str,
+) -> Result<BTreeMap<String, String>, StoreError> {
+    let kept = store.read(|db| db.contradictions(origin))?;
+    let counted = kept
+        .into_iter()
+        .filter(|(witness, _)| witnesses.has(witness));
+    let counted: BTreeMap<_, _> = counted.collect();
+    for (witness, reason) in &counted {
+        tracing::error!(
+            witness,
+            "nothing is changed, as before this start: {reason}"
+        );
+    }
+    Ok(counted)
 }

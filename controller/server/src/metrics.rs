@@ -18,6 +18,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use crate::ledger_desk::Shown;
+use crate::publisher::Progress;
 
 /// What [`Metrics::page`] is, as HTTP calls it.
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -108,18 +109,28 @@ impl Metrics {
     pub(crate) fn page(
         &self,
         gauges: &Gauges,
-        shown: &Shown,
-        witnesses: &[WitnessStatus],
+        ledger: &LedgerGauges,
     ) -> Result<String, fmt::Error> {
         let mut page = String::new();
         encode_registry(&mut page, &self.registry)?;
-        encode_registry(&mut page, &what_there_is(gauges, shown, witnesses))?;
+        encode_registry(&mut page, &what_there_is(gauges, ledger))?;
         encode_eof(&mut page)?;
         Ok(page)
     }
 }
 
-fn what_there_is(gauges: &Gauges, shown: &Shown, witnesses: &[WitnessStatus]) -> Registry {
+/// How the ledger stands.
+#[derive(Debug)]
+pub(crate) struct LedgerGauges {
+    /// What others may see.
+    pub(crate) shown: Shown,
+    /// Who cosigns it.
+    pub(crate) witnesses: Vec<WitnessStatus>,
+    /// How far the public copy is, if there is one.
+    pub(crate) publication: Option<Progress>,
+}
+
+fn what_there_is(gauges: &Gauges, ledger: &LedgerGauges) -> Registry {
     let mut registry = Registry::with_prefix("berth");
     let mut add = |name, help, values: Vec<(Labels, u64)>| {
         let family = Family::<Labels, Gauge>::default();
@@ -179,7 +190,7 @@ fn what_there_is(gauges: &Gauges, shown: &Shown, witnesses: &[WitnessStatus]) ->
         vec![(vec![("version", env!("CARGO_PKG_VERSION").to_owned())], 1)],
     );
     let of_witnesses = |value: fn(&WitnessStatus) -> u64| {
-        let all = witnesses.iter().map(move |witness| {
+        let all = ledger.witnesses.iter().map(move |witness| {
             let labels = vec![("witness", witness.name.clone())];
             (labels, value(witness))
         });
@@ -195,13 +206,28 @@ fn what_there_is(gauges: &Gauges, shown: &Shown, witnesses: &[WitnessStatus]) ->
         "Whether a witness cosigned when it was asked last",
         of_witnesses(|witness| u64::from(witness.problem.is_none())),
     );
-    let entries = Gauge::<i64>::default();
-    entries.set(number(shown.size));
-    registry.register(
+    let mut add = |name, help, value| {
+        let gauge = Gauge::<i64>::default();
+        gauge.set(value);
+        registry.register(name, help, gauge);
+    };
+    add(
         "ledger_entries",
         "Entries of the ledger that others were shown",
-        entries,
+        number(ledger.shown.size),
     );
+    if let Some(publication) = ledger.publication {
+        add(
+            "ledger_published_entries",
+            "Entries of the ledger that are in its public copy",
+            number(publication.size.unwrap_or(0)),
+        );
+        add(
+            "ledger_publication_up",
+            "Whether the public copy could be written when that was tried last",
+            i64::from(!publication.is_failing),
+        );
+    }
     registry
 }
 
@@ -252,13 +278,20 @@ mod tests {
             pending_tasks: BTreeMap::from([("vm_create".to_owned(), 5)]),
             quotas: vec![quota("vms", Some(10)), quota("vcpus", None)],
         };
-        let shown = Shown {
-            origin: "ledger.example/e1".to_owned(),
-            size: 99,
-            root: Hash([0; 32]),
-            note: String::new(),
+        let ledger = LedgerGauges {
+            shown: Shown {
+                origin: "ledger.example/e1".to_owned(),
+                size: 99,
+                root: Hash([0; 32]),
+                note: String::new(),
+            },
+            witnesses: Vec::new(),
+            publication: Some(Progress {
+                size: Some(90),
+                is_failing: true,
+            }),
         };
-        let page = metrics.page(&gauges, &shown, &[]).unwrap();
+        let page = metrics.page(&gauges, &ledger).unwrap();
         for line in [
             r#"berth_http_requests_total{method="get",route="/v1/vms/{vm}",code="200"} 2"#,
             r#"berth_http_request_seconds_bucket{le="0.0025",method="get",route="/v1/vms/{vm}"} 1"#,
@@ -271,10 +304,18 @@ mod tests {
             r#"berth_quota_limit{tenant="acme",resource="vms"} 10"#,
             r#"berth_quota_used{tenant="acme",resource="vcpus"} 4"#,
             "berth_ledger_entries 99",
+            "berth_ledger_published_entries 90",
+            "berth_ledger_publication_up 0",
         ] {
             assert!(page.lines().any(|found| found == line), "{line}\n{page}");
         }
         assert!(!page.contains(r#"berth_quota_limit{tenant="acme",resource="vcpus"}"#));
         assert!(page.ends_with("# EOF\n"));
+        let unpublished = LedgerGauges {
+            publication: None,
+            ..ledger
+        };
+        let page = metrics.page(&gauges, &unpublished).unwrap();
+        assert!(!page.contains("publi"), "{page}");
     }
 }

@@ -67,8 +67,10 @@ struct State {
 pub(crate) struct Round {
     /// The cosignatures of the checkpoint.
     pub(crate) lines: Vec<SignatureLine>,
-    /// A witness has seen what this log does not have.
-    pub(crate) contradiction: Option<String>,
+    /// The witnesses that have seen what this log does not have, by their keys, and what each has seen.
+    pub(crate) contradictions: Vec<(String, String)>,
+    /// The keys of those that have cosigned.
+    pub(crate) cosigners: Vec<String>,
     /// Somebody has to be asked again.
     pub(crate) is_incomplete: bool,
 }
@@ -131,6 +133,13 @@ impl Witnesses {
         self.all.is_empty()
     }
 
+    /// Whether one has this key.
+    pub(crate) fn has(&self, key: &str) -> bool {
+        self.all
+            .iter()
+            .any(|witness| witness.vkey.to_string() == key)
+    }
+
     /// Whether nothing may be shown that they have not cosigned.
     pub(crate) fn are_waited_for(&self) -> bool {
         self.quorum > 0
@@ -164,14 +173,19 @@ impl Witnesses {
             .collect();
         let mut round = Round {
             lines: Vec::new(),
-            contradiction: None,
+            contradictions: Vec::new(),
+            cosigners: Vec::new(),
             is_incomplete: false,
         };
-        for answer in asked {
+        for (witness, answer) in self.all.iter().zip(asked) {
+            let key = witness.vkey.to_string();
             match answer.await {
-                Ok(Ok(line)) => round.lines.push(line),
+                Ok(Ok(line)) => {
+                    round.lines.push(line);
+                    round.cosigners.push(key);
+                }
                 Ok(Err(error @ (AskError::RolledBack { .. } | AskError::Forked))) => {
-                    round.contradiction = Some(error.to_string());
+                    round.contradictions.push((key, error.to_string()));
                 }
                 Ok(Err(_)) | Err(_) => round.is_incomplete = true,
             }

@@ -22,6 +22,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0014_free_slots.sql"),
     include_str!("../migrations/0015_guest_tokens.sql"),
     include_str!("../migrations/0016_own_nodes.sql"),
+    include_str!("../migrations/0017_witnessed.sql"),
 ];
 
 /// The newest schema that this program knows.

@@ -14,6 +14,8 @@ use berth_ledger::note::{KeyName, Vkey};
 use berth_ledger::witness::{AddCheckpoint, Refusal, Seen};
 use serde_json::Value;
 
+use crate::crashes::copy_database;
+use crate::database::TestDatabase;
 use crate::harness::{Controller, tenant_body};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -176,11 +178,16 @@ fn what_a_witness_cosigns_is_served_and_one_that_is_away_stops_nothing() {
 #[test]
 fn where_a_quorum_is_asked_for_nothing_is_shown_before_it_has_cosigned() {
     let witness = Witness::start();
-    let controller = Controller::serve_configured(&witness.settings(1), "127.0.0.1:0");
+    let mut controller = Controller::serve_configured(&witness.settings(1), "127.0.0.1:0");
     let keys = [witness.vkey.clone()];
     let before = until(&controller, |head| cosigners(head, &keys) == 1);
     witness.change(|state| state.is_away = true);
     let index = change(&controller, "acme");
+    until(&controller, |head| {
+        head["witnesses"][0]["problem"] == "unreachable"
+    });
+    assert_eq!(head(&controller)["checkpoint"], before["checkpoint"]);
+    controller.kill_and_restart();
     until(&controller, |head| {
         head["witnesses"][0]["problem"] == "unreachable"
     });
@@ -194,7 +201,7 @@ fn where_a_quorum_is_asked_for_nothing_is_shown_before_it_has_cosigned() {
 #[test]
 fn a_witness_that_has_seen_more_ends_all_changes() {
     let witness = Witness::start();
-    let controller = Controller::serve_configured(&witness.settings(0), "127.0.0.1:0");
+    let mut controller = Controller::serve_configured(&witness.settings(0), "127.0.0.1:0");
     until(&controller, |head| {
         head["witnesses"][0]["cosigned_size"].is_u64()
     });
@@ -219,6 +226,89 @@ fn a_witness_that_has_seen_more_ends_all_changes() {
     // Whoever looks is still told.
     controller.admin().get("/v1/tenants/acme").expect(200);
     assert_eq!(controller.stranger().get("/readyz").status, 503);
+
+    // A restart does not forget it, though the witness says nothing now.
+    witness.change(|state| state.is_away = true);
+    controller.kill_and_restart();
+    let other = || {
+        controller
+            .admin()
+            .post("/v1/tenants", &tenant_body("other", 1))
+    };
+    other().refused(503, "audit_unavailable");
+    // It ends with the witness's own word.
+    witness.change(|state| {
+        state.is_away = false;
+        state.seen = Seen::default();
+    });
+    until(&controller, |head| {
+        head["witnesses"][0]["cosigned_size"].is_u64()
+    });
+    let begun = Instant::now();
+    while other().status == 503 {
+        assert!(begun.elapsed() < PATIENCE, "it never ends");
+        std::thread::yield_now();
+    }
+    controller.admin().get("/v1/tenants/other").expect(200);
+}
+
+#[test]
+fn a_witness_that_is_not_asked_any_more_ends_nothing() {
+    let witness = Witness::start();
+    let mut controller = Controller::serve_configured(&witness.settings(0), "127.0.0.1:0");
+    witness.change(|state| {
+        state.seen = Seen {
+            size: 1_000_000,
+            root: Hash::of_bytes(b"of another history"),
+        };
+    });
+    change_or_not(&controller, "acme");
+    until(&controller, |head| {
+        head["witnesses"][0]["problem"] == "rolled_back"
+    });
+    controller.kill();
+    let place = controller.folder().join("controller.toml");
+    let settings = std::fs::read_to_string(&place).unwrap();
+    std::fs::write(&place, settings.replace(&witness.settings(0), "")).unwrap();
+    controller.restart();
+    change(&controller, "other");
+}
+
+/// Changes may have ended before this one.
+fn change_or_not(controller: &Controller, name: &str) {
+    let admin = controller.admin();
+    let answer = admin.post("/v1/tenants", &tenant_body(name, 1));
+    assert!([201, 503].contains(&answer.status), "{}", answer.text);
+}
+
+/// Yesterday's database without the anchor that would tell: its witness has seen today's.
+#[test]
+fn a_restored_database_without_its_anchor_is_stopped_by_its_witness() {
+    let witness = Witness::start();
+    let settings = witness.settings(0);
+    let mut controller = Controller::configured_on(TestDatabase::sqlite, &settings, "127.0.0.1:0");
+    let cosigned = |index: u64| {
+        move |head: &Value| head["witnesses"][0]["cosigned_size"].as_u64() > Some(index)
+    };
+    let first = change(&controller, "first");
+    until(&controller, cosigned(first));
+    controller.kill();
+    let yesterday = tempfile::tempdir().unwrap();
+    copy_database(controller.folder(), yesterday.path());
+    controller.restart();
+    let second = change(&controller, "second");
+    until(&controller, cosigned(second));
+    controller.kill();
+    copy_database(yesterday.path(), controller.folder());
+    std::fs::remove_dir_all(controller.folder().join("anchor")).unwrap();
+    controller.restart();
+    let head = until(&controller, |head| {
+        head["witnesses"][0]["problem"] == "rolled_back"
+    });
+    assert!(head["size"].as_u64() <= Some(second), "{head}");
+    let admin = controller.admin();
+    let refused = admin.post("/v1/tenants", &tenant_body("third", 1));
+    refused.refused(503, "audit_unavailable");
 }
 
 #[test]

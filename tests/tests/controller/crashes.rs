@@ -243,7 +243,7 @@ fn init_twice_changes_nothing() {
 }
 
 /// Copy the database's files into another folder, or back. Nobody has them open.
-fn copy_database(from: &std::path::Path, to: &std::path::Path) {
+pub(crate) fn copy_database(from: &std::path::Path, to: &std::path::Path) {
     for name in ["berth.db", "berth.db-wal", "berth.db-shm"] {
         let target = to.join(name);
         if target.exists() {

@@ -15,7 +15,8 @@ use crate::app::App;
 use crate::http::describe::{Answers, Sheet};
 use crate::http::gate::Scoped;
 use crate::http::tokens::rfc3339_s;
-use crate::metrics::CONTENT_TYPE;
+use crate::metrics::{CONTENT_TYPE, LedgerGauges};
+use crate::publisher::Publisher;
 
 /// What clients may ask for by name; grows, never shrinks.
 const API_FEATURES: &[&str] = &[
@@ -67,9 +68,12 @@ pub(crate) async fn readyz(State(app): State<Arc<App>>) -> Ready {
 /// What monitoring reads.
 pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Result<MetricsPage, ApiError> {
     let gauges = app.read(|db| db.gauges()).await?;
-    let page = app
-        .metrics
-        .page(&gauges, &app.ledger.shown(), &app.ledger.witnesses());
+    let ledger = LedgerGauges {
+        shown: app.ledger.shown(),
+        witnesses: app.ledger.witnesses(),
+        publication: app.publisher.as_ref().map(Publisher::progress),
+    };
+    let page = app.metrics.page(&gauges, &ledger);
     page.map(MetricsPage).map_err(|_| ApiError::internal())
 }
 
