@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::{Context as _, Result, ensure};
+
 /// The folder that holds the workspace's `Cargo.toml`.
 #[must_use]
 pub fn root() -> PathBuf {
@@ -19,4 +21,21 @@ pub fn build_dir() -> PathBuf {
 #[must_use]
 pub fn target_dir() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
+/// A program of the workspace that cargo built beside the running test. A test does not build it: what
+/// is built alone is built with other features, and everything below it twice.
+///
+/// # Errors
+/// If it is not there; the message says how to build it.
+pub fn program_beside_test(name: &str) -> Result<PathBuf> {
+    let test = std::env::current_exe().context("finding the running test")?;
+    let built = test.parent().and_then(Path::parent);
+    let program = built.context("a test lies in target/*/deps")?.join(name);
+    ensure!(
+        program.exists(),
+        "{} is missing; build it with `cargo build --workspace --bins`",
+        program.display()
+    );
+    Ok(program)
 }

@@ -1,8 +1,9 @@
 //! Builds the programs with cargo, and says where they are.
 
+use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use berth_tests::{command, workspace};
 
 /// Runs a command with its output in `build/logs/<log>.log`.
@@ -30,4 +31,24 @@ pub(crate) fn cargo_command() -> Command {
         }
     }
     cargo
+}
+
+/// Builds all programs and all test programs of the workspace for debugging; the file in which cargo
+/// tells of each in JSON.
+///
+/// Cargo builds what is selected with the features that the selection asks for: a call for a few
+/// packages builds most of what is below them once more. So there is one selection for all.
+///
+/// # Errors
+/// If something does not compile; the message quotes the log.
+pub(crate) fn everything() -> Result<PathBuf> {
+    let log = workspace::build_dir().join("logs/build-debug.log");
+    if log.exists() {
+        std::fs::remove_file(&log).with_context(|| format!("removing {}", log.display()))?;
+    }
+    let mut cargo = cargo_command();
+    cargo.args(["build", "--workspace", "--lib", "--bins", "--tests"]);
+    cargo.args(["--locked", "--message-format", "json-render-diagnostics"]);
+    command::run_logged(&mut cargo, &log)?;
+    Ok(log)
 }

@@ -155,7 +155,7 @@ pub(crate) fn lab_programs() -> Result<PathBuf> {
 /// # Errors
 /// If cargo fails; the message quotes its log.
 pub(crate) fn failing_agent() -> Result<PathBuf> {
-    programs::build_failing_agent()
+    programs::build_failing_agent(&Manifest::read(&workspace::root())?.programs)
 }
 
 /// Makes the .debs from the programs that were built last.

@@ -42,6 +42,7 @@ use crate::app::App;
 use gate::Access;
 use table::Method::{Delete, Get, Patch, Post, Put};
 use table::{Says, Table};
+pub(crate) use tokens::rfc3339_s;
 
 /// The whole service.
 pub(crate) fn router(app: Arc<App>) -> Router {

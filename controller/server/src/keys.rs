@@ -164,7 +164,7 @@ pub(crate) fn write_once(path: &Path, content: &[u8]) -> anyhow::Result<()> {
 }
 
 /// Write a file that only its owner can read: whole and on disk, or as it was.
-fn write(path: &Path, content: &[u8]) -> anyhow::Result<()> {
+pub(crate) fn write(path: &Path, content: &[u8]) -> anyhow::Result<()> {
     let temporary = path.with_extension("new");
     match std::fs::remove_file(&temporary) {
         Ok(()) => {}

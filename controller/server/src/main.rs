@@ -11,6 +11,7 @@ mod console_desk;
 mod door;
 mod follow;
 mod http;
+mod join_tokens;
 mod keys;
 mod ledger_desk;
 mod ledger_key_changes;
@@ -25,6 +26,7 @@ mod publisher;
 mod rates;
 mod recount;
 mod serve;
+mod single_tenant;
 mod streams;
 mod tiers;
 mod tls;
@@ -54,7 +56,7 @@ struct Arguments {
 #[derive(Subcommand, Debug)]
 enum Command {
     /// Make what is missing: database, keys, the first administrator token. Repeatable.
-    Init,
+    Init(offline::InitOptions),
     /// Serve the API.
     Serve(serve::ServeOptions),
     /// Mint one more administrator token and print it.
@@ -113,7 +115,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let database = config.database(&arguments.state_dir.join("berth.db"))?;
     let state = offline::StateDir::new(arguments.state_dir, database);
     match arguments.command {
-        Command::Init => offline::init(&state),
+        Command::Init(options) => offline::init(&state, &config, &options),
         Command::AdminToken { days, scope } => offline::admin_token(&state, days, scope.parse()?),
         Command::VerifyLedger => offline::verify_ledger(&state),
         Command::NewEpoch { reason } => offline::new_epoch(&state, &config, &reason),

@@ -5,16 +5,18 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
-use berth_api::ids::TokenId;
+use berth_api::ids::{ControllerId, TenantId, TokenId};
 use berth_api::rest::AuditActor;
 use berth_controller_store::{Cause, Database, Keys, NewEvent, NewTokenRecord, Store};
 use berth_ledger::keys::SigningKey;
 use berth_token::{MAX_DELEGATIONS, NewLink, RootKey, Scope, ScopeSet, SubjectKey};
+use serde::Serialize;
 
 use crate::anchor::Anchor;
 use crate::config::Config;
 use crate::keys::{self, KeyRing, private_folder, write_once};
 use crate::ledger_key_changes;
+use crate::single_tenant::{self, SingleTenant};
 
 /// How long the first administrator token is valid, in days.
 const FIRST_TOKEN_DAYS: u16 = 365;
@@ -41,7 +43,12 @@ impl StateDir {
     }
 
     fn admin_token(&self) -> PathBuf {
-        self.path.join("admin.token")
+        self.file("admin.token")
+    }
+
+    /// A file beside the database.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
     }
 
     /// Where the newest checkpoint is kept.
@@ -64,8 +71,34 @@ impl StateDir {
     }
 }
 
+/// Options of `init`.
+#[derive(clap::Args, Clone, Copy, Debug)]
+pub(crate) struct InitOptions {
+    /// Also make the tenant `default`, a token of its administrator and a join token, for those who share
+    /// with nobody; what has expired of it is made anew
+    #[arg(long)]
+    single_tenant: bool,
+    /// Say what there is as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What `init` says.
+#[derive(Debug, Serialize)]
+struct Ready<'s> {
+    controller_id: ControllerId,
+    state_dir: &'s Path,
+    admin_token_file: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tenant: Option<SingleTenant>,
+}
+
 /// Make what is missing. Repeatable: what exists stays as it is.
-pub(crate) fn init(state: &StateDir) -> anyhow::Result<ExitCode> {
+pub(crate) fn init(
+    state: &StateDir,
+    config: &Config,
+    options: &InitOptions,
+) -> anyhow::Result<ExitCode> {
     private_folder(state.path())?;
     KeyRing::ensure(&state.keys())?;
     let id = Store::init(&state.database)?;
@@ -74,11 +107,27 @@ pub(crate) fn init(state: &StateDir) -> anyhow::Result<ExitCode> {
         let token = mint_operator(&keys, &store, FIRST_TOKEN_DAYS, Scope::PlatformAdmin)?;
         write_once(&state.admin_token(), token.as_bytes())?;
     }
+    let ready = Ready {
+        controller_id: id,
+        state_dir: state.path(),
+        admin_token_file: state.admin_token(),
+        tenant: options
+            .single_tenant
+            .then(|| single_tenant::ensure(state, config))
+            .transpose()?,
+    };
+    if options.json {
+        say(&serde_json::to_string_pretty(&ready)?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     say(&format!(
         "controller {id} is ready in {}\nadministrator token: {}",
         state.path().display(),
-        state.admin_token().display()
+        ready.admin_token_file.display()
     ))?;
+    if let Some(tenant) = &ready.tenant {
+        say(&tenant.to_string())?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -91,11 +140,22 @@ pub(crate) fn admin_token(state: &StateDir, days: u16, scope: Scope) -> anyhow::
 
 /// The holder of an operator's token is a key that nobody keeps: it is a bearer token.
 fn mint_operator(keys: &KeyRing, store: &Store, days: u16, scope: Scope) -> anyhow::Result<String> {
+    mint(keys, store, None, days, scope)
+}
+
+/// As an operator's; of a tenant if one is named.
+pub(crate) fn mint(
+    keys: &KeyRing,
+    store: &Store,
+    tenant: Option<TenantId>,
+    days: u16,
+    scope: Scope,
+) -> anyhow::Result<String> {
     let holder = SubjectKey::from_bytes(SigningKey::generate()?.public().as_bytes())?;
     let now = jiff::Timestamp::now().as_second();
     let link = NewLink {
         token_id: TokenId::generate(),
-        tenant: None,
+        tenant: tenant.clone(),
         holder,
         scopes: ScopeSet::new([scope])?,
         resources: None,
@@ -107,7 +167,7 @@ fn mint_operator(keys: &KeyRing, store: &Store, days: u16, scope: Scope) -> anyh
     let token = RootKey::new(&keys.token, store.controller_id())?.mint(&link)?;
     let record = NewTokenRecord {
         token_id: link.token_id,
-        tenant_id: None,
+        tenant_id: tenant,
         scope: link.scopes.to_texts(),
         resources: None,
         requires_pop: false,
@@ -123,7 +183,7 @@ fn mint_operator(keys: &KeyRing, store: &Store, days: u16, scope: Scope) -> anyh
 }
 
 /// Whoever may enter the state directory.
-fn at_the_console() -> Cause {
+pub(crate) fn at_the_console() -> Cause {
     Cause {
         actor: AuditActor {
             kind: "operator".to_owned(),

@@ -1,4 +1,4 @@
-//! Nodes, their join tokens, their images.
+//! Nodes, their enrolment, their images.
 
 use std::collections::BTreeMap;
 
@@ -25,38 +25,6 @@ const SELECT: &str =
     memory_used_mib, kvm, vms, max_vms, cordoned_at, is_reserved, dedicated_to, zone, labels, revision,
     owned_by
     FROM node";
-
-/// Nodes and unused join tokens that one tenant may have of its own at once.
-const MAX_OWN: u32 = 64;
-
-/// A join token as it is stored: never its secret.
-#[derive(Clone, Debug)]
-pub struct NewJoinToken {
-    /// SHA-256 of the secret.
-    pub secret_hash: Vec<u8>,
-    /// The only name that may enrol with it.
-    pub node_name: Option<String>,
-    /// Milliseconds since the epoch.
-    pub expires_at: i64,
-    /// The tenant that enrols a node of its own with it; `None` for an operator.
-    pub tenant_id: Option<TenantId>,
-}
-
-/// Why a join token was not made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum JoinTokenDenied {
-    /// Its tenant does not exist.
-    #[error("the tenant does not exist")]
-    NoTenant,
-    /// The tenant has as many nodes, or tokens for some, as a tenant may have.
-    #[error("a tenant has at most {MAX_OWN} nodes of its own, unused join tokens among them")]
-    TooMany,
-}
-
-impl JoinTokenDenied {
-    /// How many a tenant may have.
-    pub const LIMIT: u32 = MAX_OWN;
-}
 
 /// A host about to become a node.
 struct NewNode<'r> {
@@ -259,74 +227,6 @@ fn gib_of(mib: u64) -> u32 {
 }
 
 impl WriteTx<'_> {
-    /// Store a join token. One that a tenant makes enrols a node that is that tenant's alone.
-    pub fn add_join_token(
-        &mut self,
-        new: &NewJoinToken,
-        cause: &Cause,
-    ) -> Result<Result<(), JoinTokenDenied>, StoreError> {
-        if let Some(tenant) = &new.tenant_id {
-            if self.tenant_standing(tenant)?.is_none() {
-                return Ok(Err(JoinTokenDenied::NoTenant));
-            }
-            if self
-                .own_nodes(tenant)?
-                .saturating_add(self.open_join_tokens(tenant)?)
-                >= MAX_OWN
-            {
-                return Ok(Err(JoinTokenDenied::TooMany));
-            }
-        }
-        self.append(
-            NewEvent {
-                event_type: "JOIN_TOKEN_ISSUED",
-                tenant_id: new.tenant_id.clone(),
-                outcome: "completed",
-                detail: object(json!({
-                    "node_name": new.node_name,
-                    "expires_at": rfc3339(new.expires_at),
-                })),
-                ..NewEvent::default()
-            },
-            cause,
-        )?;
-        self.conn.execute(
-            "INSERT INTO join_token (secret_hash, node_name, expires_at, tenant_id)
-             VALUES (?1, ?2, ?3, ?4)",
-            (
-                &new.secret_hash,
-                &new.node_name,
-                new.expires_at,
-                new.tenant_id.as_ref().map(TenantId::as_str),
-            ),
-        )?;
-        Ok(Ok(()))
-    }
-
-    fn own_nodes(&self, tenant: &TenantId) -> Result<u32, StoreError> {
-        Ok(self
-            .conn
-            .prepare_cached("SELECT COUNT(*) FROM node WHERE owned_by = ?1")?
-            .query_row([tenant.as_str()], |row| row.get(0))?)
-    }
-
-    fn open_join_tokens(&self, tenant: &TenantId) -> Result<u32, StoreError> {
-        Ok(self
-            .conn
-            .prepare_cached(
-                "SELECT COUNT(*) FROM join_token
-                 WHERE tenant_id = ?1 AND used_by IS NULL AND expires_at > ?2",
-            )?
-            .query_row((tenant.as_str(), self.now), |row| row.get(0))?)
-    }
-
-    /// Whether a tenant that made a join token may still enrol nodes of its own.
-    fn may_enroll(&self, tenant: &TenantId) -> Result<bool, StoreError> {
-        let standing = self.tenant_standing(tenant)?;
-        Ok(standing
-            .is_some_and(|standing| !standing.is_suspended && standing.allows("node.enroll")))
-    }
-
     /// Make a host a node. A repeat with the same token and key, as after a lost answer, gives the
     /// same node.
     pub fn enroll(
@@ -336,38 +236,28 @@ impl WriteTx<'_> {
         request: &EnrollRequest,
         cause: &Cause,
     ) -> Result<Result<NodeIdentity, EnrollDenied>, StoreError> {
-        let token: Option<(Option<String>, i64, Option<String>, Option<String>)> = self
-            .conn
-            .query_row(
-                "SELECT node_name, expires_at, used_by, tenant_id FROM join_token
-                 WHERE secret_hash = ?1",
-                [secret_hash],
-                |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)),
-            )
-            .optional()?;
-        let Some((bound_to, expires_at, used_by, owner)) = token else {
+        let Some(token) = self.join_token(secret_hash)? else {
             return Ok(Err(EnrollDenied::JoinToken));
         };
-        let owner: Option<TenantId> = parsed_option(owner, "tenant id")?;
         let known = self.node_of_key(key)?;
-        if let Some(used_by) = used_by {
+        if let Some(used_by) = token.used_by {
             return Ok(known
                 .filter(|node| node.node_id.to_string() == used_by)
                 .ok_or(EnrollDenied::JoinToken));
         }
-        if self.now >= expires_at {
+        if self.now >= token.expires_at {
             return Ok(Err(EnrollDenied::JoinToken));
         }
-        if bound_to.is_some_and(|name| name != request.node_name) {
+        if token.bound_to.is_some_and(|name| name != request.node_name) {
             return Ok(Err(EnrollDenied::NodeName));
         }
-        if let Some(owner) = &owner
+        if let Some(owner) = &token.owner
             && !self.may_enroll(owner)?
         {
             return Ok(Err(EnrollDenied::JoinToken));
         }
         // Names of a tenant's own nodes are its own: it neither takes nor finds out another's.
-        let name = match &owner {
+        let name = match &token.owner {
             Some(owner) => format!("{owner}/{}", request.node_name),
             None => request.node_name.clone(),
         };
@@ -381,7 +271,7 @@ impl WriteTx<'_> {
         }
         let new = NewNode {
             name,
-            owner,
+            owner: token.owner,
             key,
             request,
         };

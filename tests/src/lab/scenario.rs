@@ -81,7 +81,7 @@ pub const ALL: &[Scenario] = &[
         shows: "an unmodified Debian guest boots with 1 and 4 vCPUs, 256 MiB and 6 GiB, keeps what \
                 it flushed, powers off by ACPI and reboots on request",
         node: NodeKind::Bare,
-        is_core: true,
+        is_core: false,
         run: scenarios::boot_debian::run,
     },
     Scenario {
@@ -107,8 +107,8 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "rollback",
-        shows: "yesterday's database under a running fleet: the controller refuses it and says what to do, \
-                and the VMs run on",
+        shows: "yesterday's database under a running fleet: the controller refuses it, the hosts freeze where \
+                it cannot know, and the VMs run on",
         node: NodeKind::Installed,
         is_core: false,
         run: scenarios::rollback::run,

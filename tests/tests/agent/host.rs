@@ -2,12 +2,11 @@
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use berth_api::agent::{JOIN_TOKEN_PREFIX, JoinToken};
-use berth_tests::workspace::{root, target_dir};
+use berth_tests::workspace::program_beside_test;
 
 use crate::bus;
 
@@ -110,17 +109,6 @@ pub(crate) fn now() -> i64 {
         .unwrap()
 }
 
-/// The agent's program, built once for all tests.
 fn program() -> PathBuf {
-    static BUILT: OnceLock<()> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let status = Command::new(cargo)
-            .args(["build", "--quiet", "-p", "berth-agent"])
-            .current_dir(root())
-            .status()
-            .unwrap();
-        assert!(status.success(), "building the agent failed");
-    });
-    target_dir().join("debug").join("berth-agent")
+    program_beside_test("berth-agent").unwrap()
 }

@@ -3,10 +3,10 @@
 use std::io::{BufRead as _, BufReader, Lines, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, ChildStdout, Command, Output, Stdio};
-use std::sync::{Mutex, OnceLock};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use berth_tests::workspace::{root, target_dir};
+use berth_tests::workspace::program_beside_test;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -340,24 +340,6 @@ fn serve(folder: &Path, address: &str) -> Child {
         .unwrap()
 }
 
-/// A program of the workspace, built if need be.
 fn program(name: &str) -> PathBuf {
-    static BUILT: OnceLock<()> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let status = Command::new(cargo)
-            .args([
-                "build",
-                "--quiet",
-                "-p",
-                "berth-cli",
-                "-p",
-                "berth-controller",
-            ])
-            .current_dir(root())
-            .status()
-            .unwrap();
-        assert!(status.success(), "building the programs failed");
-    });
-    target_dir().join("debug").join(name)
+    program_beside_test(name).unwrap()
 }

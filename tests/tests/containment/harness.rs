@@ -6,6 +6,8 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 
+use berth_tests::workspace::program_beside_test;
+
 /// The signal that a filter ends a process with.
 const SIGSYS: i32 = 31;
 
@@ -24,15 +26,7 @@ pub(crate) enum Outcome {
 
 /// A program that cargo built beside this test.
 pub(crate) fn program(name: &str) -> PathBuf {
-    let test = std::env::current_exe().expect("a running test has a path");
-    let built = test.parent().and_then(|deps| deps.parent());
-    let program = built.expect("tests lie in target/*/deps").join(name);
-    assert!(
-        program.exists(),
-        "{} is missing; build it with `cargo build --workspace --bins`",
-        program.display()
-    );
-    program
+    program_beside_test(name).expect("the run builds the programs first")
 }
 
 /// Whether attacks can be staged, after saying why not.

@@ -4,6 +4,8 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use berth_api::rest::DEFAULT_URL;
 use serde_json::{Value, json};
 
@@ -162,4 +164,55 @@ fn without_a_key_for_tokens_nobody_is_let_in_by_a_name() {
     assert!(!refused.status.success(), "{refused:?}");
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(said.contains("token.key"), "{said}");
+}
+
+/// Every member's name in a value, at whatever depth.
+fn members(value: &Value, found: &mut BTreeSet<String>) {
+    match value {
+        Value::Object(object) => {
+            for (name, inner) in object {
+                found.insert(name.clone());
+                members(inner, found);
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|item| members(item, found)),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+#[test]
+fn a_vm_is_given_no_port_of_its_host() {
+    let controller = Controller::start();
+    let mut agent = controller.agent("node-1", 4096);
+    let tenant = controller.tenant("acme", 2);
+    let made = tenant.post("/v1/vms", &vm_body("web")).expect(201).json();
+    let mut named = BTreeSet::new();
+    members(&made, &mut named);
+    // What its node is told, as it was signed.
+    let orders = controller.database().lines("SELECT envelope FROM task");
+    assert_eq!(orders.len(), 1);
+    for order in orders {
+        let envelope: Value = serde_json::from_str(&order).unwrap();
+        let payload = STANDARD
+            .decode(envelope["payload"].as_str().unwrap())
+            .unwrap();
+        let order: Value = serde_json::from_slice(&payload).unwrap();
+        assert_eq!(order["vm_id"], made["id"], "{order}");
+        members(&order, &mut named);
+    }
+    agent.settle().unwrap();
+    members(&tenant.get("/v1/vms/web").expect(200).json(), &mut named);
+    assert!(
+        named.contains("vcpus") && named.contains("action"),
+        "{named:?}"
+    );
+    let ports: Vec<_> = named.iter().filter(|name| name.contains("port")).collect();
+    assert!(ports.is_empty(), "{ports:?}");
+    // Nor can one be asked for.
+    for field in ["port", "ssh_port", "ports"] {
+        let mut body = vm_body("db");
+        body[field] = json!(2222);
+        tenant.post("/v1/vms", &body).refused(400, "unknown_field");
+    }
+    controller.assert_sound();
 }

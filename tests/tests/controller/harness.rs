@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use berth_ledger::keys::SigningKey;
 use berth_tests::simulated_agent::{Host, SimulatedAgent, http_client};
+use berth_tests::workspace::program_beside_test;
 use serde_json::{Value, json};
 
 use crate::database::TestDatabase;
@@ -41,15 +42,7 @@ pub(crate) struct Client {
 const HEARING_PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) fn binary() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let folder = test.parent().and_then(Path::parent).unwrap();
-    let path = folder.join("berth-controller");
-    assert!(
-        path.exists(),
-        "{} is missing: build it with `cargo build -p berth-controller`",
-        path.display()
-    );
-    path
+    program_beside_test("berth-controller").unwrap()
 }
 
 fn offline(folder: &Path, arguments: &[&str]) -> Output {

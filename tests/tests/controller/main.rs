@@ -68,6 +68,8 @@ mod seed_001;
 #[cfg(test)]
 mod sessions;
 #[cfg(test)]
+mod single_tenant;
+#[cfg(test)]
 mod slot_reports;
 #[cfg(test)]
 mod slots;

@@ -1,7 +1,7 @@
 //! A real controller whose log is filled over HTTP: tenants and hosts ask it all at once, until it has
 //! as many entries as are wanted and not one more.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -15,6 +15,7 @@ use berth_tests::load::client::Caller;
 use berth_tests::load::served::{Served, State, StoreKind, new_tenant, new_token};
 use berth_tests::published_log::PublishedLog;
 use berth_tests::simulated_agent::{Host, SimulatedAgent};
+use berth_tests::workspace::program_beside_test;
 use hyper::Method;
 use serde_json::json;
 use tokio::runtime::Handle;
@@ -30,7 +31,11 @@ const RESERVE: u64 = 10_000;
 
 /// The log of so many entries, as its controller gives it to the public.
 pub(crate) fn log_of(size: u64, folder: &Path) -> Result<PublishedLog> {
-    let state = State::init(&program()?, StoreKind::Sqlite, &std::env::temp_dir())?;
+    let state = State::init(
+        &program_beside_test("berth-controller")?,
+        StoreKind::Sqlite,
+        &std::env::temp_dir(),
+    )?;
     let served = state.serve()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -44,19 +49,6 @@ pub(crate) fn log_of(size: u64, folder: &Path) -> Result<PublishedLog> {
     let log = PublishedLog::fetch(served.url(), &token, key, folder)?;
     served.stop()?;
     Ok(log)
-}
-
-/// The controller beside this test's program.
-pub(crate) fn program() -> Result<PathBuf> {
-    let test = std::env::current_exe()?;
-    let folder = test.parent().and_then(Path::parent);
-    let path = folder.context("a folder")?.join("berth-controller");
-    ensure!(
-        path.exists(),
-        "{} is missing: build it with `cargo build -p berth-controller`",
-        path.display()
-    );
-    Ok(path)
 }
 
 pub(crate) async fn head(admin: &Caller) -> Result<serde_json::Value> {

@@ -6,4 +6,5 @@
 mod busy_controller;
 #[cfg(test)]
 mod foreign;
+#[cfg(test)]
 mod object_store;

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
 use anyhow::{Context as _, Result};
@@ -14,11 +14,11 @@ use berth_ledger::tile::Resource;
 use berth_tests::load::served::{Served, State, StoreKind};
 use berth_tests::progress::say;
 use berth_tests::simulated_agent::http_client;
-use berth_tests::workspace;
+use berth_tests::workspace::{self, program_beside_test};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tokio::runtime::Runtime;
 
-use crate::busy_controller::{change, enrolled, head, length, program};
+use crate::busy_controller::{change, enrolled, head, length};
 
 /// The store does not check who asks, but wants to be told.
 const READER: &str = "AWS4-HMAC-SHA256 Credential=reader/20260101/us-east-1/s3/aws4_request, \
@@ -115,7 +115,7 @@ impl S3 {
             fs::create_dir_all(place.parent().unwrap()).unwrap();
             fs::write(place, bytes).unwrap();
         }
-        let mut verify = Command::new(beside("berthctl"));
+        let mut verify = Command::new(program_beside_test("berthctl").unwrap());
         verify.args(["ledger", "verify"]).arg(folder.path());
         let answer = verify.args(["--public-key", key]).output().unwrap();
         let said = String::from_utf8_lossy(&answer.stdout);
@@ -125,7 +125,7 @@ impl S3 {
     }
 
     fn publish(&self, folder: &Path, key: &str) -> Command {
-        let mut command = Command::new(beside("berth-publish"));
+        let mut command = Command::new(program_beside_test("berth-publish").unwrap());
         command
             .arg(folder)
             .args(["s3://ledger/main", "--once", "--json", "--public-key", key])
@@ -156,12 +156,6 @@ impl Drop for S3 {
         drop(self.child.kill());
         drop(self.child.wait());
     }
-}
-
-fn beside(name: &str) -> PathBuf {
-    let path = program().unwrap().with_file_name(name);
-    assert!(path.exists(), "{} is missing: build it", path.display());
-    path
 }
 
 /// The one line of a publication that went well.
@@ -206,7 +200,12 @@ fn a_log_in_an_s3_store_is_whole_for_its_readers_whatever_became_of_its_publishe
     let work = tempfile::tempdir().unwrap();
     let public = work.path().join("public");
     fs::create_dir(&public).unwrap();
-    let state = State::init(&program().unwrap(), StoreKind::Sqlite, work.path()).unwrap();
+    let state = State::init(
+        &program_beside_test("berth-controller").unwrap(),
+        StoreKind::Sqlite,
+        work.path(),
+    )
+    .unwrap();
     let settings = format!(
         "[publish]\nfolder = \"{}\"\nevery_seconds = 1\n",
         public.display()

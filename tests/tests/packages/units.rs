@@ -48,6 +48,9 @@ fn root_with_units() -> TempDir {
         "[Service]\nExecStart=/usr/sbin/berth-agent\n",
     )
     .unwrap();
+    // The one program of others that a unit of ours calls.
+    std::fs::create_dir_all(root.path().join("bin")).unwrap();
+    std::os::unix::fs::symlink("/usr/sbin/berth-controller", root.path().join("bin/sh")).unwrap();
     root
 }
 

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use berth_api::vmm::{Console, Disk, Event, Exit, FdIndex, MIN_MEMORY_MIB, ResetCause, Start};
 use berth_tests::launch::{ALLOW_UNJAILED, Descriptors, Heard, LaunchedVmm};
 use berth_tests::tiny_guest::Code;
+use berth_tests::workspace::program_beside_test;
 
 /// The longest that any single step may take on a slow machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -28,23 +29,7 @@ pub(crate) fn require_kvm() -> Option<File> {
 
 /// The program under test, which cargo does not build for another package's tests.
 pub(crate) fn vmm_program() -> PathBuf {
-    let test = std::env::current_exe().expect("a running test has a path");
-    let built = test
-        .parent()
-        .and_then(|deps| deps.parent())
-        .expect("tests lie in target/*/deps");
-    let program = built.join("berth-vmm");
-    let profile = if built.ends_with("release") {
-        " --release"
-    } else {
-        ""
-    };
-    assert!(
-        program.exists(),
-        "{} is missing; build it with `cargo build -p berth-vmm{profile}`",
-        program.display()
-    );
-    program
+    program_beside_test("berth-vmm").expect("the run builds the programs first")
 }
 
 /// A start message and its descriptors, both open to changes.

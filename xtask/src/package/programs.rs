@@ -45,18 +45,11 @@ pub(super) fn build(programs: &[Program]) -> Result<PathBuf> {
     let (dynamic, linked): (Vec<_>, Vec<_>) = programs
         .iter()
         .partition(|program| program.linkage == Linkage::Dynamic);
-    let (apart, together): (Vec<&Program>, Vec<_>) =
-        dynamic.iter().partition(|program| program.apart);
-    let together: BTreeSet<&str> = packages_of(together);
-    let apart = packages_of(apart)
-        .into_iter()
-        .map(|one| BTreeSet::from([one]));
+    let (apart, together) = apart_and_together(programs);
+    let apart = apart.into_iter().map(|one| BTreeSet::from([one]));
     for packages in std::iter::once(together).chain(apart) {
         if !packages.is_empty() {
-            let mut cargo = cargo(&flags);
-            cargo.args(["build", "--profile", PROFILE, "--locked", "--bins"]);
-            cargo.args(packages.iter().flat_map(|package| ["-p", package]));
-            run_logged(&mut cargo, &log())?;
+            run_logged(&mut cargo_for_dynamic(&packages, &flags), &log())?;
         }
     }
     for program in dynamic {
@@ -72,6 +65,16 @@ pub(super) fn build(programs: &[Program]) -> Result<PathBuf> {
         })?;
     }
     Ok(folder)
+}
+
+/// The packages of the programs that use the host's C library: those that are built by themselves,
+/// and those that are built by one call.
+fn apart_and_together(programs: &[Program]) -> (BTreeSet<&str>, BTreeSet<&str>) {
+    let dynamic = programs
+        .iter()
+        .filter(|program| program.linkage == Linkage::Dynamic);
+    let (apart, together): (Vec<_>, Vec<_>) = dynamic.partition(|program| program.apart);
+    (packages_of(apart), packages_of(together))
 }
 
 fn packages_of(programs: Vec<&Program>) -> BTreeSet<&str> {
@@ -108,12 +111,13 @@ pub(super) fn build_for_lab() -> Result<PathBuf> {
 ///
 /// # Errors
 /// If cargo fails; the message quotes its log.
-pub(super) fn build_failing_agent() -> Result<PathBuf> {
+pub(super) fn build_failing_agent(programs: &[Program]) -> Result<PathBuf> {
     let folder = workspace::build_dir().join("programs-with-fail-points");
     std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
-    let mut cargo = cargo(&flags()?);
-    cargo.args(["build", "--profile", PROFILE, "--locked", "--bin", AGENT]);
-    cargo.args(["-p", AGENT, "--features", "fail-points"]);
+    // With the other programs, so that what is below it is not built again for it alone.
+    let (_, together) = apart_and_together(programs);
+    let mut cargo = cargo_for_dynamic(&together, &flags()?);
+    cargo.args(["--features", &format!("{AGENT}/fail-points")]);
     run_logged(&mut cargo, &log())?;
     gather(AGENT, None, PROFILE, &folder)?;
     Ok(folder.join(AGENT))
@@ -125,6 +129,14 @@ fn profile(program: &Program) -> &'static str {
     } else {
         PROFILE
     }
+}
+
+/// Builds the programs of some packages that use the host's C library, in one call for all.
+fn cargo_for_dynamic(packages: &BTreeSet<&str>, flags: &str) -> Command {
+    let mut cargo = cargo(flags);
+    cargo.args(["build", "--profile", PROFILE, "--locked", "--bins"]);
+    cargo.args(packages.iter().flat_map(|package| ["-p", package]));
+    cargo
 }
 
 fn cargo_for_static(program: &Program, libc: StaticLibc, flags: &str) -> Command {

@@ -1,113 +1,183 @@
-//! Runs `cargo test` and counts what it says.
+//! The workspace's test programs: built once, run one by one, counted by what they say.
+//!
+//! `crate::build` builds them together with everything else, and cargo tells where each is.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
-use anyhow::{Context, Result, ensure};
-use berth_tests::command::capture;
+use anyhow::{Context, Result, anyhow, ensure};
+use berth_tests::command::run_logged;
 use berth_tests::workspace;
 use serde::Deserialize;
 
 use super::Tally;
-use crate::build::{cargo_command, logged};
+use crate::build;
 
-/// An integration test.
+/// Where a test program's tests stand.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Kind {
+    /// Beside the code.
+    Unit,
+    /// In a package's `tests`.
+    Integration,
+}
+
+/// One test program.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Target {
+pub(super) struct TestProgram {
     pub(super) package: String,
-    pub(super) name: String,
+    pub(super) target: String,
+    pub(super) kind: Kind,
+    executable: PathBuf,
+    /// The package's folder, in which cargo runs its tests.
+    folder: PathBuf,
+}
+
+/// One line of what cargo tells in JSON.
+#[derive(Deserialize)]
+struct Message {
+    reason: String,
+    manifest_path: Option<PathBuf>,
+    target: Option<MessageTarget>,
+    profile: Option<MessageProfile>,
+    executable: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]
-struct Metadata {
-    packages: Vec<MetadataPackage>,
-}
-
-#[derive(Deserialize)]
-struct MetadataPackage {
-    name: String,
-    targets: Vec<MetadataTarget>,
-}
-
-#[derive(Deserialize)]
-struct MetadataTarget {
+struct MessageTarget {
     name: String,
     kind: Vec<String>,
 }
 
-/// All integration tests of the workspace.
+#[derive(Deserialize)]
+struct MessageProfile {
+    test: bool,
+}
+
+/// All test programs of the workspace, built if need be, and all programs beside them.
 ///
 /// # Errors
-/// If cargo cannot read the workspace.
-pub(super) fn targets() -> Result<Vec<Target>> {
-    let mut cargo = cargo_command();
-    cargo.args(["metadata", "--no-deps", "--format-version", "1", "--locked"]);
-    let metadata: Metadata =
-        serde_json::from_str(&capture(&mut cargo)?).context("understanding cargo metadata")?;
-    let mut found = Vec::new();
-    for package in metadata.packages {
-        for target in package.targets {
-            if target.kind.iter().any(|kind| kind == "test") {
-                found.push(Target {
-                    package: package.name.clone(),
-                    name: target.name,
-                });
-            }
-        }
+/// If something does not compile; the message quotes the log.
+pub(super) fn programs() -> Result<&'static [TestProgram]> {
+    static BUILT: OnceLock<Vec<TestProgram>> = OnceLock::new();
+    if let Some(built) = BUILT.get() {
+        return Ok(built);
     }
+    let log = build::everything()?;
+    let told = fs::read(&log).with_context(|| format!("reading {}", log.display()))?;
+    let found = told_of(&String::from_utf8_lossy(&told))?;
+    ensure!(!found.is_empty(), "cargo told of no test program");
+    Ok(BUILT.get_or_init(|| found))
+}
+
+/// The test programs in what cargo told. Its own words for people stand between.
+fn told_of(output: &str) -> Result<Vec<TestProgram>> {
+    let mut found = Vec::new();
+    for line in output.lines().filter(|line| line.starts_with('{')) {
+        let message: Message = serde_json::from_str(line).context("understanding cargo")?;
+        let (Some(target), Some(executable), Some(manifest)) =
+            (message.target, message.executable, message.manifest_path)
+        else {
+            continue;
+        };
+        let is_test = message.profile.is_some_and(|profile| profile.test);
+        if message.reason != "compiler-artifact" || !is_test {
+            continue;
+        }
+        let folder = manifest.parent().context("a manifest lies in a folder")?;
+        let is_integration = target.kind.iter().any(|kind| kind == "test");
+        found.push(TestProgram {
+            package: package_of(&manifest)?,
+            target: target.name,
+            kind: if is_integration {
+                Kind::Integration
+            } else {
+                Kind::Unit
+            },
+            executable,
+            folder: folder.to_owned(),
+        });
+    }
+    found.sort_by(|a, b| (&a.package, &a.target).cmp(&(&b.package, &b.target)));
     Ok(found)
 }
 
-/// Runs `cargo test` with these arguments and adds what it counted.
-///
-/// # Errors
-/// If cargo fails without any test having failed: something does not compile.
-pub(super) fn run(arguments: &[&str], log: &str, tally: &mut Tally) -> Result<()> {
-    run_with(cargo_command(), arguments, log, tally)
+fn package_of(manifest: &Path) -> Result<String> {
+    #[derive(Deserialize)]
+    struct Manifest {
+        package: Package,
+    }
+    #[derive(Deserialize)]
+    struct Package {
+        name: String,
+    }
+    let text =
+        fs::read_to_string(manifest).with_context(|| format!("reading {}", manifest.display()))?;
+    let manifest: Manifest =
+        toml::from_str(&text).with_context(|| format!("understanding {}", manifest.display()))?;
+    Ok(manifest.package.name)
 }
 
-/// As [`run`], with a cargo that was given an environment.
+/// Runs some test programs, those tests of theirs whose names hold `filter`, with these variables
+/// set, and adds what they counted.
 ///
 /// # Errors
-/// As [`run`].
-pub(super) fn run_with(
-    mut cargo: Command,
-    arguments: &[&str],
+/// If a program cannot be run, or none says anything of any test.
+pub(super) fn run<'a>(
+    programs: impl IntoIterator<Item = &'a TestProgram>,
+    (filter, variables): (&str, &[(&str, &str)]),
     log: &str,
     tally: &mut Tally,
 ) -> Result<()> {
-    let log = &name_of_log(log);
-    let path: PathBuf = workspace::build_dir()
+    let path = workspace::build_dir()
         .join("logs")
-        .join(format!("{log}.log"));
+        .join(format!("{}.log", name_of_log(log)));
     if path.exists() {
-        std::fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
+        fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
     }
-    cargo
-        .args(["test", "--locked", "--no-fail-fast"])
-        .args(arguments)
-        // What a test that passed printed, to see whether it did not run in truth.
-        .args(["--", "--show-output"]);
-    let result = logged(&mut cargo, log);
-    let output = std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
-    let counted = count(
-        &String::from_utf8_lossy(&output),
-        &path.display().to_string(),
-    );
-    if counted.failed.is_empty() {
-        result?;
+    let mut counted = Tally::default();
+    for program in programs {
+        counted.add(run_one(program, filter, variables, &path)?);
     }
     ensure!(
         counted != Tally::default(),
-        "cargo test said nothing about any test; see {}",
+        "no test said anything; see {}",
         path.display()
     );
     tally.add(counted);
     Ok(())
 }
 
+fn run_one(
+    program: &TestProgram,
+    filter: &str,
+    variables: &[(&str, &str)],
+    log: &Path,
+) -> Result<Tally> {
+    let mut command = Command::new(&program.executable);
+    command
+        .current_dir(&program.folder)
+        .env("CARGO_MANIFEST_DIR", &program.folder)
+        .envs(variables.iter().copied())
+        .arg(filter)
+        // What a test that passed printed, to see whether it did not run in truth.
+        .arg("--show-output");
+    let said_before = fs::metadata(log).map_or(0, |file| file.len());
+    let result = run_logged(&mut command, log);
+    let output = fs::read(log).with_context(|| format!("reading {}", log.display()))?;
+    let from = usize::try_from(said_before).unwrap_or(usize::MAX);
+    let said = output.get(from..).unwrap_or_default();
+    let mut counted = count(&String::from_utf8_lossy(said), &log.display().to_string());
+    // It may end otherwise than by a test that failed.
+    if let (Err(error), true) = (result, counted.failed.is_empty()) {
+        let name = format!("{} of {}", program.target, program.package);
+        counted.count(&name, Err(anyhow!("{error:#}")));
+    }
+    Ok(counted)
+}
 /// A tier that calls cargo again keeps what the first call said.
 fn name_of_log(log: &str) -> String {
     static CALLS: Mutex<BTreeMap<String, u32>> = Mutex::new(BTreeMap::new());

@@ -1,18 +1,20 @@
 //! The tiers: what each shows, and what it runs. Cheapest first, so that a mistake is told early.
 
 use std::fs::OpenOptions;
+use std::num::NonZero;
 use std::os::unix::fs::MetadataExt as _;
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use berth_tests::command::capture;
-use berth_tests::lab::scenario::{self, NodeKind};
+use berth_tests::lab::scenario::{self, Context, NodeKind};
 use berth_tests::progress::{Progress, say};
 use berth_tests::workspace;
 
+use super::cargo_tests::{Kind, TestProgram};
 use super::{Tally, cargo_tests, schemathesis, verifiers};
-use crate::build::{cargo_command, logged};
 use crate::package::{self, Format};
 use crate::setup::{self, Need};
 use crate::{check, fuzz, lab, python};
@@ -114,8 +116,7 @@ fn check(tally: &mut Tally) -> Result<()> {
 }
 
 fn unit(tally: &mut Tally) -> Result<()> {
-    cargo_tests::run(&["--workspace", "--lib", "--bins"], "test-unit", tally)?;
-    run_targets("unit", tally)
+    run_tier("unit", tally)
 }
 
 fn fuzz_targets(tally: &mut Tally) -> Result<()> {
@@ -131,16 +132,37 @@ fn fuzz_targets(tally: &mut Tally) -> Result<()> {
         jobs: 1,
         keeps_what_it_learns: false,
     };
-    for target in fuzz::targets()? {
-        progress.phase(&target.name);
-        let outcome = fuzz::run_target(&target, &budget);
-        if let Ok(outcome) = &outcome {
-            say(&format!("  {}: {outcome}", target.name));
+    let targets = fuzz::targets()?;
+    progress.phase("run them");
+    let next = Mutex::new(targets.iter());
+    let counted = Mutex::new(tally);
+    let take_turns = || {
+        loop {
+            // Others take theirs while this one runs.
+            let target = locked(&next).next();
+            let Some(target) = target else {
+                break;
+            };
+            let outcome = fuzz::run_target(target, &budget);
+            if let Ok(outcome) = &outcome {
+                say(&format!("  {}: {outcome}", target.name));
+            }
+            locked(&counted).count(&target.name, outcome.map(drop));
         }
-        tally.count(&target.name, outcome.map(drop));
-    }
+    };
+    // Each is one thread.
+    let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+    std::thread::scope(|scope| {
+        for _ in 0..processors {
+            scope.spawn(take_turns);
+        }
+    });
     progress.finish();
     Ok(())
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn native_kvm(tally: &mut Tally) -> Result<()> {
@@ -150,7 +172,7 @@ fn native_kvm(tally: &mut Tally) -> Result<()> {
         ));
         return Ok(());
     }
-    run_targets("native-kvm", tally)
+    run_tier("native-kvm", tally)
 }
 
 fn containment(tally: &mut Tally) -> Result<()> {
@@ -162,16 +184,17 @@ fn containment(tally: &mut Tally) -> Result<()> {
         );
         return Ok(());
     }
-    run_targets("containment", tally)
+    run_tier("containment", tally)
 }
 
 fn controller(tally: &mut Tally) -> Result<()> {
-    run_targets("controller", tally)?;
+    run_tier("controller", tally)?;
     say("  the controller once more, on PostgreSQL");
-    let mut cargo = cargo_command();
-    cargo.env("BERTH_TEST_DATABASE", "postgres");
-    let again = ["--package", "berth-tests", "--test", "controller"];
-    cargo_tests::run_with(cargo, &again, "test-controller-postgres", tally)?;
+    let whole = cargo_tests::programs()?
+        .iter()
+        .filter(|program| program.package == "berth-tests" && program.target == "controller");
+    let postgres = [("BERTH_TEST_DATABASE", "postgres")];
+    cargo_tests::run(whole, ("", &postgres), "test-controller-postgres", tally)?;
     foreign_paseto(tally)?;
     schemathesis::run(tally)
 }
@@ -196,6 +219,9 @@ fn foreign_paseto(tally: &mut Tally) -> Result<()> {
     Ok(())
 }
 
+/// The crates whose own tests are about the ledger.
+const LEDGER_CRATES: &[&str] = &["berth-ledger", "berth-witness", "berth-publish"];
+
 fn ledger(tally: &mut Tally) -> Result<()> {
     // Without a network the tests run with those verifiers that are there.
     if let Err(error) = setup::ensure(&[Need::Verifiers]) {
@@ -209,36 +235,41 @@ fn ledger(tally: &mut Tally) -> Result<()> {
             .skipped
             .push(format!("an S3-compatible store: {reason}"));
     }
-    for [package, target] in [
-        ["berth-ledger", "--lib"],
-        ["berth-witness", "--bins"],
-        ["berth-publish", "--bins"],
-    ] {
-        cargo_tests::run(&["--package", package, target], "test-ledger-crates", tally)?;
-    }
-    run_targets("ledger", tally)
+    let crates = cargo_tests::programs()?.iter().filter(|program| {
+        program.kind == Kind::Unit && LEDGER_CRATES.contains(&program.package.as_str())
+    });
+    cargo_tests::run(crates, EVERY_TEST, "test-ledger-crates", tally)?;
+    run_tier("ledger", tally)
 }
 
 fn agent(tally: &mut Tally) -> Result<()> {
-    run_targets("agent", tally)
+    run_tier("agent", tally)
 }
 
-/// Where the tests of slots are, and what their names begin with. Each part must have some.
-const SLOT_TESTS: &[&[&str]] = &[
-    &["--package", "berth-agent-core", "--lib", "slot::"],
-    &["--package", "berth-ledger", "--lib", "receipt::"],
-    &["--package", "berth-inventory"],
-    &["--package", "berth-nvme"],
-    &["--package", "berth-agent-host", "--lib", "slot_"],
-    &["--package", "berth-agent", "--lib", "slot_"],
-    &["--package", "berth-cli", "--test", "receipt"],
+/// Where the tests of slots are: package, test program (its only one unless said), and what their
+/// names hold. Each part must have some.
+const SLOT_TESTS: &[(&str, Option<&str>, &str)] = &[
+    ("berth-agent-core", None, "slot::"),
+    ("berth-ledger", None, "receipt::"),
+    ("berth-inventory", None, ""),
+    ("berth-nvme", None, ""),
+    ("berth-agent-host", None, "slot_"),
+    ("berth-agent", None, "slot_"),
+    ("berth-cli", Some("receipt"), ""),
 ];
 
 fn slots(tally: &mut Tally) -> Result<()> {
-    for arguments in SLOT_TESTS {
+    let programs = cargo_tests::programs()?;
+    for (package, target, filter) in SLOT_TESTS {
+        let part = programs.iter().filter(|program| {
+            program.package == *package
+                && target.map_or(filter.is_empty() || program.kind == Kind::Unit, |target| {
+                    program.target == target
+                })
+        });
         // A part that says nothing of any test is an error, so a renamed module cannot pass unseen.
-        cargo_tests::run(arguments, "test-slots", tally)
-            .with_context(|| format!("cargo test {}", arguments.join(" ")))?;
+        cargo_tests::run(part, (filter, &[]), "test-slots", tally)
+            .with_context(|| format!("the tests of {package} that hold {filter:?}"))?;
     }
     Ok(())
 }
@@ -247,32 +278,27 @@ fn package(tally: &mut Tally) -> Result<()> {
     let mut progress = Progress::new("test package");
     package::build(&[Format::Deb, Format::Rpm], &mut progress)?;
     progress.phase("read the packages back");
-    run_targets("package", tally)?;
+    run_tier("package", tally)?;
     progress.finish();
     Ok(())
 }
 
-/// Runs the integration tests that belong to a tier. They meet programs that cargo does not build
-/// for them, so those are built first.
-fn run_targets(tier: &str, tally: &mut Tally) -> Result<()> {
-    let targets = cargo_tests::targets()?;
-    let mut arguments: Vec<&str> = Vec::new();
-    for target in targets.iter().filter(|target| tier_of(target) == tier) {
-        arguments.extend(["--package", &target.package, "--test", &target.name]);
-    }
-    if arguments.is_empty() {
-        return Ok(());
-    }
-    logged(
-        cargo_command().args(["build", "--workspace", "--bins", "--locked"]),
-        "build-debug",
-    )?;
-    cargo_tests::run(&arguments, &format!("test-{tier}"), tally)
+/// Runs the tests that belong to a tier.
+fn run_tier(tier: &str, tally: &mut Tally) -> Result<()> {
+    let programs = cargo_tests::programs()?.iter();
+    let own = programs.filter(|program| tier_of(program) == tier);
+    cargo_tests::run(own, EVERY_TEST, &format!("test-{tier}"), tally)
 }
 
-/// Where an integration test belongs. What nobody has placed is run with the unit tests.
-fn tier_of(target: &cargo_tests::Target) -> &'static str {
-    match (target.package.as_str(), target.name.as_str()) {
+/// No filter, and no variables.
+const EVERY_TEST: (&str, &[(&str, &str)]) = ("", &[]);
+
+/// Where a test program belongs. What nobody has placed is run with the unit tests.
+fn tier_of(program: &TestProgram) -> &'static str {
+    if program.kind == Kind::Unit {
+        return "unit";
+    }
+    match (program.package.as_str(), program.target.as_str()) {
         ("berth-tests", "vmm_native") => "native-kvm",
         ("berth-tests", "containment") => "containment",
         ("berth-tests", "cli" | "controller") => "controller",
@@ -290,8 +316,6 @@ fn scenarios(tally: &mut Tally) -> Result<()> {
     let mut progress = Progress::new("test lab");
     let prepare =
         |progress: &mut Progress, kind| lab::prepare(progress, kind).context("preparing the lab");
-    let installed = prepare(&mut progress, NodeKind::Installed)?;
-    let bare = prepare(&mut progress, NodeKind::Bare)?;
     let (core, by_name): (Vec<_>, Vec<_>) = scenario::ALL.iter().partition(|found| found.is_core);
     let others: Vec<_> = by_name.iter().map(|scenario| scenario.name).collect();
     if !others.is_empty() {
@@ -300,12 +324,15 @@ fn scenarios(tally: &mut Tally) -> Result<()> {
             others.join(", ")
         ));
     }
+    let mut prepared: Option<(NodeKind, Context)> = None;
     for scenario in core {
-        progress.phase(scenario.name);
-        let context = match scenario.node {
-            NodeKind::Bare => &bare,
-            NodeKind::Installed | NodeKind::WithFailPoints => &installed,
+        // Scenarios on nodes of the same kind stand together.
+        let context = match prepared.take() {
+            Some((kind, context)) if kind == scenario.node => context,
+            Some(_) | None => prepare(&mut progress, scenario.node)?,
         };
+        progress.phase(scenario.name);
+        let (_, context) = prepared.insert((scenario.node, context));
         let result = lab::run_one(scenario, context);
         tally.repeated.extend(context.repeats.take());
         if result.is_ok() {

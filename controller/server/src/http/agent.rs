@@ -22,7 +22,8 @@ use crate::app::App;
 use crate::http::answer::Created;
 use crate::http::body::AgentJson;
 use crate::http::gate::Source;
-use crate::http::nodes::{is_node_name, secret_hash};
+use crate::http::nodes::is_node_name;
+use crate::join_tokens::secret_hash;
 use crate::node_links::RESEND_AFTER;
 
 const MAX_ID_CHARS: usize = 128;

@@ -6,15 +6,10 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use berth_api::agent::{JOIN_TOKEN_PREFIX, JoinToken};
 use berth_api::ids::TenantId;
 use berth_api::rest::{ChangeNode, CreateJoinToken, IssuedJoinToken, ListQuery, Node, Page};
 use berth_controller_core::shape::{is_name, validate_names};
 use berth_controller_store::{NewJoinToken, NodeChange};
-use ring::digest::{SHA256, digest};
-use ring::rand::{SecureRandom as _, SystemRandom};
 
 use crate::api_error::ApiError;
 use crate::app::App;
@@ -26,7 +21,7 @@ use crate::http::once::{Idempotency, once};
 use crate::http::owned::Owned;
 use crate::http::page::{limit_of, page};
 use crate::http::precondition::IfMatch;
-use crate::http::tokens::rfc3339_s;
+use crate::join_tokens::{self, Wanted};
 
 const LIFETIME_S: std::ops::RangeInclusive<u64> = 60..=86_400;
 const DEFAULT_LIFETIME_S: u64 = 3_600;
@@ -39,11 +34,6 @@ pub(crate) fn is_node_name(text: &str) -> bool {
             .chars()
             .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_'))
         && text.starts_with(|c: char| c.is_ascii_alphanumeric())
-}
-
-/// What a join token's secret is known by here.
-pub(crate) fn secret_hash(secret: &str) -> Vec<u8> {
-    digest(&SHA256, secret.as_bytes()).as_ref().to_vec()
 }
 
 pub(crate) async fn join_token(
@@ -92,33 +82,16 @@ fn fresh_join_token(
     if !LIFETIME_S.contains(&lifetime) {
         return Err(ApiError::field("ttl_s", "must be 60 to 86400"));
     }
-    let mut random = [0; 16];
-    SystemRandom::new()
-        .fill(&mut random)
-        .map_err(|_| ApiError::internal())?;
-    let secret = URL_SAFE_NO_PAD.encode(random);
-    let now = jiff::Timestamp::now().as_second();
-    let expires_at = now.saturating_add(i64::try_from(lifetime).unwrap_or(i64::MAX));
-    let new = NewJoinToken {
-        secret_hash: secret_hash(&secret),
-        node_name: asked.node_name.clone(),
-        expires_at: expires_at.saturating_mul(1000),
-        tenant_id: owner,
-    };
-    let token = JoinToken {
-        controller_url: app.public_url.clone(),
-        secret,
-        expires_at,
+    join_tokens::fresh(Wanted {
+        public_url: &app.public_url,
         node_name: asked.node_name,
-    };
-    let text = serde_json::to_vec(&token).map_err(|_| ApiError::internal())?;
-    let token = format!("{JOIN_TOKEN_PREFIX}{}", URL_SAFE_NO_PAD.encode(text));
-    let issued = IssuedJoinToken {
-        install_command: format!("berth-agent join {token}"),
-        token,
-        expires_at: rfc3339_s(expires_at),
-    };
-    Ok((new, issued))
+        owner,
+        lifetime_s: lifetime,
+    })
+    .map_err(|error| {
+        tracing::error!(%error, "a join token could not be made");
+        ApiError::internal()
+    })
 }
 
 pub(crate) async fn list(

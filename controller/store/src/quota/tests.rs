@@ -13,8 +13,8 @@ use berth_ledger::keys::SigningKey;
 use proptest::prelude::*;
 
 use super::NewOverride;
+use crate::join_tokens::NewJoinToken;
 use crate::ledger::{Cause, EntryFilter};
-use crate::nodes::NewJoinToken;
 use crate::revocations::Revoked;
 use crate::store::{Keys, Store};
 use crate::tenants::{NewTenant, TenantChange, TenantProfile};
@@ -72,7 +72,7 @@ fn store(max_vms: u32) -> (tempfile::TempDir, Store) {
                 node_name: None,
                 expires_at: i64::MAX,
             };
-            tx.add_join_token(&join, &cause)?;
+            tx.add_join_token(&join, &cause)?.unwrap();
             let request = EnrollRequest {
                 protocol_version: PROTOCOL_VERSION,
                 secret: String::new(),

@@ -1,15 +1,17 @@
 //! `rollback`: yesterday's database is restored under a running fleet. The controller refuses to serve it
-//! and says what to do; tenants' VMs run on and notice nothing. The operator then begins a new log, which
-//! says what is missing.
+//! and says what to do. With yesterday's anchor beside it, it cannot know, and then the hosts do: they
+//! freeze, and do nothing for it that could not be undone. Tenants' VMs run on through all of it. The
+//! newest database ends that; when it is lost for good, the operator begins a new log, which says what is
+//! missing, and the host follows it by its operator's word alone.
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use super::vm_lifecycle::unit_of;
 use crate::lab::host::Host;
-use crate::lab::scenario::Context;
+use crate::lab::scenario;
 use crate::lab::site::{IMAGE, Site, text};
 use crate::lab::ssh::Lifetime;
 
@@ -19,8 +21,11 @@ const GUEST: Duration = Duration::from_secs(180);
 const DAEMON: Duration = Duration::from_secs(60);
 /// Where the controller keeps everything.
 const STATE: &str = "/var/lib/berth/controller";
-/// Where the operator keeps backups.
-const BACKUP: &str = "/root/yesterday";
+/// Where the operator keeps the backup of yesterday, and the newest state.
+const YESTERDAY: &str = "/root/yesterday";
+const TODAY: &str = "/root/today";
+/// What was made after the backup; so many entries that nothing of this scenario makes up for them.
+const TENANTS_OF_TODAY: usize = 10;
 /// What the operator gives as the reason for a new log.
 const REASON: &str = "the volume of the database was lost";
 
@@ -28,7 +33,7 @@ const REASON: &str = "the volume of the database was lost";
 ///
 /// # Errors
 /// The first step that is not as it should be.
-pub(crate) fn run(context: &Context) -> Result<()> {
+pub(crate) fn run(context: &scenario::Context) -> Result<()> {
     let site = Site::boot("rollback", context, Lifetime::Ours)?;
     let result = run_on(&site, context.say);
     if result.is_err() {
@@ -46,32 +51,111 @@ fn run_on(site: &Site<impl Host>, say: fn(&str)) -> Result<()> {
 
     say("a backup of the database, and a day after it");
     stop(site)?;
-    site.node.check(&format!(
-        "mkdir {BACKUP} && cp -a {STATE}/berth.db* {BACKUP}/"
-    ))?;
+    copy(site, STATE, YESTERDAY, &["berth.db*", "anchor"])?;
     start(site)?;
-    let later = site.tenant("later-corp", 1)?;
-    // Somebody is shown the newest checkpoint: only from then on is it a rollback to forget it.
-    let head = site.expect(200, &later, "GET", "/v1/audit/head", None)?;
+    let mut head = Value::Null;
+    for number in 0..TENANTS_OF_TODAY {
+        let later = site.tenant(&format!("later-{number}"), 1)?;
+        // Somebody is shown the newest checkpoint: only from then on is it a rollback to forget it.
+        head = site.expect(200, &later, "GET", "/v1/audit/head", None)?;
+    }
+    let shown = head["size"].as_u64().context("the size that was shown")?;
+    host_has_seen(site, shown)?;
     guest.runs_on(site)?;
+    stop(site)?;
+    copy(site, STATE, TODAY, &["berth.db*", "anchor"])?;
 
     say("yesterday's database is restored");
-    stop(site)?;
-    site.node.check(&format!(
-        "rm {STATE}/berth.db* && cp -a {BACKUP}/berth.db* {STATE}/"
-    ))?;
+    copy(site, YESTERDAY, STATE, &["berth.db*"])?;
     refuses(site, say, "went back in time")?;
     guest.runs_on(site)?;
 
-    say("the operator begins a new log, which says what is missing");
-    // The agent's polls would start it again and again through its socket.
+    say("and yesterday's anchor with it: the controller cannot know, the host does");
     stop(site)?;
-    as_controller(site, &format!("new-epoch --reason '{REASON}'"))?;
+    copy(site, YESTERDAY, STATE, &["berth.db*", "anchor"])?;
     start(site)?;
-    says_what_is_missing(site, head["size"].as_u64())?;
+    freezes(site, say, "rolled_back")?;
+    let path = format!("/v1/vms/{}", guest.id);
+    site.expect(202, &token, "DELETE", &path, None)?;
+    site.node.wait_until(
+        "the host's journal says why the VM is not deleted",
+        DAEMON,
+        "journalctl --no-pager -b -o cat -u berth-agent | grep -qF 'task refused (LogFrozen)'",
+    )?;
+    guest.runs_on(site)?;
+
+    say("the newest database ends it");
+    stop(site)?;
+    copy(site, TODAY, STATE, &["berth.db*", "anchor"])?;
+    start(site)?;
+    site.node.wait_until("the host goes on", DAEMON, THAWED)?;
     site.wait_vm(&token, "web", "running", GUEST)?;
     guest.runs_on(site)?;
+
+    say("it is lost for good: the operator begins a new log, which says what is missing");
+    // The agent's polls would start it again and again through its socket.
+    stop(site)?;
+    copy(site, YESTERDAY, STATE, &["berth.db*"])?;
+    as_controller(site, &format!("new-epoch --reason '{REASON}'"))?;
+    start(site)?;
+    says_what_is_missing(site, Some(shown))?;
+    freezes(site, say, "other_log")?;
+    guest.runs_on(site)?;
+
+    say("the host follows it by its operator's word");
+    site.show(&format!(
+        "berth-agent accept-rollback --yes --reason '{REASON}'"
+    ))?;
+    site.node.wait_until("the host goes on", DAEMON, THAWED)?;
+    site.wait_vm(&token, "web", "running", GUEST)?;
+    guest.runs_on(site)?;
+    let path = "/v1/audit/entries?event_type=NODE_ROLLBACK_ACCEPTED";
+    let page = site.expect(200, &site.admin_token, "GET", path, None)?;
+    ensure!(
+        page["items"]
+            .as_array()
+            .is_some_and(|items| items.len() == 1),
+        "{page:#}"
+    );
+    site.expect(202, &token, "DELETE", "/v1/vms/web", None)?;
+    site.wait_vm(&token, "web", "deleted", GUEST)?;
     site.show("berthctl ledger verify")?;
+    Ok(())
+}
+
+/// `berthctl node list` says nothing of it any more.
+const THAWED: &str = "list=$(berthctl node list) && case \"$list\" in *frozen*) exit 1;; *online*) ;; *) exit 1; esac";
+
+/// The controller's files from one folder to another, in place of what is there.
+fn copy(site: &Site<impl Host>, from: &str, to: &str, what: &[&str]) -> Result<()> {
+    for what in what {
+        site.node.check(&format!(
+            "mkdir -p {to} && rm -rf {to}/{what} && cp -a {from}/{what} {to}/"
+        ))?;
+    }
+    Ok(())
+}
+
+/// Waits until the host has verified a log of at least so many entries.
+fn host_has_seen(site: &Site<impl Host>, entries: u64) -> Result<()> {
+    let script =
+        format!("test \"$(berth-agent ledger | awk '/^seen:/ {{ print $2 }}')\" -ge {entries}");
+    site.node
+        .wait_until("the host verifies the newest log", DAEMON, &script)?;
+    Ok(())
+}
+
+/// Waits until the host refuses to do anything that could not be undone; the operator sees why.
+fn freezes(site: &Site<impl Host>, say: fn(&str), code: &str) -> Result<()> {
+    let show = "berthctl node show $(berthctl node list | awk '/online/ { print $1 }')";
+    let script = format!("{show} | grep -F 'FROZEN ({code})'");
+    site.node.wait_until("the host freezes", DAEMON, &script)?;
+    let node = site.node.check(show)?;
+    let told = node.lines().find(|line| line.contains("FROZEN"));
+    say(&format!(
+        "    {}",
+        told.context("`node show` does not say it")?.trim()
+    ));
     Ok(())
 }
 
@@ -93,6 +177,7 @@ fn says_what_is_missing(site: &Site<impl Host>, shown: Option<u64>) -> Result<()
 
 /// A guest that must not notice anything.
 struct Guest {
+    id: String,
     unit: String,
     pid: String,
 }
@@ -103,7 +188,8 @@ impl Guest {
         site.wait_console(token, id, "BERTH-READY", GUEST)?;
         let unit = unit_of(id)?;
         let pid = main_pid(site, &unit)?;
-        Ok(Self { unit, pid })
+        let id = id.to_owned();
+        Ok(Self { id, unit, pid })
     }
 
     /// The same process, and it still computes.
