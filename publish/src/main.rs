@@ -75,6 +75,7 @@ fn public_key(text: &str) -> Result<PublicKey, String> {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     tracing_subscriber::fmt()
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
     match copier_of(&arguments) {

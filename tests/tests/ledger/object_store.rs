@@ -15,6 +15,7 @@ use berth_tests::load::served::{Served, State, StoreKind};
 use berth_tests::progress::say;
 use berth_tests::simulated_agent::http_client;
 use berth_tests::workspace::{self, program_beside_test};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tokio::runtime::Runtime;
 
 use crate::busy_controller::{change, enrolled, head, length};
@@ -26,7 +27,33 @@ const READER: &str = "AWS4-HMAC-SHA256 Credential=reader/20260101/us-east-1/s3/a
 /// The store's process, which ends with its standard input.
 struct S3 {
     child: Child,
+    /// Where readers come to.
     url: String,
+    /// Where the publisher comes to.
+    https: String,
+    /// Its certificate, and that of the authority behind it.
+    folder: tempfile::TempDir,
+}
+
+/// An authority's `ca.pem`, and `tls.pem` and `tls.key` for the loopback address.
+fn identity() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let certificate = CertificateParams::new(vec!["127.0.0.1".to_owned()])
+        .unwrap()
+        .signed_by(&key, &authority)
+        .unwrap();
+    for (name, text) in [
+        ("ca.pem", authority.pem()),
+        ("tls.pem", certificate.pem()),
+        ("tls.key", key.serialize_pem()),
+    ] {
+        fs::write(folder.path().join(name), text).unwrap();
+    }
+    folder
 }
 
 impl S3 {
@@ -37,8 +64,10 @@ impl S3 {
             say("SKIPPED: no moto from PyPI; `cargo xtask test --tier ledger` fetches it");
             return None;
         }
+        let folder = identity();
         let mut child = Command::new(python)
             .arg(workspace::root().join("tests/peers/s3_server.py"))
+            .args(["tls.pem", "tls.key"].map(|name| folder.path().join(name)))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -47,11 +76,20 @@ impl S3 {
         let mut line = String::new();
         let mut said = BufReader::new(child.stdout.take().unwrap());
         said.read_line(&mut line).unwrap();
-        let port: u16 = line.trim().parse().expect("it prints its port");
-        let url = format!("http://127.0.0.1:{port}");
+        let ports: Vec<&str> = line.split_whitespace().collect();
+        let [plain, tls] = ports.as_slice() else {
+            panic!("it prints its ports, not {line:?}");
+        };
+        let url = format!("http://127.0.0.1:{plain}");
+        let https = format!("https://127.0.0.1:{tls}");
         let made = http_client().put(format!("{url}/ledger")).send_empty();
         assert_eq!(made.unwrap().status(), 200);
-        Some(Self { child, url })
+        Some(Self {
+            child,
+            url,
+            https,
+            folder,
+        })
     }
 
     fn get(&self, path: &str) -> Option<Vec<u8>> {
@@ -91,8 +129,8 @@ impl S3 {
         command
             .arg(folder)
             .args(["s3://ledger/main", "--once", "--json", "--public-key", key])
-            .env("AWS_ENDPOINT", &self.url)
-            .env("AWS_ALLOW_HTTP", "true")
+            .env("AWS_ENDPOINT", &self.https)
+            .env("SSL_CERT_FILE", self.folder.path().join("ca.pem"))
             .env("AWS_REGION", "us-east-1")
             .env("AWS_ACCESS_KEY_ID", "publisher")
             .env("AWS_SECRET_ACCESS_KEY", "of the test")
@@ -217,6 +255,13 @@ fn a_log_in_an_s3_store_is_whole_for_its_readers_whatever_became_of_its_publishe
         (&false.into(), &0.into())
     );
 
+    // A store that is not the one that its certificate should be of is told nothing.
+    let mut unknown = s3.publish(&public, &key);
+    let stranger = identity();
+    unknown.env("SSL_CERT_FILE", stranger.path().join("ca.pem"));
+    let answer = unknown.output().unwrap();
+    assert_eq!(answer.status.code(), Some(1), "{answer:?}");
+    assert!(String::from_utf8_lossy(&answer.stderr).contains("invalid peer certificate"));
     s3.refused(&yesterday, &key, "went back in time");
     let other = SigningKey::generate().unwrap().public().to_base64();
     s3.refused(&public, &other, "by a key that was given");
