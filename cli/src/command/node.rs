@@ -31,7 +31,7 @@ pub(crate) enum NodeCommand {
         #[arg(long, conflicts_with = "json")]
         raw: bool,
     },
-    /// List all nodes
+    /// List all nodes; a tenant sees those that it enrolled itself
     List {
         /// At most this many
         #[arg(long, value_name = "N")]
