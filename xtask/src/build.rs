@@ -48,6 +48,8 @@ pub(crate) fn everything() -> Result<PathBuf> {
     }
     let mut cargo = cargo_command();
     cargo.args(["build", "--workspace", "--lib", "--bins", "--tests"]);
+    // What is run by name alone is no part of `--tests`.
+    cargo.args(["--test", "packages"]);
     cargo.args(["--locked", "--message-format", "json-render-diagnostics"]);
     command::run_logged(&mut cargo, &log)?;
     Ok(log)
