@@ -46,11 +46,12 @@ pub(crate) fn everything() -> Result<PathBuf> {
     if log.exists() {
         std::fs::remove_file(&log).with_context(|| format!("removing {}", log.display()))?;
     }
-    let mut cargo = cargo_command();
-    cargo.args(["build", "--workspace", "--lib", "--bins", "--tests"]);
-    // What is run by name alone is no part of `--tests`.
-    cargo.args(["--test", "packages"]);
-    cargo.args(["--locked", "--message-format", "json-render-diagnostics"]);
-    command::run_logged(&mut cargo, &log)?;
+    // The tests of packages, which run by name alone, are no part of `--tests`.
+    for targets in [&["--lib", "--bins", "--tests"][..], &["--test", "packages"]] {
+        let mut cargo = cargo_command();
+        cargo.args(["build", "--workspace", "--locked"]).args(targets);
+        cargo.args(["--message-format", "json-render-diagnostics"]);
+        command::run_logged(&mut cargo, &log)?;
+    }
     Ok(log)
 }
