@@ -49,7 +49,9 @@ pub(crate) fn everything() -> Result<PathBuf> {
     // The tests of packages, which run by name alone, are no part of `--tests`.
     for targets in [&["--lib", "--bins", "--tests"][..], &["--test", "packages"]] {
         let mut cargo = cargo_command();
-        cargo.args(["build", "--workspace", "--locked"]).args(targets);
+        cargo
+            .args(["build", "--workspace", "--locked"])
+            .args(targets);
         cargo.args(["--message-format", "json-render-diagnostics"]);
         command::run_logged(&mut cargo, &log)?;
     }
