@@ -35,6 +35,16 @@ pub struct CreateVm {
     /// Where it may and should go.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub placement: Option<PlacementRequest>,
+    /// OpenSSH public keys, one line each, that may log in to the guest; the tenant's
+    /// `default_ssh_keys` unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ssh_keys: Option<Vec<String>>,
+    /// What cloud-init in the guest gets as its user data: at most 64 KiB of text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_data: Option<String>,
+    /// Whether each run's guest is given a token of scope `vm.guest`.
+    #[serde(default)]
+    pub guest_token: bool,
     /// Free labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
@@ -155,6 +165,18 @@ pub struct Vm {
     /// Where it was to go, as its creator wished.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub placement: Option<PlacementRequest>,
+    /// OpenSSH public keys that its guest is given.
+    #[serde(default)]
+    pub ssh_keys: Vec<String>,
+    /// SHA-256 of the user data that it was made with, lower-case hex; absent if there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_data_sha256: Option<String>,
+    /// Whether each run's guest is given a token of scope `vm.guest`.
+    #[serde(default)]
+    pub guest_token: bool,
+    /// When its guest first said that it is set up, RFC 3339; from then on it is given no user data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub booted_at: Option<String>,
     /// Free labels.
     pub labels: BTreeMap<String, String>,
     /// RFC 3339.

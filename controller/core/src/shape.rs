@@ -7,6 +7,7 @@ use berth_api::rest::{AntiAffinityMode, CreateVm, NumaWish, PlacementRequest, Sl
 use berth_api::vmm::{MAX_MEMORY_MIB, MAX_VCPUS};
 
 use crate::placement::{Apart, SlotWish, Wishes};
+use crate::seed::{SSH_KEYS_RULE, USER_DATA_RULE, are_ssh_keys, is_user_data};
 use crate::slot::{is_class_name, is_shared_device_class};
 
 /// vCPUs unless the request says otherwise.
@@ -44,6 +45,12 @@ pub struct Shape {
     pub slots: Vec<SlotWish>,
     /// Where it may and should go, within bounds.
     pub placement: Option<PlacementRequest>,
+    /// SSH keys of its guest, if they are to be others than the tenant's own.
+    pub ssh_keys: Option<Vec<String>>,
+    /// User data of its guest.
+    pub user_data: Option<String>,
+    /// Whether each run's guest is given a token.
+    pub guest_token: bool,
     /// Free labels.
     pub labels: BTreeMap<String, String>,
 }
@@ -164,6 +171,22 @@ pub fn validate(request: CreateVm) -> Result<Shape, ShapeDenied> {
             "at least 1",
         )?;
     }
+    if let Some(keys) = &request.ssh_keys
+        && !are_ssh_keys(keys)
+    {
+        return Err(ShapeDenied::Field {
+            field: "ssh_keys",
+            problem: SSH_KEYS_RULE,
+        });
+    }
+    if let Some(text) = &request.user_data
+        && !is_user_data(text)
+    {
+        return Err(ShapeDenied::Field {
+            field: "user_data",
+            problem: USER_DATA_RULE,
+        });
+    }
     Ok(Shape {
         name: request.name,
         project,
@@ -173,6 +196,9 @@ pub fn validate(request: CreateVm) -> Result<Shape, ShapeDenied> {
         image: request.image,
         slots: slot_wishes(request.slots)?,
         placement: placement_of(request.placement)?,
+        ssh_keys: request.ssh_keys,
+        user_data: request.user_data,
+        guest_token: request.guest_token,
         labels: request.labels,
     })
 }
@@ -318,6 +344,9 @@ mod tests {
             project_id: None,
             slots: Vec::new(),
             placement: None,
+            ssh_keys: None,
+            user_data: None,
+            guest_token: false,
             labels: BTreeMap::new(),
         }
     }

@@ -6,13 +6,15 @@ use berth_controller_core::liveness::{Liveness, shown_state};
 
 use crate::error::StoreError;
 use crate::rows::{parsed, parsed_option, rfc3339, state_of};
+use crate::seeds::key_list;
 use crate::sql::{OptionalExtension as _, Row};
 use crate::store::Db;
 
 const SELECT: &str =
     "SELECT vm.vm_id, vm.tenant_id, vm.name, vm.state, reason_code, reason_message,
     state_since, desired_state, generation, vm.vcpus, memory_mb, disk_gb, image, vm.node_id, vm.labels,
-    created_at, operation_id, last_sync_at, audit_index, project_id, vm.placement, state_deadline
+    created_at, operation_id, last_sync_at, audit_index, project_id, vm.placement, state_deadline,
+    vm.ssh_keys, vm.user_data_sha256, vm.guest_holder, vm.booted_at
     FROM vm LEFT JOIN node ON node.node_id = vm.node_id";
 
 /// How a caller names a VM.
@@ -38,6 +40,8 @@ impl VmRef {
 pub(crate) struct StoredVm {
     pub(crate) vm: Vm,
     pub(crate) audit_index: u64,
+    /// The key that its guests' tokens hang on, if they get any.
+    pub(crate) guest_holder: Option<String>,
 }
 
 impl Db<'_> {
@@ -158,6 +162,10 @@ struct VmRow {
     project_id: String,
     placement: Option<String>,
     state_deadline: Option<i64>,
+    ssh_keys: String,
+    user_data_sha256: Option<String>,
+    guest_holder: Option<String>,
+    booted_at: Option<i64>,
 }
 
 fn vm_row(row: &Row<'_>) -> crate::sql::Result<VmRow> {
@@ -184,6 +192,10 @@ fn vm_row(row: &Row<'_>) -> crate::sql::Result<VmRow> {
         project_id: row.get(19)?,
         placement: row.get(20)?,
         state_deadline: row.get(21)?,
+        ssh_keys: row.get(22)?,
+        user_data_sha256: row.get(23)?,
+        guest_holder: row.get(24)?,
+        booted_at: row.get(25)?,
     })
 }
 
@@ -217,6 +229,10 @@ impl VmRow {
                 .map_err(|_| StoreError::Corrupt {
                     what: "VM's placement",
                 })?,
+            ssh_keys: key_list(&self.ssh_keys)?,
+            user_data_sha256: self.user_data_sha256,
+            guest_token: self.guest_holder.is_some(),
+            booted_at: self.booted_at.map(rfc3339),
             labels: serde_json::from_str(&self.labels)
                 .map_err(|_| StoreError::Corrupt { what: "label list" })?,
             created_at: rfc3339(self.created_at),
@@ -225,6 +241,7 @@ impl VmRow {
         Ok(StoredVm {
             vm,
             audit_index: self.audit_index,
+            guest_holder: self.guest_holder,
         })
     }
 }
