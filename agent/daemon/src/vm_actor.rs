@@ -91,10 +91,7 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> VmActor<U, F, S> {
     ) {
         match beginning {
             Beginning::Fresh => {}
-            Beginning::Adopted => {
-                self.end_seed().await;
-                self.resume().await;
-            }
+            Beginning::Adopted => self.resume().await,
         }
         loop {
             if self.registry.retire(&self.record) {
@@ -355,7 +352,6 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> VmActor<U, F, S> {
         let effects = self.record.apply(event, clock::now());
         let effects = self.settle(effects).await;
         self.persist().await;
-        self.end_seed().await;
         if self.record.phase != before {
             tracing::info!(
                 VM_ID = %self.record.vm_id, TENANT_ID = %self.record.tenant_id,
@@ -442,6 +438,7 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> VmActor<U, F, S> {
 
     /// Bring the host to what the phase wants. Returns what came of it.
     async fn converge(&mut self) -> Option<Event> {
+        self.end_seed().await;
         let want = self.record.phase.want();
         match self.follow_plan(want).await {
             Ok(()) => match want {

@@ -278,7 +278,8 @@ fn a_guest_that_is_set_up_says_so_and_is_given_no_user_data_again() {
     let tenant = controller.tenant("acme", 3);
     tenant.post("/v1/vms", &given()).expect(201);
     agent.settle().unwrap();
-    tenant
+    controller
+        .token("acme", "vm.control")
         .post(REPORT, &json!({}))
         .refused(403, "permission_denied");
     assert!(tenant.get("/v1/vms/web").expect(200).json()["booted_at"].is_null());
