@@ -259,6 +259,7 @@ mod tests {
             overdue: false,
             desired_state: VmState::Running,
             generation: 1,
+            size: None,
             vcpus: 1,
             memory_mb: 128,
             disk_gb: 1,

@@ -16,11 +16,14 @@ use crate::slot::{SlotProblem, SlotState};
 pub struct CreateVm {
     /// 1 to 63 lower-case letters, digits and inner hyphens; made up when absent.
     pub name: Option<String>,
+    /// A size, as in `GET /v1/sizes`; not together with `vcpus` or `memory_mb`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<String>,
     /// 1 to 254; 1 unless given.
     pub vcpus: Option<u32>,
     /// 128 and more; 512 unless given.
     pub memory_mb: Option<u64>,
-    /// Root disk; the image's own size, rounded up, unless given.
+    /// Root disk; unless given, that of the size, or else the image's own size, rounded up.
     pub disk_gb: Option<u32>,
     /// An image's name, as in `GET /v1/images`.
     pub image: String,
@@ -139,6 +142,9 @@ pub struct Vm {
     pub desired_state: VmState,
     /// Counts orders to the node.
     pub generation: u64,
+    /// The size that was asked for, if it was one with a name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<String>,
     /// Number of vCPUs.
     pub vcpus: u32,
     /// Memory.

@@ -122,13 +122,16 @@ pub(crate) struct VmShape {
     /// An image's name, as in `image list`
     #[arg(long)]
     image: String,
+    /// A size's name, as in `size list`, instead of --vcpus and --memory-mb
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["vcpus", "memory_mb"])]
+    size: Option<String>,
     /// Number of vCPUs [default: 1]
     #[arg(long, value_name = "N")]
     vcpus: Option<u32>,
     /// Memory in MiB [default: 512]
     #[arg(long, value_name = "MIB")]
     memory_mb: Option<u64>,
-    /// Root disk in GB [default: the image's own size]
+    /// Root disk in GB [default: that of --size, or else the image's own size]
     #[arg(long, value_name = "GB")]
     disk_gb: Option<u32>,
     /// The tenant's project that it belongs to [default: default]
@@ -180,6 +183,7 @@ impl From<VmShape> for CreateVm {
     fn from(shape: VmShape) -> Self {
         Self {
             name: shape.name,
+            size: shape.size,
             vcpus: shape.vcpus,
             memory_mb: shape.memory_mb,
             disk_gb: shape.disk_gb,
@@ -410,6 +414,7 @@ pub(crate) fn object_table(vm: &Vm) -> Table {
         ("reason", optional(reason)),
         ("since", (&vm.state_since).into()),
         ("wanted", state_text(vm.desired_state).into()),
+        ("size", optional(vm.size.as_ref())),
         ("vCPUs", vm.vcpus.into()),
         ("memory MB", vm.memory_mb.into()),
         ("disk GB", vm.disk_gb.into()),

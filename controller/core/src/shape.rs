@@ -32,6 +32,8 @@ pub struct Shape {
     pub name: Option<String>,
     /// The project that it will belong to.
     pub project: ProjectId,
+    /// The size that was asked for by its name.
+    pub size: Option<String>,
     /// Number of vCPUs.
     pub vcpus: u32,
     /// Memory in MiB.
@@ -147,6 +149,27 @@ pub fn validate(request: CreateVm) -> Result<Shape, ShapeDenied> {
     };
     let vcpus = request.vcpus.unwrap_or(DEFAULT_VCPUS);
     let memory_mb = request.memory_mb.unwrap_or(DEFAULT_MEMORY_MB);
+    validate_amounts(vcpus, memory_mb, request.disk_gb)?;
+    Ok(Shape {
+        name: request.name,
+        project,
+        size: request.size,
+        vcpus,
+        memory_mb,
+        disk_gb: request.disk_gb,
+        image: request.image,
+        slots: slot_wishes(request.slots)?,
+        placement: placement_of(request.placement)?,
+        labels: request.labels,
+    })
+}
+
+/// Check whether some host could give a VM as much: memory in MiB, root disk in GiB.
+pub fn validate_amounts(
+    vcpus: u32,
+    memory_mb: u64,
+    disk_gb: Option<u32>,
+) -> Result<(), ShapeDenied> {
     in_range("vcpus", vcpus.into(), 1, MAX_VCPUS.into(), "at least 1")?;
     in_range(
         "memory_mb",
@@ -155,25 +178,14 @@ pub fn validate(request: CreateVm) -> Result<Shape, ShapeDenied> {
         MAX_MEMORY_MIB,
         "at least 128",
     )?;
-    if let Some(disk_gb) = request.disk_gb {
+    disk_gb.map_or(Ok(()), |disk_gb| {
         in_range(
             "disk_gb",
             disk_gb.into(),
             1,
             MAX_DISK_GB.into(),
             "at least 1",
-        )?;
-    }
-    Ok(Shape {
-        name: request.name,
-        project,
-        vcpus,
-        memory_mb,
-        disk_gb: request.disk_gb,
-        image: request.image,
-        slots: slot_wishes(request.slots)?,
-        placement: placement_of(request.placement)?,
-        labels: request.labels,
+        )
     })
 }
 
@@ -310,6 +322,7 @@ mod tests {
     fn request() -> CreateVm {
         CreateVm {
             name: Some("web-1".to_owned()),
+            size: None,
             vcpus: None,
             memory_mb: None,
             disk_gb: None,

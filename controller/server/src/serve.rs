@@ -19,7 +19,9 @@ use crate::config::{Config, PublishConfig};
 use crate::ledger_desk::LedgerDesk;
 use crate::listener::{self, DEFAULT_LISTEN, ListenError};
 use crate::offline::{StateDir, say_error};
+use crate::prices::ClassPrices;
 use crate::publisher::Publisher;
+use crate::sizes::Sizes;
 use crate::tiers::Tiers;
 use crate::tls::{Tls, TlsError, TlsFiles};
 use crate::witnesses::Witnesses;
@@ -48,10 +50,10 @@ pub(crate) fn run(
     options: &ServeOptions,
 ) -> anyhow::Result<ExitCode> {
     logging::install()?;
-    let tiers = match Tiers::new(config.tiers.clone(), config.default_tier.clone()) {
-        Ok(tiers) => tiers,
+    let (tiers, sizes, class_prices) = match offer_of(&config) {
+        Ok(offer) => offer,
         Err(error) => {
-            say_error(&error.into());
+            say_error(&error);
             return Ok(ExitCode::from(EXIT_CONFIG));
         }
     };
@@ -113,6 +115,8 @@ pub(crate) fn run(
             .public_url
             .unwrap_or_else(|| format!("{scheme}://{address}")),
         tiers,
+        sizes,
+        class_prices,
         store,
         ledger,
         publisher,
@@ -164,6 +168,15 @@ async fn publish(app: Arc<App>) {
     if let Some(publisher) = &app.publisher {
         publisher.run(&app.store, || app.ledger.shown()).await;
     }
+}
+
+/// What tenants can have by name, and what it costs.
+fn offer_of(config: &Config) -> anyhow::Result<(Tiers, Sizes, ClassPrices)> {
+    Ok((
+        Tiers::new(config.tiers.clone(), config.default_tier.clone())?,
+        Sizes::new(config.sizes.clone())?,
+        ClassPrices::new(config.slot_classes.clone())?,
+    ))
 }
 
 /// The identity that the settings or systemd's credentials name, if any.

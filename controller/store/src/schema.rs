@@ -23,6 +23,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0015_guest_tokens.sql"),
     include_str!("../migrations/0016_own_nodes.sql"),
     include_str!("../migrations/0017_witnessed.sql"),
+    include_str!("../migrations/0018_sizes.sql"),
 ];
 
 /// The newest schema that this program knows.

@@ -377,6 +377,7 @@ impl WriteTx<'_> {
                 detail: object(json!({
                     "name": name,
                     "project_id": shape.project,
+                    "size": shape.size,
                     "vcpus": shape.vcpus,
                     "memory_mb": shape.memory_mb,
                     "disk_gb": wanted.disk_gb,
@@ -428,8 +429,8 @@ impl WriteTx<'_> {
             .prepare_cached(
                 "INSERT INTO vm (vm_id, tenant_id, name, state, state_since, desired_state, generation,
                  vcpus, memory_mb, disk_gb, image, labels, created_at, audit_index, project_id,
-                 placement, apart_group, is_apart_required, state_deadline)
-                 VALUES (?1, ?2, ?3, ?4, ?5, 'running', 0, ?6, ?7, ?8, ?9, ?10, ?5, ?11, ?12, ?13, ?14, ?15, ?16)",
+                 placement, apart_group, is_apart_required, state_deadline, size)
+                 VALUES (?1, ?2, ?3, ?4, ?5, 'running', 0, ?6, ?7, ?8, ?9, ?10, ?5, ?11, ?12, ?13, ?14, ?15, ?16, ?17)",
             )?
             .execute((
                 new.vm_id.to_string(),
@@ -448,6 +449,7 @@ impl WriteTx<'_> {
                 apart.as_ref().map(|apart| &apart.group),
                 apart.as_ref().is_some_and(|apart| apart.is_required),
                 due_ms(self.now, VmState::Pending, 0),
+                shape.size.as_ref(),
             ))?;
         Ok(())
     }

@@ -70,6 +70,8 @@ mod sessions;
 #[cfg(test)]
 mod single_tenant;
 #[cfg(test)]
+mod sizes;
+#[cfg(test)]
 mod slot_reports;
 #[cfg(test)]
 mod slots;
