@@ -267,6 +267,8 @@ mod tests {
             node_id: None,
             slots: Vec::new(),
             placement: None,
+            expires_at: None,
+            auto_delete_on_stop: false,
             labels: std::collections::BTreeMap::new(),
             created_at: String::new(),
             operation: None,

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 use crate::agent::{LogFreeze, TreeHead};
 use crate::ids::{NodeId, TenantId};
+use crate::rest::given;
 
 /// `POST /v1/nodes/join-tokens`
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -144,11 +145,4 @@ pub struct ChangeNode {
         skip_serializing_if = "Option::is_none"
     )]
     pub max_vms_per_node: Option<Option<u32>>,
-}
-
-/// Apart: a field that is `null`, and one that is left out.
-fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<Option<T>>, D::Error> {
-    Option::deserialize(deserializer).map(Some)
 }

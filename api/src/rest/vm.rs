@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::agent::StopMode;
 use crate::ids::{ClaimId, NodeId, OperationId, ProjectId, SlotId, TenantId, VmId};
-use crate::rest::PlacementRequest;
+use crate::rest::{PlacementRequest, given};
 use crate::slot::{SlotProblem, SlotState};
 
 /// `POST /v1/vms`
@@ -38,6 +38,12 @@ pub struct CreateVm {
     /// Where it may and should go.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub placement: Option<PlacementRequest>,
+    /// Deleted when so many seconds are over: 1 to 315,360,000; never unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_seconds: Option<u64>,
+    /// Whether it is deleted once it has stopped, whoever stopped it. One that failed stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auto_delete_on_stop: Option<bool>,
     /// Free labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
@@ -52,6 +58,16 @@ pub struct ChangeVm {
     pub name: Option<String>,
     /// All labels from here on.
     pub labels: Option<BTreeMap<String, String>>,
+    /// Deleted when so many seconds from now are over: 1 to 315,360,000; `null` is never.
+    #[serde(
+        default,
+        deserialize_with = "given",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub ttl_seconds: Option<Option<u64>>,
+    /// Whether it is deleted once it stops from here on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auto_delete_on_stop: Option<bool>,
 }
 
 /// Slots of one class, or one slot by its id.
@@ -161,6 +177,12 @@ pub struct Vm {
     /// Where it was to go, as its creator wished.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub placement: Option<PlacementRequest>,
+    /// When it is deleted, RFC 3339; `null` is never.
+    #[serde(default)]
+    pub expires_at: Option<String>,
+    /// Whether it is deleted once it has stopped.
+    #[serde(default)]
+    pub auto_delete_on_stop: bool,
     /// Free labels.
     pub labels: BTreeMap<String, String>,
     /// RFC 3339.

@@ -109,7 +109,7 @@ impl From<NodeChanges> for ChangeNode {
 }
 
 /// `null` takes a setting away; what is left out stays.
-fn set_or_taken<T>(set: Option<T>, is_taken: bool) -> Option<Option<T>> {
+pub(super) fn set_or_taken<T>(set: Option<T>, is_taken: bool) -> Option<Option<T>> {
     match set {
         Some(value) => Some(Some(value)),
         None => is_taken.then_some(None),

@@ -470,7 +470,10 @@ const CONSOLE_LOG: Says = Says(
         Code::Starting,
     ],
 );
-const CHANGE_VM: Says = Says("Change what a VM is called", &[Code::AlreadyExists]);
+const CHANGE_VM: Says = Says(
+    "Change what a VM is called, and when it ends by itself",
+    &[Code::AlreadyExists],
+);
 const HISTORY: Says = Says("What happened to a VM, in the ledger's order", &[]);
 const OPERATIONS: Says = Says("Operations, oldest first", &[]);
 const OPERATION: Says = Says("One operation", &[]);

@@ -9,6 +9,7 @@ mod app;
 mod config;
 mod console_desk;
 mod door;
+mod expiry;
 mod follow;
 mod http;
 mod join_tokens;

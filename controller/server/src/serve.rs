@@ -25,7 +25,9 @@ use crate::sizes::Sizes;
 use crate::tiers::Tiers;
 use crate::tls::{Tls, TlsError, TlsFiles};
 use crate::witnesses::Witnesses;
-use crate::{door, follow, http, ledger_key_changes, logging, overdue, recount, token_book};
+use crate::{
+    door, expiry, follow, http, ledger_key_changes, logging, overdue, recount, token_book,
+};
 
 /// `EX_CONFIG` of sysexits.h: a restart would not help.
 const EXIT_CONFIG: u8 = 78;
@@ -212,6 +214,7 @@ async fn serve(
     let watchdog = tokio::spawn(feed_watchdog(Arc::clone(&app)));
     let follower = tokio::spawn(follow::follow(Arc::clone(&app)));
     let overdue = tokio::spawn(overdue::watch(Arc::clone(&app)));
+    let expiry = tokio::spawn(expiry::watch(Arc::clone(&app)));
     let book = tokio::spawn(token_book::keep(Arc::clone(&app)));
     let recount = tokio::spawn(recount::every_day(Arc::clone(&app)));
     let shown = Arc::clone(&app);
@@ -238,6 +241,7 @@ async fn serve(
     watchdog.abort();
     follower.abort();
     overdue.abort();
+    expiry.abort();
     recount.abort();
     ledger.abort();
     publication.abort();

@@ -24,6 +24,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0016_own_nodes.sql"),
     include_str!("../migrations/0017_witnessed.sql"),
     include_str!("../migrations/0018_sizes.sql"),
+    include_str!("../migrations/0019_lifetimes.sql"),
 ];
 
 /// The newest schema that this program knows.

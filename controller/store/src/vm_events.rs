@@ -235,6 +235,10 @@ impl WriteTx<'_> {
         for effect in effects {
             self.carry_out(vm_id, *effect, happening, cause)?;
         }
+        if next == VmState::Stopped && old != next && stored.vm.auto_delete_on_stop {
+            let message = "it has stopped, and was to be deleted then";
+            self.end_by_itself(vm_id, "deleted_on_stop", message)?;
+        }
         // Gone without any node's help: the operation is over as it begins.
         if event == Event::Delete && next == VmState::Deleted {
             let tenant = &stored.vm.tenant_id;

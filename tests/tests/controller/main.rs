@@ -38,6 +38,8 @@ mod ledger_keys;
 #[cfg(test)]
 mod life_of_a_vm;
 #[cfg(test)]
+mod lifetimes;
+#[cfg(test)]
 mod lost_commits;
 #[cfg(test)]
 mod matrix;

@@ -366,7 +366,7 @@ pub(crate) async fn wait(
     ))
 }
 
-/// What the VM is called; what it is made of does not change.
+/// What the VM is called, and when it ends by itself; what it is made of does not change.
 pub(crate) async fn change(
     State(app): State<Arc<App>>,
     caller: Scoped,
@@ -376,9 +376,12 @@ pub(crate) async fn change(
 ) -> Result<Shown<Vm>, ApiError> {
     let asked = body.value;
     shape::validate_names(asked.name.as_deref(), asked.labels.as_ref())?;
+    shape::validate_ttl(asked.ttl_seconds.flatten())?;
     let change = VmChange {
         name: asked.name,
         labels: asked.labels,
+        ttl_s: asked.ttl_seconds,
+        is_deleted_on_stop: asked.auto_delete_on_stop,
     };
     let tenant = caller.tenant()?.clone();
     let id = vm.id;
