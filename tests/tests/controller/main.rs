@@ -28,6 +28,8 @@ mod deadlines;
 #[cfg(test)]
 mod defects;
 #[cfg(test)]
+mod executions;
+#[cfg(test)]
 mod faults;
 #[cfg(test)]
 mod guests;
