@@ -110,9 +110,9 @@ fn a_vm(state: &str) -> Value {
 }
 
 fn a_node() -> Value {
-    json!({ "id": NODE, "name": "rack1-3", "liveness": "online", "last_heartbeat": TIME,
+    json!({ "id": NODE, "name": "rack1-3", "state": "ready", "liveness": "online", "last_heartbeat": TIME,
         "boot_id": "6b1f7a2e-8a55-4a40-9a56-0a4e0d7d5a11", "agent_version": "0.1.0", "vcpus": 64,
-        "memory_mb": 524_288, "memory_used_mb": 1024, "kvm": true, "vms": 1,
+        "memory_mb": 524_288, "disk_mb": 4_194_304, "memory_used_mb": 1024, "kvm": true, "vms": 1,
         "max_vms_per_node": 40, "cordoned_at": null, "reserved": true, "dedicated_to": "acme-corp",
         "zone": "north", "labels": { "disk": "fast" }, "revision": 3,
         "slots": { "gpu.h100": { "free": 2 }, "nvme": { "free": 3, "in_use": 1 } } })

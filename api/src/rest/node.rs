@@ -41,6 +41,9 @@ pub struct Node {
     pub id: NodeId,
     /// Its name.
     pub name: String,
+    /// `ready`, or `cordoned` while it gets no VMs.
+    #[serde(default)]
+    pub state: String,
     /// `online`, `suspect` or `unreachable`.
     pub liveness: String,
     /// RFC 3339 of the last sync.
@@ -53,6 +56,9 @@ pub struct Node {
     pub vcpus: u32,
     /// Memory for VMs.
     pub memory_mb: u64,
+    /// Disk for VMs, as the host said when it joined.
+    #[serde(default)]
+    pub disk_mb: u64,
     /// Memory promised to VMs.
     pub memory_used_mb: u64,
     /// Whether its KVM is usable.
