@@ -12,7 +12,8 @@ use crate::store::Db;
 const SELECT: &str =
     "SELECT vm.vm_id, vm.tenant_id, vm.name, vm.state, reason_code, reason_message,
     state_since, desired_state, generation, vm.vcpus, memory_mb, disk_gb, image, vm.node_id, vm.labels,
-    created_at, operation_id, last_sync_at, audit_index, project_id, vm.placement, state_deadline
+    created_at, operation_id, last_sync_at, audit_index, project_id, vm.placement, state_deadline,
+    vm.size, expires_at, is_deleted_on_stop
     FROM vm LEFT JOIN node ON node.node_id = vm.node_id";
 
 /// How a caller names a VM.
@@ -158,6 +159,9 @@ struct VmRow {
     project_id: String,
     placement: Option<String>,
     state_deadline: Option<i64>,
+    size: Option<String>,
+    expires_at: Option<i64>,
+    is_deleted_on_stop: bool,
 }
 
 fn vm_row(row: &Row<'_>) -> crate::sql::Result<VmRow> {
@@ -184,6 +188,9 @@ fn vm_row(row: &Row<'_>) -> crate::sql::Result<VmRow> {
         project_id: row.get(19)?,
         placement: row.get(20)?,
         state_deadline: row.get(21)?,
+        size: row.get(22)?,
+        expires_at: row.get(23)?,
+        is_deleted_on_stop: row.get(24)?,
     })
 }
 
@@ -204,6 +211,7 @@ impl VmRow {
             overdue: self.state_deadline.is_some_and(|deadline| deadline < now),
             desired_state: state_of(&self.desired_state)?,
             generation: self.generation,
+            size: self.size,
             vcpus: self.vcpus,
             memory_mb: self.memory_mb,
             disk_gb: self.disk_gb,
@@ -217,6 +225,8 @@ impl VmRow {
                 .map_err(|_| StoreError::Corrupt {
                     what: "VM's placement",
                 })?,
+            expires_at: self.expires_at.map(rfc3339),
+            auto_delete_on_stop: self.is_deleted_on_stop,
             labels: serde_json::from_str(&self.labels)
                 .map_err(|_| StoreError::Corrupt { what: "label list" })?,
             created_at: rfc3339(self.created_at),
