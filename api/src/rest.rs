@@ -10,6 +10,7 @@ mod error;
 mod event;
 mod node;
 mod placement;
+mod size;
 mod slot;
 mod tenant;
 mod token;
@@ -21,6 +22,7 @@ pub use error::*;
 pub use event::*;
 pub use node::*;
 pub use placement::*;
+pub use size::*;
 pub use slot::*;
 pub use tenant::*;
 pub use token::*;
@@ -28,7 +30,7 @@ pub use vm::*;
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// Where a controller listens unless told otherwise.
 pub const DEFAULT_URL: &str = "http://127.0.0.1:9221";
@@ -83,4 +85,11 @@ pub struct Readiness {
     pub status: String,
     /// The same for each part.
     pub checks: BTreeMap<String, String>,
+}
+
+/// Apart: a field that is `null`, and one that is left out.
+fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Option<T>>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
 }

@@ -110,9 +110,9 @@ fn a_vm(state: &str) -> Value {
 }
 
 fn a_node() -> Value {
-    json!({ "id": NODE, "name": "rack1-3", "liveness": "online", "last_heartbeat": TIME,
+    json!({ "id": NODE, "name": "rack1-3", "state": "ready", "liveness": "online", "last_heartbeat": TIME,
         "boot_id": "6b1f7a2e-8a55-4a40-9a56-0a4e0d7d5a11", "agent_version": "0.1.0", "vcpus": 64,
-        "memory_mb": 524_288, "memory_used_mb": 1024, "kvm": true, "vms": 1,
+        "memory_mb": 524_288, "disk_mb": 4_194_304, "memory_used_mb": 1024, "kvm": true, "vms": 1,
         "max_vms_per_node": 40, "cordoned_at": null, "reserved": true, "dedicated_to": "acme-corp",
         "zone": "north", "labels": { "disk": "fast" }, "revision": 3,
         "slots": { "gpu.h100": { "free": 2 }, "nvme": { "free": 3, "in_use": 1 } } })
@@ -191,6 +191,9 @@ fn vms_and_nodes_are_shown_as_published() {
             { "resource": "vcpus", "limit": 4, "used": 8, "remaining": 0, "over_limit": true },
             { "resource": "memory_mb", "limit": null, "used": 512, "remaining": null },
         ] });
+    let small = json!({ "name": "small", "vcpus": 1, "memory_mb": 2048, "disk_gb": 20 });
+    let medium = json!({ "name": "medium", "vcpus": 2, "memory_mb": 4096, "disk_gb": 40,
+        "price": { "amount": "29.00", "currency": "EUR", "per": "month" } });
     let text = [
         vm::list_table(&[from(a_vm("running")), from(a_vm("failed"))]),
         vm::object_table(&from(a_vm("failed"))),
@@ -200,6 +203,7 @@ fn vms_and_nodes_are_shown_as_published() {
         node::object_table(&from(a_node())),
         node::join_token_table(&from(join)),
         catalogue::image_table(&[from(json!({ "name": "debian-12", "min_disk_gb": 2 }))]),
+        catalogue::size_table(&[from(small), from(medium)]),
         catalogue::usage_table(&from(usage)),
     ];
     check("tables-vm.txt", &text.iter().map(of).collect::<String>());
@@ -233,7 +237,8 @@ fn slots_are_shown_as_published() {
         "vm_id": VM, "kind": "wipe", "at": TIME, "generation": 11, "sha256": "00", "audit_index": 7,
         "node_id": NODE, "node_public_key": "a2V5",
         "envelope": { "payloadType": "", "payload": "", "signatures": [] } });
-    let class = json!({ "class": "nvme", "available": "1-3", "free": 2, "total": 8 });
+    let class = json!({ "class": "nvme", "available": "1-3", "free": 2, "total": 8,
+        "price": { "amount": "0.12", "currency": "EUR", "per": "hour" } });
     let of_tenant = json!({ "class": "gpu.h100", "available": "4+" });
     let text = [
         remote::list_table(&[from(a_slot()), from(other)]),

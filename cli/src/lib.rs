@@ -107,6 +107,9 @@ enum RemoteCommand {
     /// What VMs are made from
     #[command(subcommand)]
     Image(catalogue::ImageCommand),
+    /// Named sizes of VMs
+    #[command(subcommand)]
+    Size(catalogue::SizeCommand),
     /// A tenant's ceilings and what is charged
     Usage {
         /// Which tenant (operators)
@@ -204,6 +207,7 @@ fn remote(session: &mut Session, command: RemoteCommand) -> Result<(), Failure> 
             slot::remote::run(session, command)
         }
         RemoteCommand::Image(command) => catalogue::image(session, &command),
+        RemoteCommand::Size(command) => catalogue::size(session, &command),
         RemoteCommand::Usage { tenant } => catalogue::usage(session, tenant.as_deref()),
         RemoteCommand::Ledger(command) => ledger_command::run(session, command),
         RemoteCommand::Operation(command) => catalogue::operation(session, &command),

@@ -157,8 +157,8 @@ fn choose_name(
     }
 }
 
-/// The key of an earlier attempt, or a new one that is on the disk before anybody hears of it.
-fn ensure_key(state: &Path) -> Result<SigningKey, JoinError> {
+/// The key that this host has, or a new one that is on the disk before anybody hears of it.
+pub fn ensure_key(state: &Path) -> Result<SigningKey, JoinError> {
     match load_key(state) {
         Ok(key) => Ok(key),
         Err(NodeFileError::NotJoined) => {

@@ -14,13 +14,13 @@ use anyhow::Context as _;
 use berth_agent::config::{Config, ReadConfigError};
 use berth_agent::controller::ControllerUrlDenied;
 use berth_agent::join;
-use berth_agent::node::NodeFileError;
+use berth_agent::node::{NodeFileError, load_key};
 use berth_agent_host::images::{DEFAULT_CMDLINE, ImageSource, Images};
 use clap::{Args, Parser, Subcommand};
 
 /// Runs VMs on this host for a berth controller.
 #[derive(Debug, Parser)]
-#[command(name = "berth-agent", version)]
+#[command(name = "berth-agent", version, subcommand_negates_reqs = true)]
 struct Arguments {
     /// Configuration file; it must be there if it is named.
     #[arg(long, global = true, value_name = "FILE")]
@@ -31,8 +31,23 @@ struct Arguments {
     /// The VMM's executable.
     #[arg(long, global = true, value_name = "PATH")]
     vmm: Option<PathBuf>,
+    #[command(flatten)]
+    key: KeyArguments,
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
+}
+
+/// This host's key, without a command.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct KeyArguments {
+    /// Print the public half of this host's key, as the ledger names it; the host has one once it has
+    /// joined or made one.
+    #[arg(long)]
+    print_pubkey: bool,
+    /// Make this host's key before it joins, unless it has one, and print the public half.
+    #[arg(long)]
+    generate_keypair: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -102,6 +117,9 @@ const EXIT_CONFIG: u8 = 78;
 
 fn main() -> ExitCode {
     panics::install_hook();
+    if let Some(written) = berth_manual::write_if_asked::<Arguments>() {
+        return written;
+    }
     let arguments = Arguments::parse();
     match execute(arguments) {
         Ok(()) => ExitCode::SUCCESS,
@@ -131,14 +149,34 @@ fn execute(arguments: Arguments) -> anyhow::Result<()> {
     if let Some(vmm) = arguments.vmm {
         config.vmm = vmm;
     }
+    let Some(command) = arguments.command else {
+        return print_public_key(&config, arguments.key.generate_keypair);
+    };
+    if arguments.key.print_pubkey || arguments.key.generate_keypair {
+        anyhow::bail!("--print-pubkey and --generate-keypair take no command");
+    }
     ensure_folder(&config.state_dir)?;
-    match arguments.command {
+    match command {
         Command::Join { token, node_name } => join_node(&config, &token, node_name),
         Command::Run => run::run(&config),
         Command::Ledger => ledger::show(&config),
         Command::AcceptRollback { reason, yes } => ledger::accept(&config, &reason, yes),
         Command::Image { command } => image(&config, command),
     }
+}
+
+fn print_public_key(config: &Config, is_made: bool) -> anyhow::Result<()> {
+    let key = if is_made {
+        ensure_folder(&config.state_dir)?;
+        join::ensure_key(&config.state_dir)?
+    } else {
+        load_key(&config.state_dir).with_context(|| {
+            let state = config.state_dir.display();
+            format!("{state} has no key; --generate-keypair makes one, and join as well")
+        })?
+    };
+    writeln!(std::io::stdout(), "{}", key.public().to_base64())?;
+    Ok(())
 }
 
 /// The agent's folder, for its owner alone.

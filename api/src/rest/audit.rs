@@ -106,6 +106,9 @@ pub struct AuditRequest {
     pub method: String,
     /// The route's pattern.
     pub route: String,
+    /// Lower-case hex of the SHA-256 of the body as it was sent; of requests that have one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest_sha256: Option<String>,
 }
 
 /// Query of `GET /v1/audit/entries`. All that is given must hold.

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 use crate::agent::{LogFreeze, TreeHead};
 use crate::ids::{NodeId, TenantId};
+use crate::rest::given;
 
 /// `POST /v1/nodes/join-tokens`
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +41,9 @@ pub struct Node {
     pub id: NodeId,
     /// Its name.
     pub name: String,
+    /// `ready`, or `cordoned` while it gets no VMs.
+    #[serde(default)]
+    pub state: String,
     /// `online`, `suspect` or `unreachable`.
     pub liveness: String,
     /// RFC 3339 of the last sync.
@@ -52,6 +56,9 @@ pub struct Node {
     pub vcpus: u32,
     /// Memory for VMs.
     pub memory_mb: u64,
+    /// Disk for VMs, as the host said when it joined.
+    #[serde(default)]
+    pub disk_mb: u64,
     /// Memory promised to VMs.
     pub memory_used_mb: u64,
     /// Whether its KVM is usable.
@@ -144,11 +151,4 @@ pub struct ChangeNode {
         skip_serializing_if = "Option::is_none"
     )]
     pub max_vms_per_node: Option<Option<u32>>,
-}
-
-/// Apart: a field that is `null`, and one that is left out.
-fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<Option<T>>, D::Error> {
-    Option::deserialize(deserializer).map(Some)
 }

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::agent::SignedEnvelope;
 use crate::ids::{ClaimId, NodeId, ReceiptId, SlotId, TaskId, TenantId, VmId};
+use crate::rest::Price;
 use crate::slot::{SlotDevice, SlotProblem, SlotState};
 
 /// `GET /v1/vms/{vm}/receipts`: a host's signed statement, as it came.
@@ -146,4 +147,7 @@ pub struct SlotClass {
     /// All slots of the class, for operators.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub total: Option<u32>,
+    /// What a slot of this class costs, if the operator says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub price: Option<Price>,
 }

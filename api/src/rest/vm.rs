@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::agent::StopMode;
 use crate::ids::{ClaimId, NodeId, OperationId, ProjectId, SlotId, TenantId, VmId};
-use crate::rest::PlacementRequest;
+use crate::rest::{PlacementRequest, given};
 use crate::slot::{SlotProblem, SlotState};
 
 /// `POST /v1/vms`
@@ -16,11 +16,14 @@ use crate::slot::{SlotProblem, SlotState};
 pub struct CreateVm {
     /// 1 to 63 lower-case letters, digits and inner hyphens; made up when absent.
     pub name: Option<String>,
+    /// A size, as in `GET /v1/sizes`; not together with `vcpus` or `memory_mb`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<String>,
     /// 1 to 254; 1 unless given.
     pub vcpus: Option<u32>,
     /// 128 and more; 512 unless given.
     pub memory_mb: Option<u64>,
-    /// Root disk; the image's own size, rounded up, unless given.
+    /// Root disk; unless given, that of the size, or else the image's own size, rounded up.
     pub disk_gb: Option<u32>,
     /// An image's name, as in `GET /v1/images`.
     pub image: String,
@@ -45,6 +48,12 @@ pub struct CreateVm {
     /// Whether each run's guest is given a token of scope `vm.guest`.
     #[serde(default)]
     pub guest_token: bool,
+    /// Deleted when so many seconds are over: 1 to 315,360,000; never unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_seconds: Option<u64>,
+    /// Whether it is deleted once it has stopped, whoever stopped it. One that failed stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auto_delete_on_stop: Option<bool>,
     /// Free labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
@@ -59,6 +68,16 @@ pub struct ChangeVm {
     pub name: Option<String>,
     /// All labels from here on.
     pub labels: Option<BTreeMap<String, String>>,
+    /// Deleted when so many seconds from now are over: 1 to 315,360,000; `null` is never.
+    #[serde(
+        default,
+        deserialize_with = "given",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub ttl_seconds: Option<Option<u64>>,
+    /// Whether it is deleted once it stops from here on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auto_delete_on_stop: Option<bool>,
 }
 
 /// Slots of one class, or one slot by its id.
@@ -149,6 +168,9 @@ pub struct Vm {
     pub desired_state: VmState,
     /// Counts orders to the node.
     pub generation: u64,
+    /// The size that was asked for, if it was one with a name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<String>,
     /// Number of vCPUs.
     pub vcpus: u32,
     /// Memory.
@@ -177,6 +199,12 @@ pub struct Vm {
     /// When its guest first said that it is set up, RFC 3339; from then on it is given no user data.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub booted_at: Option<String>,
+    /// When it is deleted, RFC 3339; `null` is never.
+    #[serde(default)]
+    pub expires_at: Option<String>,
+    /// Whether it is deleted once it has stopped.
+    #[serde(default)]
+    pub auto_delete_on_stop: bool,
     /// Free labels.
     pub labels: BTreeMap<String, String>,
     /// RFC 3339.

@@ -1,6 +1,6 @@
-//! The small read-only commands: `image list`, `usage`, `operation show`, `me`.
+//! The small read-only commands: `image list`, `size list`, `usage`, `operation show`, `me`.
 
-use berth_api::rest::{Image, Me, Operation, UsageReport};
+use berth_api::rest::{Image, Me, Operation, Price, Size, UsageReport};
 use clap::Subcommand;
 
 use crate::client::Path;
@@ -12,6 +12,13 @@ use crate::table::{Cell, Table, Tone, optional};
 #[derive(Subcommand, Debug)]
 pub(crate) enum ImageCommand {
     /// List what VMs can be made from
+    List,
+}
+
+/// What can be done with sizes.
+#[derive(Subcommand, Debug)]
+pub(crate) enum SizeCommand {
+    /// List the named sizes of VMs
     List,
 }
 
@@ -31,6 +38,16 @@ pub(crate) fn image(session: &mut Session, command: &ImageCommand) -> Result<(),
         ImageCommand::List => {
             let items = session.client.list(&Path::of(&["v1", "images"]), None)?;
             session.show_list(&items, image_table)
+        }
+    }
+}
+
+/// `size …`
+pub(crate) fn size(session: &mut Session, command: &SizeCommand) -> Result<(), Failure> {
+    match command {
+        SizeCommand::List => {
+            let items = session.client.list(&Path::of(&["v1", "sizes"]), None)?;
+            session.show_list(&items, size_table)
         }
     }
 }
@@ -68,6 +85,30 @@ pub(crate) fn image_table(images: &[Image]) -> Table {
         table.row([(&image.name).into(), image.min_disk_gb.into()]);
     }
     table
+}
+
+/// Sizes.
+#[must_use]
+pub(crate) fn size_table(sizes: &[Size]) -> Table {
+    let mut table = Table::new(&["SIZE", "VCPUS", "MEMORY MB", "DISK GB", "PRICE"]);
+    for size in sizes {
+        table.row([
+            (&size.name).into(),
+            size.vcpus.into(),
+            size.memory_mb.into(),
+            size.disk_gb.into(),
+            price_cell(size.price.as_ref()),
+        ]);
+    }
+    table
+}
+
+/// What a thing costs.
+pub(super) fn price_cell(price: Option<&Price>) -> Cell {
+    optional(price.map(|price| {
+        let per = price.per.as_str();
+        format!("{} {} per {per}", price.amount, price.currency)
+    }))
 }
 
 /// A tenant's ceilings and what is charged.

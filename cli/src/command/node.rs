@@ -39,24 +39,24 @@ pub(crate) enum NodeCommand {
     },
     /// Show one node
     Show {
-        /// Its id, `node_…`
+        /// Its name or id
         node: String,
     },
     /// Change by what VMs are placed there; those that are there stay
     Update {
-        /// Its id, `node_…`
+        /// Its name or id
         node: String,
         #[command(flatten)]
         changes: NodeChanges,
     },
     /// Give it no VMs from here on; those that are there stay
     Cordon {
-        /// Its id, `node_…`
+        /// Its name or id
         node: String,
     },
     /// Give it VMs again
     Uncordon {
-        /// Its id, `node_…`
+        /// Its name or id
         node: String,
     },
 }
@@ -109,7 +109,7 @@ impl From<NodeChanges> for ChangeNode {
 }
 
 /// `null` takes a setting away; what is left out stays.
-fn set_or_taken<T>(set: Option<T>, is_taken: bool) -> Option<Option<T>> {
+pub(super) fn set_or_taken<T>(set: Option<T>, is_taken: bool) -> Option<Option<T>> {
     match set {
         Some(value) => Some(Some(value)),
         None => is_taken.then_some(None),
@@ -214,6 +214,7 @@ pub(crate) fn object_table(node: &Node) -> Table {
     Table::of_object([
         ("node", node.id.into()),
         ("name", (&node.name).into()),
+        ("state", state(node)),
         ("liveness", liveness(node)),
         ("last heartbeat", optional(node.last_heartbeat.as_ref())),
         ("KVM usable", kvm(node)),
@@ -227,10 +228,20 @@ pub(crate) fn object_table(node: &Node) -> Table {
         ("CPUs", node.vcpus.into()),
         ("memory MB", node.memory_mb.into()),
         ("memory used MB", node.memory_used_mb.into()),
+        ("disk MB", node.disk_mb.into()),
         ("boot id", (&node.boot_id).into()),
         ("agent version", (&node.agent_version).into()),
         ("ledger", ledger(node)),
     ])
+}
+
+fn state(node: &Node) -> Cell {
+    let tone = if node.cordoned_at.is_some() {
+        Tone::Caution
+    } else {
+        Tone::Good
+    };
+    Cell::toned(&node.state, tone)
 }
 
 fn liveness(node: &Node) -> Cell {

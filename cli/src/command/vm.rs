@@ -5,13 +5,14 @@ use std::path::PathBuf;
 
 use berth_api::agent::StopMode;
 use berth_api::ids::{OperationId, VmId};
-use berth_api::rest::{CreateVm, Operation, SlotRequest, StopVm, Vm, VmSlot, VmState};
+use berth_api::rest::{ChangeVm, CreateVm, Operation, SlotRequest, StopVm, Vm, VmSlot, VmState};
 use berth_ledger::passport::Passport;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use crate::client::{Path, Reply};
 use crate::command::catalogue::operation_table;
+use crate::command::node::set_or_taken;
 use crate::command::slot::receipts::{self, ReceiptArguments};
 use crate::command::slot::remote::wire_word;
 use crate::console;
@@ -53,6 +54,13 @@ pub(crate) enum VmCommand {
     Show {
         /// Its name or id
         vm: String,
+    },
+    /// Change what a VM is called, and when it ends by itself
+    Update {
+        /// Its name or id
+        vm: String,
+        #[command(flatten)]
+        changes: VmChanges,
     },
     /// Start a stopped or failed VM
     Start {
@@ -124,13 +132,16 @@ pub(crate) struct VmShape {
     /// An image's name, as in `image list`
     #[arg(long)]
     image: String,
+    /// A size's name, as in `size list`, instead of --vcpus and --memory-mb
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["vcpus", "memory_mb"])]
+    size: Option<String>,
     /// Number of vCPUs [default: 1]
     #[arg(long, value_name = "N")]
     vcpus: Option<u32>,
     /// Memory in MiB [default: 512]
     #[arg(long, value_name = "MIB")]
     memory_mb: Option<u64>,
-    /// Root disk in GB [default: the image's own size]
+    /// Root disk in GB [default: that of --size, or else the image's own size]
     #[arg(long, value_name = "GB")]
     disk_gb: Option<u32>,
     /// The tenant's project that it belongs to [default: default]
@@ -142,6 +153,12 @@ pub(crate) struct VmShape {
     /// A label; may be repeated
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = parse_label)]
     labels: Vec<(String, String)>,
+    /// Delete it when so much time is over, such as 90s, 30m or 8h
+    #[arg(long, value_name = "DURATION", value_parser = parse_seconds)]
+    ttl: Option<u64>,
+    /// Delete it once it has stopped
+    #[arg(long)]
+    delete_on_stop: bool,
     #[command(flatten)]
     seed: SeedArguments,
     #[command(flatten)]
@@ -149,6 +166,42 @@ pub(crate) struct VmShape {
     /// The tenant; must be the token's own
     #[arg(long)]
     tenant: Option<String>,
+}
+
+/// What can be changed; at least one must be given.
+#[derive(Args, Debug)]
+#[group(required = true, multiple = true)]
+pub(crate) struct VmChanges {
+    /// Its new name
+    #[arg(long)]
+    name: Option<String>,
+    /// A label; may be repeated. Takes the place of all labels
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = parse_label)]
+    labels: Vec<(String, String)>,
+    /// It has no labels
+    #[arg(long, conflicts_with = "labels")]
+    no_labels: bool,
+    /// Delete it when so much time from now is over, such as 90s, 30m or 8h
+    #[arg(long, value_name = "DURATION", value_parser = parse_seconds)]
+    ttl: Option<u64>,
+    /// No time deletes it
+    #[arg(long, conflicts_with = "ttl")]
+    no_ttl: bool,
+    /// Whether it is deleted once it stops
+    #[arg(long, value_name = "BOOL")]
+    delete_on_stop: Option<bool>,
+}
+
+impl From<VmChanges> for ChangeVm {
+    fn from(changes: VmChanges) -> Self {
+        let names_labels = changes.no_labels || !changes.labels.is_empty();
+        Self {
+            name: changes.name,
+            labels: names_labels.then(|| changes.labels.into_iter().collect()),
+            ttl_seconds: set_or_taken(changes.ttl, changes.no_ttl),
+            auto_delete_on_stop: changes.delete_on_stop,
+        }
+    }
 }
 
 /// How to stop a VM.
@@ -185,6 +238,7 @@ impl VmShape {
         let shape = self;
         let mut request = CreateVm {
             name: shape.name,
+            size: shape.size,
             vcpus: shape.vcpus,
             memory_mb: shape.memory_mb,
             disk_gb: shape.disk_gb,
@@ -193,6 +247,8 @@ impl VmShape {
             project_id: shape.project,
             slots: shape.slots,
             placement: shape.placement.into_request(),
+            ttl_seconds: shape.ttl,
+            auto_delete_on_stop: shape.delete_on_stop.then_some(true),
             labels: shape.labels.into_iter().collect(),
             ssh_keys: None,
             user_data: None,
@@ -264,6 +320,11 @@ pub(crate) fn run(session: &mut Session, command: VmCommand) -> Result<(), Failu
         }
         VmCommand::Show { vm } => {
             let reply = session.client.get(path(&vm))?;
+            session.show(&reply, object_table)
+        }
+        VmCommand::Update { vm, changes } => {
+            let body = json!(ChangeVm::from(changes));
+            let reply = session.client.patch(path(&vm), &body)?;
             session.show(&reply, object_table)
         }
         VmCommand::Start { vm, wait } => {
@@ -420,6 +481,7 @@ pub(crate) fn object_table(vm: &Vm) -> Table {
         ("reason", optional(reason)),
         ("since", (&vm.state_since).into()),
         ("wanted", state_text(vm.desired_state).into()),
+        ("size", optional(vm.size.as_ref())),
         ("vCPUs", vm.vcpus.into()),
         ("memory MB", vm.memory_mb.into()),
         ("disk GB", vm.disk_gb.into()),
@@ -432,6 +494,7 @@ pub(crate) fn object_table(vm: &Vm) -> Table {
             "guest token",
             if vm.guest_token { "each run" } else { "-" }.into(),
         ),
+        ("ends", optional(ending(vm))),
         ("labels", labels(&vm.labels)),
         ("created", (&vm.created_at).into()),
         ("operation", optional(vm.operation)),
@@ -448,6 +511,16 @@ fn key_names(keys: &[String]) -> Cell {
         })
         .collect();
     optional((!names.is_empty()).then(|| names.join(", ")))
+}
+
+/// When it ends by itself, if it does.
+fn ending(vm: &Vm) -> Option<String> {
+    match (&vm.expires_at, vm.auto_delete_on_stop) {
+        (None, false) => None,
+        (None, true) => Some("once it stops".to_owned()),
+        (Some(at), false) => Some(at.clone()),
+        (Some(at), true) => Some(format!("{at}, or once it stops")),
+    }
 }
 
 /// The slots that a VM has; with their problems, where they have some.

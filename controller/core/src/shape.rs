@@ -18,6 +18,8 @@ pub const DEFAULT_MEMORY_MB: u64 = 512;
 pub const MIN_MEMORY_MB: u64 = 128;
 /// Largest root disk, in GiB.
 pub const MAX_DISK_GB: u32 = 65_536;
+/// Longest time until a VM is deleted by itself, in seconds: ten years.
+pub const MAX_TTL_S: u64 = 315_360_000;
 /// Most slots of one VM.
 pub const MAX_SLOTS: u32 = 32;
 const MAX_LABELS: usize = 64;
@@ -33,6 +35,8 @@ pub struct Shape {
     pub name: Option<String>,
     /// The project that it will belong to.
     pub project: ProjectId,
+    /// The size that was asked for by its name.
+    pub size: Option<String>,
     /// Number of vCPUs.
     pub vcpus: u32,
     /// Memory in MiB.
@@ -51,6 +55,10 @@ pub struct Shape {
     pub user_data: Option<String>,
     /// Whether each run's guest is given a token.
     pub guest_token: bool,
+    /// Seconds until it is deleted, if it is to be.
+    pub ttl_s: Option<u64>,
+    /// Whether it is deleted once it has stopped.
+    pub is_deleted_on_stop: bool,
     /// Free labels.
     pub labels: BTreeMap<String, String>,
 }
@@ -154,6 +162,62 @@ pub fn validate(request: CreateVm) -> Result<Shape, ShapeDenied> {
     };
     let vcpus = request.vcpus.unwrap_or(DEFAULT_VCPUS);
     let memory_mb = request.memory_mb.unwrap_or(DEFAULT_MEMORY_MB);
+    validate_amounts(vcpus, memory_mb, request.disk_gb)?;
+    validate_ttl(request.ttl_seconds)?;
+    validate_seed(request.ssh_keys.as_deref(), request.user_data.as_deref())?;
+    Ok(Shape {
+        name: request.name,
+        project,
+        size: request.size,
+        vcpus,
+        memory_mb,
+        disk_gb: request.disk_gb,
+        image: request.image,
+        slots: slot_wishes(request.slots)?,
+        placement: placement_of(request.placement)?,
+        ttl_s: request.ttl_seconds,
+        is_deleted_on_stop: request.auto_delete_on_stop.unwrap_or(false),
+        ssh_keys: request.ssh_keys,
+        user_data: request.user_data,
+        guest_token: request.guest_token,
+        labels: request.labels,
+    })
+}
+
+/// Check what its guest is to be given.
+fn validate_seed(keys: Option<&[String]>, user_data: Option<&str>) -> Result<(), ShapeDenied> {
+    if keys.is_some_and(|keys| !are_ssh_keys(keys)) {
+        return Err(ShapeDenied::Field {
+            field: "ssh_keys",
+            problem: SSH_KEYS_RULE,
+        });
+    }
+    if user_data.is_some_and(|text| !is_user_data(text)) {
+        return Err(ShapeDenied::Field {
+            field: "user_data",
+            problem: USER_DATA_RULE,
+        });
+    }
+    Ok(())
+}
+
+/// Check in how many seconds a VM is to be deleted, if it is to be.
+pub fn validate_ttl(ttl_s: Option<u64>) -> Result<(), ShapeDenied> {
+    match ttl_s {
+        None | Some(1..=MAX_TTL_S) => Ok(()),
+        Some(_) => Err(ShapeDenied::Field {
+            field: "ttl_seconds",
+            problem: "use 1 to 315360000, or leave it out for a VM that stays",
+        }),
+    }
+}
+
+/// Check whether some host could give a VM as much: memory in MiB, root disk in GiB.
+pub fn validate_amounts(
+    vcpus: u32,
+    memory_mb: u64,
+    disk_gb: Option<u32>,
+) -> Result<(), ShapeDenied> {
     in_range("vcpus", vcpus.into(), 1, MAX_VCPUS.into(), "at least 1")?;
     in_range(
         "memory_mb",
@@ -162,44 +226,14 @@ pub fn validate(request: CreateVm) -> Result<Shape, ShapeDenied> {
         MAX_MEMORY_MIB,
         "at least 128",
     )?;
-    if let Some(disk_gb) = request.disk_gb {
+    disk_gb.map_or(Ok(()), |disk_gb| {
         in_range(
             "disk_gb",
             disk_gb.into(),
             1,
             MAX_DISK_GB.into(),
             "at least 1",
-        )?;
-    }
-    if let Some(keys) = &request.ssh_keys
-        && !are_ssh_keys(keys)
-    {
-        return Err(ShapeDenied::Field {
-            field: "ssh_keys",
-            problem: SSH_KEYS_RULE,
-        });
-    }
-    if let Some(text) = &request.user_data
-        && !is_user_data(text)
-    {
-        return Err(ShapeDenied::Field {
-            field: "user_data",
-            problem: USER_DATA_RULE,
-        });
-    }
-    Ok(Shape {
-        name: request.name,
-        project,
-        vcpus,
-        memory_mb,
-        disk_gb: request.disk_gb,
-        image: request.image,
-        slots: slot_wishes(request.slots)?,
-        placement: placement_of(request.placement)?,
-        ssh_keys: request.ssh_keys,
-        user_data: request.user_data,
-        guest_token: request.guest_token,
-        labels: request.labels,
+        )
     })
 }
 
@@ -336,6 +370,7 @@ mod tests {
     fn request() -> CreateVm {
         CreateVm {
             name: Some("web-1".to_owned()),
+            size: None,
             vcpus: None,
             memory_mb: None,
             disk_gb: None,
@@ -347,6 +382,8 @@ mod tests {
             ssh_keys: None,
             user_data: None,
             guest_token: false,
+            ttl_seconds: None,
+            auto_delete_on_stop: None,
             labels: BTreeMap::new(),
         }
     }
@@ -503,6 +540,12 @@ mod tests {
             true,
         );
         check(|r| r.memory_mb = Some(u64::MAX), "memory_mb", true);
+        check(|r| r.ttl_seconds = Some(0), "ttl_seconds", false);
+        check(
+            |r| r.ttl_seconds = Some(MAX_TTL_S + 1),
+            "ttl_seconds",
+            false,
+        );
         check(|r| r.disk_gb = Some(0), "disk_gb", false);
         check(|r| r.disk_gb = Some(u32::MAX), "disk_gb", true);
         check(|r| r.name = Some("Web".to_owned()), "name", false);

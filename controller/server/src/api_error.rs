@@ -16,6 +16,8 @@ use berth_controller_store::{
 };
 use berth_token::Scope;
 
+use crate::sizes::SizeDenied;
+
 /// An error on its way to the client. The request's id is added by the outermost layer.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct ApiError(Box<Problem>);
@@ -332,6 +334,12 @@ impl From<ShapeDenied> for ApiError {
                 Self::field_as(ErrorCode::ShapeNotSupported, field, problem)
             }
         }
+    }
+}
+
+impl From<SizeDenied> for ApiError {
+    fn from(denied: SizeDenied) -> Self {
+        Self::field(denied.field(), &denied.to_string())
     }
 }
 

@@ -18,8 +18,10 @@ use crate::follow::Freshness;
 use crate::ledger_desk::LedgerDesk;
 use crate::metrics::Metrics;
 use crate::node_links::NodeLinks;
+use crate::prices::ClassPrices;
 use crate::publisher::Publisher;
 use crate::rates::{RateLimits, Rates};
+use crate::sizes::Sizes;
 use crate::streams::Streams;
 use crate::tiers::Tiers;
 use crate::token_book::{self, TokenBook};
@@ -40,6 +42,8 @@ pub(crate) struct App {
     pub(crate) public_url: String,
     pub(crate) rates: Rates,
     pub(crate) tiers: Tiers,
+    pub(crate) sizes: Sizes,
+    pub(crate) class_prices: ClassPrices,
     pub(crate) links: NodeLinks,
     pub(crate) console: ConsoleDesk,
     pub(crate) freshness: Freshness,
@@ -66,6 +70,8 @@ pub(crate) struct Parts {
     pub(crate) task_key: SigningKey,
     pub(crate) public_url: String,
     pub(crate) tiers: Tiers,
+    pub(crate) sizes: Sizes,
+    pub(crate) class_prices: ClassPrices,
     /// The root key before this one, for as long as its tokens count.
     pub(crate) previous_token_key: Option<PublicKey>,
     pub(crate) revoked: Vec<(Option<TenantId>, Revoked)>,
@@ -88,6 +94,8 @@ impl App {
             public_url: parts.public_url,
             rates: Rates::new(parts.rate_limits),
             tiers: parts.tiers,
+            sizes: parts.sizes,
+            class_prices: parts.class_prices,
             links: NodeLinks::default(),
             console: ConsoleDesk::default(),
             freshness: Freshness::new(),

@@ -7,7 +7,9 @@ use anyhow::Context as _;
 use berth_controller_store::{Database, PostgresServer};
 use serde::Deserialize;
 
+use crate::prices::SlotClassSettings;
 use crate::rates::RateLimits;
+use crate::sizes::SizeSettings;
 use crate::tiers::TierSettings;
 use crate::witnesses::WitnessConfig;
 
@@ -32,6 +34,11 @@ pub(crate) struct Config {
     /// Named ceilings, for what a tenant's record does not set itself.
     #[serde(default)]
     pub(crate) tiers: BTreeMap<String, TierSettings>,
+    /// Named shapes of VMs; `small`, `medium` and `large` unless the table is there.
+    pub(crate) sizes: Option<BTreeMap<String, SizeSettings>>,
+    /// What classes of slots cost.
+    #[serde(default)]
+    pub(crate) slot_classes: BTreeMap<String, SlotClassSettings>,
     /// The ledger.
     #[serde(default)]
     pub(crate) ledger: LedgerConfig,

@@ -429,6 +429,7 @@ fn for_vms(routes: Table) -> Table {
             vm_orders::cancel_operation,
         )
         .add(Get, "/v1/images", reader, IMAGES, vms::images)
+        .add(Get, "/v1/sizes", reader, SIZES, vms::sizes)
         .add(Get, "/v1/usage", reader, USAGE, usage::usage)
 }
 
@@ -476,7 +477,10 @@ const CONSOLE_LOG: Says = Says(
         Code::Starting,
     ],
 );
-const CHANGE_VM: Says = Says("Change what a VM is called", &[Code::AlreadyExists]);
+const CHANGE_VM: Says = Says(
+    "Change what a VM is called, and when it ends by itself",
+    &[Code::AlreadyExists],
+);
 const HISTORY: Says = Says("What happened to a VM, in the ledger's order", &[]);
 const OPERATIONS: Says = Says("Operations, oldest first", &[]);
 const OPERATION: Says = Says("One operation", &[]);
@@ -486,4 +490,5 @@ const CANCEL: Says = Says(
     &[Code::InvalidState],
 );
 const IMAGES: Says = Says("Images from which VMs are made", &[]);
+const SIZES: Says = Says("Sizes that VMs can be asked for by name", &[]);
 const USAGE: Says = Says("Limits, and what is used of them", NAMES_TENANT);

@@ -9,6 +9,7 @@ mod app;
 mod config;
 mod console_desk;
 mod door;
+mod expiry;
 mod follow;
 mod http;
 mod join_tokens;
@@ -22,11 +23,13 @@ mod node_links;
 mod offline;
 mod overdue;
 mod panics;
+mod prices;
 mod publisher;
 mod rates;
 mod recount;
 mod serve;
 mod single_tenant;
+mod sizes;
 mod streams;
 mod tiers;
 mod tls;
@@ -101,6 +104,9 @@ enum KeysCommand {
 
 fn main() -> ExitCode {
     panics::install_hook();
+    if let Some(written) = berth_manual::write_if_asked::<Arguments>() {
+        return written;
+    }
     match run(Arguments::parse()) {
         Ok(code) => code,
         Err(error) => {

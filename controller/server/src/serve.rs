@@ -19,11 +19,15 @@ use crate::config::{Config, PublishConfig};
 use crate::ledger_desk::LedgerDesk;
 use crate::listener::{self, DEFAULT_LISTEN, ListenError};
 use crate::offline::{StateDir, say_error};
+use crate::prices::ClassPrices;
 use crate::publisher::Publisher;
+use crate::sizes::Sizes;
 use crate::tiers::Tiers;
 use crate::tls::{Tls, TlsError, TlsFiles};
 use crate::witnesses::Witnesses;
-use crate::{door, follow, http, ledger_key_changes, logging, overdue, recount, token_book};
+use crate::{
+    door, expiry, follow, http, ledger_key_changes, logging, overdue, recount, token_book,
+};
 
 /// `EX_CONFIG` of sysexits.h: a restart would not help.
 const EXIT_CONFIG: u8 = 78;
@@ -48,10 +52,10 @@ pub(crate) fn run(
     options: &ServeOptions,
 ) -> anyhow::Result<ExitCode> {
     logging::install()?;
-    let tiers = match Tiers::new(config.tiers.clone(), config.default_tier.clone()) {
-        Ok(tiers) => tiers,
+    let (tiers, sizes, class_prices) = match offer_of(&config) {
+        Ok(offer) => offer,
         Err(error) => {
-            say_error(&error.into());
+            say_error(&error);
             return Ok(ExitCode::from(EXIT_CONFIG));
         }
     };
@@ -113,6 +117,8 @@ pub(crate) fn run(
             .public_url
             .unwrap_or_else(|| format!("{scheme}://{address}")),
         tiers,
+        sizes,
+        class_prices,
         store,
         ledger,
         publisher,
@@ -166,6 +172,15 @@ async fn publish(app: Arc<App>) {
     }
 }
 
+/// What tenants can have by name, and what it costs.
+fn offer_of(config: &Config) -> anyhow::Result<(Tiers, Sizes, ClassPrices)> {
+    Ok((
+        Tiers::new(config.tiers.clone(), config.default_tier.clone())?,
+        Sizes::new(config.sizes.clone())?,
+        ClassPrices::new(config.slot_classes.clone())?,
+    ))
+}
+
 /// The identity that the settings or systemd's credentials name, if any.
 fn tls_of(config: &Config) -> Result<Option<Arc<Tls>>, TlsError> {
     let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
@@ -199,6 +214,7 @@ async fn serve(
     let watchdog = tokio::spawn(feed_watchdog(Arc::clone(&app)));
     let follower = tokio::spawn(follow::follow(Arc::clone(&app)));
     let overdue = tokio::spawn(overdue::watch(Arc::clone(&app)));
+    let expiry = tokio::spawn(expiry::watch(Arc::clone(&app)));
     let book = tokio::spawn(token_book::keep(Arc::clone(&app)));
     let recount = tokio::spawn(recount::every_day(Arc::clone(&app)));
     let shown = Arc::clone(&app);
@@ -225,6 +241,7 @@ async fn serve(
     watchdog.abort();
     follower.abort();
     overdue.abort();
+    expiry.abort();
     recount.abort();
     ledger.abort();
     publication.abort();

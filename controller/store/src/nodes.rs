@@ -23,7 +23,7 @@ const FIRST_EPOCH: u64 = 1;
 const SELECT: &str =
     "SELECT node_id, name, last_sync_at, boot_id, agent_version, vcpus, memory_mib,
     memory_used_mib, kvm, vms, max_vms, cordoned_at, is_reserved, dedicated_to, zone, labels, revision,
-    owned_by
+    owned_by, disk_mib
     FROM node";
 
 /// A host about to become a node.
@@ -86,6 +86,28 @@ impl Db<'_> {
         self.conn
             .prepare_cached(&sql)?
             .query_row([id.to_string()], |row| Ok(self.node_row(row)))
+            .optional()?
+            .map(|node| self.with_the_rest(node?))
+            .transpose()
+    }
+
+    /// The node of a name: any if `owner` is `None`, else one that this tenant enrolled, by its whole name
+    /// or by what it is called inside the tenant.
+    pub fn node_named(
+        &self,
+        owner: Option<&TenantId>,
+        name: &str,
+    ) -> Result<Option<Node>, StoreError> {
+        let whole = match owner {
+            Some(owner) if !name.contains('/') => own_node_name(owner, name),
+            Some(_) | None => name.to_owned(),
+        };
+        let sql = format!("{SELECT} WHERE name = ?1 AND (?2 IS NULL OR owned_by = ?2)");
+        self.conn
+            .prepare_cached(&sql)?
+            .query_row((whole, owner.map(TenantId::as_str)), |row| {
+                Ok(self.node_row(row))
+            })
             .optional()?
             .map(|node| self.with_the_rest(node?))
             .transpose()
@@ -193,21 +215,24 @@ impl Db<'_> {
 
     fn node_row(&self, row: &Row<'_>) -> Result<Node, StoreError> {
         let last_sync: Option<i64> = row.get(2)?;
+        let cordoned_at: Option<i64> = row.get(11)?;
         let labels: String = row.get(15)?;
         Ok(Node {
             id: parsed(&row.get::<_, String>(0)?, "node id")?,
             name: row.get(1)?,
+            state: state_of_node(cordoned_at).to_owned(),
             liveness: Liveness::judge(last_sync, self.now).as_str().to_owned(),
             last_heartbeat: last_sync.map(rfc3339),
             boot_id: row.get(3)?,
             agent_version: row.get(4)?,
             vcpus: row.get(5)?,
             memory_mb: row.get(6)?,
+            disk_mb: row.get(18)?,
             memory_used_mb: row.get(7)?,
             kvm: row.get(8)?,
             vms: row.get(9)?,
             max_vms_per_node: row.get(10)?,
-            cordoned_at: row.get::<_, Option<i64>>(11)?.map(rfc3339),
+            cordoned_at: cordoned_at.map(rfc3339),
             reserved: row.get(12)?,
             dedicated_to: parsed_option(row.get(13)?, "tenant id")?,
             zone: row.get(14)?,
@@ -219,6 +244,19 @@ impl Db<'_> {
             slots: BTreeMap::new(),
             log: NodeLog::default(),
         })
+    }
+}
+
+/// What a node is called that a tenant enrolled itself.
+fn own_node_name(owner: &TenantId, name: &str) -> String {
+    format!("{owner}/{name}")
+}
+
+/// The one word for what operators have set.
+fn state_of_node(cordoned_at: Option<i64>) -> &'static str {
+    match cordoned_at {
+        None => "ready",
+        Some(_) => "cordoned",
     }
 }
 
@@ -258,7 +296,7 @@ impl WriteTx<'_> {
         }
         // Names of a tenant's own nodes are its own: it neither takes nor finds out another's.
         let name = match &token.owner {
-            Some(owner) => format!("{owner}/{}", request.node_name),
+            Some(owner) => own_node_name(owner, &request.node_name),
             None => request.node_name.clone(),
         };
         let name_taken: bool = self.conn.query_row(

@@ -59,6 +59,23 @@ impl Db<'_> {
         row.map(OperationRow::into_operation).transpose()
     }
 
+    /// The operation that works on a VM, if one is running, and since when.
+    pub(crate) fn running_operation(
+        &self,
+        vm_id: VmId,
+    ) -> Result<Option<(OperationId, i64)>, StoreError> {
+        let row: Option<(String, i64)> = self
+            .conn
+            .prepare_cached(
+                "SELECT operation_id, created_at FROM operation
+                 WHERE operation_id = (SELECT operation_id FROM vm WHERE vm_id = ?1) AND state = 'running'",
+            )?
+            .query_row([vm_id.to_string()], |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()?;
+        row.map(|(id, since)| Ok((parsed(&id, "operation id")?, since)))
+            .transpose()
+    }
+
     /// Operations in the order of their beginning.
     pub fn operations(&self, filter: &OperationFilter) -> Result<Vec<Operation>, StoreError> {
         let sql = format!(

@@ -23,7 +23,10 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0015_guest_tokens.sql"),
     include_str!("../migrations/0016_own_nodes.sql"),
     include_str!("../migrations/0017_witnessed.sql"),
-    include_str!("../migrations/0018_seeds.sql"),
+    include_str!("../migrations/0018_sizes.sql"),
+    include_str!("../migrations/0019_lifetimes.sql"),
+    include_str!("../migrations/0020_pending_by_tenant.sql"),
+    include_str!("../migrations/0021_seeds.sql"),
 ];
 
 /// The newest schema that this program knows.

@@ -302,6 +302,7 @@ impl Db<'_> {
                 available: bucket(free).to_owned(),
                 free: exact.then_some(free),
                 total: exact.then_some(total),
+                price: None,
             })
             .collect())
     }

@@ -1,4 +1,4 @@
-//! Changing what a tenant calls a VM. What the VM is made of does not change here.
+//! Changing what a tenant calls a VM, and when it ends by itself. What the VM is made of does not change here.
 
 use std::collections::BTreeMap;
 
@@ -8,6 +8,8 @@ use serde_json::json;
 
 use crate::error::StoreError;
 use crate::ledger::{Cause, NewEvent};
+use crate::lifetime::expiry_ms;
+use crate::rows::rfc3339;
 use crate::tenants::object;
 use crate::vms::VmRef;
 use crate::writer::WriteTx;
@@ -19,6 +21,10 @@ pub struct VmChange {
     pub name: Option<String>,
     /// All labels from here on.
     pub labels: Option<BTreeMap<String, String>>,
+    /// Seconds from now until it is deleted; `None` inside is never.
+    pub ttl_s: Option<Option<u64>>,
+    /// Whether it is deleted once it stops.
+    pub is_deleted_on_stop: Option<bool>,
 }
 
 /// Why a VM was not changed.
@@ -47,7 +53,19 @@ impl WriteTx<'_> {
         };
         let name = change.name.unwrap_or_else(|| vm.name.clone());
         let labels = change.labels.unwrap_or_else(|| vm.labels.clone());
-        if name == vm.name && labels == vm.labels {
+        let is_deleted_on_stop = change.is_deleted_on_stop.unwrap_or(vm.auto_delete_on_stop);
+        let expiry = change
+            .ttl_s
+            .map(|ttl_s| ttl_s.map(|ttl_s| expiry_ms(self.now, ttl_s)));
+        let expires_at = match expiry {
+            None => vm.expires_at.clone(),
+            Some(at) => at.map(rfc3339),
+        };
+        let is_as_wished = name == vm.name
+            && labels == vm.labels
+            && expires_at == vm.expires_at
+            && is_deleted_on_stop == vm.auto_delete_on_stop;
+        if is_as_wished {
             return Ok(Ok(vm));
         }
         let taken = self.vm(Some(tenant), &VmRef::Name(name.clone()))?;
@@ -61,7 +79,12 @@ impl WriteTx<'_> {
                 vm_id: Some(id),
                 node_id: vm.node_id,
                 outcome: "accepted",
-                detail: object(json!({ "name": name, "labels": labels })),
+                detail: object(json!({
+                    "name": name,
+                    "labels": labels,
+                    "expires_at": expires_at,
+                    "auto_delete_on_stop": is_deleted_on_stop,
+                })),
                 ..NewEvent::default()
             },
             cause,
@@ -70,9 +93,15 @@ impl WriteTx<'_> {
             .map_err(|_| StoreError::Unstorable { what: "label list" })?;
         self.conn
             .prepare_cached(
-                "UPDATE vm SET name = ?2, labels = ?3, audit_index = ?4 WHERE vm_id = ?1",
+                "UPDATE vm SET name = ?2, labels = ?3, audit_index = ?4, is_deleted_on_stop = ?5
+                 WHERE vm_id = ?1",
             )?
-            .execute((id.to_string(), &name, &labels, index))?;
+            .execute((id.to_string(), &name, &labels, index, is_deleted_on_stop))?;
+        if let Some(at) = expiry {
+            self.conn
+                .prepare_cached("UPDATE vm SET expires_at = ?2 WHERE vm_id = ?1")?
+                .execute((id.to_string(), at))?;
+        }
         let changed = self.vm(Some(tenant), &named)?;
         Ok(changed.ok_or(ChangeVmDenied::NotFound))
     }

@@ -13,8 +13,9 @@ use serde_json::json;
 
 use crate::error::StoreError;
 use crate::ledger::{Cause, NewEvent};
+use crate::lifetime::expiry_ms;
 use crate::quota::{Amounts, running_amounts};
-use crate::rows::state_text;
+use crate::rows::{rfc3339, state_text};
 use crate::seeds::{fingerprints, user_data_hash};
 use crate::store::Db;
 use crate::tenants::object;
@@ -143,6 +144,7 @@ struct NewVmRow<'n> {
     vm_id: VmId,
     name: &'n str,
     disk_gb: u32,
+    expires_at: Option<i64>,
     audit_index: u64,
 }
 
@@ -383,6 +385,7 @@ impl WriteTx<'_> {
             .map(|placement| placement.slots)
             .unwrap_or_default();
         let vm_id = VmId::generate();
+        let expires_at = shape.ttl_s.map(|ttl_s| expiry_ms(self.now, ttl_s));
         let name = shape.name.clone().unwrap_or_else(|| made_up_name(vm_id));
         let audit_index = self.append(
             NewEvent {
@@ -394,6 +397,7 @@ impl WriteTx<'_> {
                 detail: object(json!({
                     "name": name,
                     "project_id": shape.project,
+                    "size": shape.size,
                     "vcpus": shape.vcpus,
                     "memory_mb": shape.memory_mb,
                     "disk_gb": wanted.disk_gb,
@@ -403,6 +407,8 @@ impl WriteTx<'_> {
                     "ssh_keys": fingerprints(&wanted.ssh_keys),
                     "user_data_sha256": shape.user_data.as_deref().map(user_data_hash),
                     "guest_token": shape.guest_token,
+                    "expires_at": expires_at.map(rfc3339),
+                    "auto_delete_on_stop": shape.is_deleted_on_stop,
                 })),
                 ..NewEvent::default()
             },
@@ -412,6 +418,7 @@ impl WriteTx<'_> {
             vm_id,
             name: &name,
             disk_gb: wanted.disk_gb,
+            expires_at,
             audit_index,
         };
         self.insert_vm(tenant, shape, &row)?;
@@ -451,8 +458,8 @@ impl WriteTx<'_> {
             .prepare_cached(
                 "INSERT INTO vm (vm_id, tenant_id, name, state, state_since, desired_state, generation,
                  vcpus, memory_mb, disk_gb, image, labels, created_at, audit_index, project_id,
-                 placement, apart_group, is_apart_required, state_deadline)
-                 VALUES (?1, ?2, ?3, ?4, ?5, 'running', 0, ?6, ?7, ?8, ?9, ?10, ?5, ?11, ?12, ?13, ?14, ?15, ?16)",
+                 placement, apart_group, is_apart_required, state_deadline, size, expires_at, is_deleted_on_stop)
+                 VALUES (?1, ?2, ?3, ?4, ?5, 'running', 0, ?6, ?7, ?8, ?9, ?10, ?5, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)",
             )?
             .execute((
                 new.vm_id.to_string(),
@@ -471,6 +478,9 @@ impl WriteTx<'_> {
                 apart.as_ref().map(|apart| &apart.group),
                 apart.as_ref().is_some_and(|apart| apart.is_required),
                 due_ms(self.now, VmState::Pending, 0),
+                shape.size.as_ref(),
+                new.expires_at,
+                shape.is_deleted_on_stop,
             ))?;
         Ok(())
     }
@@ -514,8 +524,9 @@ impl WriteTx<'_> {
             .prepare_cached(
                 "SELECT vm_id FROM (SELECT vm_id,
                    ROW_NUMBER() OVER (PARTITION BY tenant_id ORDER BY vm_id) AS turn FROM vm
-                   WHERE state = 'pending' AND tenant_id IN
-                     (SELECT tenant_id FROM tenant WHERE suspended_at IS NULL)) AS waiting
+                   WHERE state = 'pending' AND NOT EXISTS
+                     (SELECT 1 FROM tenant WHERE tenant.tenant_id = vm.tenant_id
+                        AND suspended_at IS NOT NULL)) AS waiting
                  ORDER BY turn, vm_id LIMIT 32",
             )?
             .query_map([], |row| row.get(0))?

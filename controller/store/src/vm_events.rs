@@ -55,6 +55,12 @@ struct Happening {
     stop: StopOrder,
 }
 
+/// An operation that ends by what happened.
+struct EndedWork {
+    operation: OperationId,
+    took_ms: u64,
+}
+
 /// Why a wish was not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ActOnVmDenied {
@@ -248,8 +254,13 @@ impl WriteTx<'_> {
         } else if event == Event::StopHard {
             self.set_deadline(vm_id, next, happening)?;
         }
+        let work = self.work_that_ends(vm_id, effects)?;
         for effect in effects {
-            self.carry_out(vm_id, *effect, happening, cause)?;
+            self.carry_out(vm_id, *effect, happening, work.as_ref(), cause)?;
+        }
+        if next == VmState::Stopped && old != next && stored.vm.auto_delete_on_stop {
+            let message = "it has stopped, and was to be deleted then";
+            self.end_by_itself(vm_id, "deleted_on_stop", message)?;
         }
         // Gone without any node's help: the operation is over as it begins.
         if event == Event::Delete && next == VmState::Deleted {
@@ -258,6 +269,23 @@ impl WriteTx<'_> {
             self.end_operation(vm_id, None)?;
         }
         Ok(Ok(()))
+    }
+
+    /// The operation that these effects end, and how long it took until now.
+    fn work_that_ends(
+        &self,
+        vm_id: VmId,
+        effects: &[Effect],
+    ) -> Result<Option<EndedWork>, StoreError> {
+        let ends =
+            |effect: &Effect| matches!(effect, Effect::FinishOperation | Effect::FailOperation);
+        if !effects.iter().any(ends) {
+            return Ok(None);
+        }
+        Ok(self.running_operation(vm_id)?.map(|(operation, since)| {
+            let took_ms = u64::try_from(self.now.saturating_sub(since)).unwrap_or(0);
+            EndedWork { operation, took_ms }
+        }))
     }
 
     fn store_state(
@@ -316,13 +344,14 @@ impl WriteTx<'_> {
         vm_id: VmId,
         effect: Effect,
         happening: &Happening,
+        work: Option<&EndedWork>,
         cause: &Cause,
     ) -> Result<(), StoreError> {
         let stored = self
             .stored_vm(vm_id)?
             .ok_or(StoreError::Corrupt { what: "VM" })?;
         match effect {
-            Effect::Record(record) => self.record(&stored, record, happening, cause),
+            Effect::Record(record) => self.record(&stored, record, happening, work, cause),
             Effect::WithdrawTasks => self.withdraw_tasks(vm_id, happening.event),
             Effect::SignTask(kind) => {
                 if self.has_pending_task(vm_id, Some(kind))? {
@@ -355,6 +384,7 @@ impl WriteTx<'_> {
         stored: &StoredVm,
         record: Record,
         happening: &Happening,
+        work: Option<&EndedWork>,
         cause: &Cause,
     ) -> Result<(), StoreError> {
         let reason = happening.reason.as_ref();
@@ -365,6 +395,9 @@ impl WriteTx<'_> {
         if record == Record::StopAccepted {
             detail.append(&mut stop_detail(happening.stop));
         }
+        if let Some(work) = work {
+            detail.insert("operation_id".to_owned(), json!(work.operation));
+        }
         let index = self.append(
             NewEvent {
                 event_type: record.event_type(),
@@ -373,6 +406,7 @@ impl WriteTx<'_> {
                 node_id: stored.vm.node_id,
                 outcome: record.outcome(),
                 code: reason.map(|reason| reason.code.clone()),
+                duration_ms: work.map(|work| work.took_ms),
                 detail,
                 ..NewEvent::default()
             },

@@ -14,7 +14,7 @@ const SELECT: &str =
     "SELECT vm.vm_id, vm.tenant_id, vm.name, vm.state, reason_code, reason_message,
     state_since, desired_state, generation, vm.vcpus, memory_mb, disk_gb, image, vm.node_id, vm.labels,
     created_at, operation_id, last_sync_at, audit_index, project_id, vm.placement, state_deadline,
-    vm.ssh_keys, vm.user_data_sha256, vm.guest_holder, vm.booted_at
+    vm.size, expires_at, is_deleted_on_stop, vm.ssh_keys, vm.user_data_sha256, vm.guest_holder, vm.booted_at
     FROM vm LEFT JOIN node ON node.node_id = vm.node_id";
 
 /// How a caller names a VM.
@@ -166,6 +166,9 @@ struct VmRow {
     user_data_sha256: Option<String>,
     guest_holder: Option<String>,
     booted_at: Option<i64>,
+    size: Option<String>,
+    expires_at: Option<i64>,
+    is_deleted_on_stop: bool,
 }
 
 fn vm_row(row: &Row<'_>) -> crate::sql::Result<VmRow> {
@@ -192,10 +195,13 @@ fn vm_row(row: &Row<'_>) -> crate::sql::Result<VmRow> {
         project_id: row.get(19)?,
         placement: row.get(20)?,
         state_deadline: row.get(21)?,
-        ssh_keys: row.get(22)?,
-        user_data_sha256: row.get(23)?,
-        guest_holder: row.get(24)?,
-        booted_at: row.get(25)?,
+        size: row.get(22)?,
+        expires_at: row.get(23)?,
+        is_deleted_on_stop: row.get(24)?,
+        ssh_keys: row.get(25)?,
+        user_data_sha256: row.get(26)?,
+        guest_holder: row.get(27)?,
+        booted_at: row.get(28)?,
     })
 }
 
@@ -216,6 +222,7 @@ impl VmRow {
             overdue: self.state_deadline.is_some_and(|deadline| deadline < now),
             desired_state: state_of(&self.desired_state)?,
             generation: self.generation,
+            size: self.size,
             vcpus: self.vcpus,
             memory_mb: self.memory_mb,
             disk_gb: self.disk_gb,
@@ -233,6 +240,8 @@ impl VmRow {
             user_data_sha256: self.user_data_sha256,
             guest_token: self.guest_holder.is_some(),
             booted_at: self.booted_at.map(rfc3339),
+            expires_at: self.expires_at.map(rfc3339),
+            auto_delete_on_stop: self.is_deleted_on_stop,
             labels: serde_json::from_str(&self.labels)
                 .map_err(|_| StoreError::Corrupt { what: "label list" })?,
             created_at: rfc3339(self.created_at),

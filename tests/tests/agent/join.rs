@@ -76,6 +76,37 @@ fn a_host_joins_once_and_keeps_its_key_to_itself() {
 }
 
 #[test]
+fn a_host_can_show_its_key_before_it_joins_with_it() {
+    let (host, controller) = (Host::new(), Controller::start());
+    let none = host.run(&["--print-pubkey"]);
+    assert_ne!(none.status, Some(0));
+    assert!(
+        none.stderr.contains("--generate-keypair"),
+        "{}",
+        none.stderr
+    );
+    assert!(!host.path("state/node.key").exists());
+    let made = host.run(&["--generate-keypair"]);
+    assert_eq!(made.status, Some(0), "{}", made.stderr);
+    let mode = std::fs::metadata(host.path("state/node.key")).unwrap();
+    assert_eq!(mode.permissions().mode() & 0o777, 0o600);
+    // There is one already, and one is enough.
+    for again in ["--generate-keypair", "--print-pubkey"] {
+        assert_eq!(host.run(&[again]).stdout, made.stdout);
+    }
+    for two in [
+        ["--print-pubkey", "--generate-keypair"],
+        ["--print-pubkey", "run"],
+    ] {
+        assert_ne!(host.run(&two).status, Some(0));
+    }
+    let joined = host.run(&["join", &token(&controller.url(), now() + 600)]);
+    assert_eq!(joined.status, Some(0), "{}", joined.stderr);
+    let request = controller.enrolments.recv().unwrap();
+    assert_eq!(request.node_public_key, made.stdout.trim());
+}
+
+#[test]
 fn a_daemon_without_its_configuration_ends_with_status_78() {
     let host = Host::new();
     let answer = host.run(&["run"]);

@@ -28,6 +28,8 @@ mod deadlines;
 #[cfg(test)]
 mod defects;
 #[cfg(test)]
+mod executions;
+#[cfg(test)]
 mod faults;
 #[cfg(test)]
 mod guests;
@@ -37,6 +39,8 @@ mod isolation;
 mod ledger_keys;
 #[cfg(test)]
 mod life_of_a_vm;
+#[cfg(test)]
+mod lifetimes;
 #[cfg(test)]
 mod lost_commits;
 #[cfg(test)]
@@ -71,6 +75,8 @@ mod seeds;
 mod sessions;
 #[cfg(test)]
 mod single_tenant;
+#[cfg(test)]
+mod sizes;
 #[cfg(test)]
 mod slot_reports;
 #[cfg(test)]

@@ -93,6 +93,28 @@ fn a_wrong_enrolment_is_refused_and_leaves_nothing() {
     enroll(&controller, &seal(&key, &|_| {})).expect(201);
 }
 
+#[test]
+fn a_node_is_seen_as_soon_as_it_has_joined_and_is_known_by_its_name() {
+    let controller = Controller::start();
+    let admin = controller.admin();
+    let agent = controller.agent("rack1-3", 4096);
+    let shown = admin.get("/v1/nodes/rack1-3").expect(200).json();
+    assert_eq!(shown["id"], json!(agent.node_id));
+    let words = [&shown["state"], &shown["liveness"]];
+    assert_eq!(words, [&json!("ready"), &json!("online")]);
+    assert!(shown["last_heartbeat"].is_string(), "{shown}");
+    let capacity = [&shown["vcpus"], &shown["memory_mb"], &shown["disk_mb"]];
+    assert_eq!(capacity, [&json!(8), &json!(4096), &json!(1 << 20)]);
+    let same = Host::new("rack1-3", 64);
+    let again = SimulatedAgent::enroll(&controller.join_token(), same).unwrap_err();
+    assert!(again.to_string().contains("already_exists"), "{again}");
+    let cordoned = admin.post("/v1/nodes/rack1-3/cordon", &json!({}));
+    assert_eq!(cordoned.expect(200).json()["state"], "cordoned");
+    admin.get("/v1/nodes/rack1-4").refused(404, "not_found");
+    let alive = controller.stranger().get("/healthz").expect(200).json();
+    assert_eq!(alive, json!({ "status": "ok" }));
+}
+
 #[track_caller]
 fn refused(agent: &SimulatedAgent, sealed: &SignedEnvelope, status: u16, code: &str) {
     let (found, body) = agent.send(sealed).unwrap();

@@ -52,6 +52,13 @@ fn a_tenant_enrols_a_node_that_is_its_own_for_ever() {
         (&json!("acme"), &json!("acme"))
     );
     other.get(&path).refused(404, "not_found");
+    for name in ["rack1", "acme%2Frack1"] {
+        let named = acme.get(&format!("/v1/nodes/{name}")).expect(200).json();
+        assert_eq!(named["id"], node["id"], "{name}");
+    }
+    other
+        .get("/v1/nodes/acme%2Frack1")
+        .refused(404, "not_found");
     acme.get(&format!("/v1/nodes/{}", shared.node_id))
         .refused(404, "not_found");
     // Nobody makes it anybody else's, and its tenant changes nothing that is the operators'.

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::receipts::{self, ReceiptArguments};
 use crate::client::Path;
+use crate::command::catalogue::price_cell;
 use crate::failure::Failure;
 use crate::session::Session;
 use crate::table::{Cell, Table, Tone, optional};
@@ -203,13 +204,14 @@ fn newest(receipts: &[StoredReceipt]) -> Cell {
 /// Classes of slots.
 #[must_use]
 pub(crate) fn classes_table(classes: &[SlotClass]) -> Table {
-    let mut table = Table::new(&["CLASS", "AVAILABLE", "FREE", "ALL"]);
+    let mut table = Table::new(&["CLASS", "AVAILABLE", "FREE", "ALL", "PRICE"]);
     for class in classes {
         table.row([
             (&class.class).into(),
             (&class.available).into(),
             optional(class.free),
             optional(class.total),
+            price_cell(class.price.as_ref()),
         ]);
     }
     table

@@ -15,6 +15,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use axum::body::{Body, HttpBody as _};
 use axum::extract::{ConnectInfo, FromRequestParts, MatchedPath, RawPathParams, Request, State};
 use axum::http::request::Parts;
 use axum::http::{Method, header};
@@ -24,10 +25,12 @@ use berth_api::ids::{ProjectId, TenantId, TokenId, VmId};
 use berth_api::rest::{AuditActor, AuditRequest, ErrorCode};
 use berth_controller_core::authority::Permission;
 use berth_controller_store::{AccountStanding, Cause, Db, NewEvent, StoreError, request_cause};
+use berth_ledger::merkle::Hash;
 use berth_token::{Grant, Scope};
 
 use crate::api_error::ApiError;
 use crate::app::App;
+use crate::http::body;
 use crate::http::frame::ThisRequest;
 
 pub(crate) use authenticate::{check as check_token, still_good};
@@ -260,7 +263,7 @@ pub(crate) async fn guard(
     if matches!(access, Access::Public) {
         return next.run(request).await;
     }
-    let (grant, mut request) = match authenticate::authenticate(&app, peer.ip(), request).await {
+    let (grant, request) = match authenticate::authenticate(&app, peer.ip(), request).await {
         Ok(passed) => passed,
         Err(error) => return denied(&app, peer, source, None, error).await,
     };
@@ -284,10 +287,13 @@ pub(crate) async fn guard(
         Some(taken) if !taken.standing.allowed => rate::too_many(taken).into_response(),
         Some(_) | None => match passed(&app, &mut scoped, access, asked, &params).await {
             Err(error) => error.into_response(),
-            Ok(()) => {
-                request.extensions_mut().insert(scoped);
-                next.run(request).await
-            }
+            Ok(()) => match digested(request, &mut scoped.request).await {
+                Ok(mut request) => {
+                    request.extensions_mut().insert(scoped);
+                    next.run(request).await
+                }
+                Err(error) => error.into_response(),
+            },
         },
     };
     if let Some(taken) = taken {
@@ -347,7 +353,27 @@ fn audit_request(request: &Request, peer: SocketAddr, route: &str) -> AuditReque
         user_agent,
         method: request.method().to_string(),
         route: route.to_owned(),
+        digest_sha256: None,
     }
+}
+
+/// The request with its body read, and the body's digest for the ledger. Not before the caller has
+/// passed: nobody else's body is waited for.
+async fn digested(request: Request, told: &mut AuditRequest) -> Result<Request, ApiError> {
+    if request.body().is_end_stream() || !takes_body(request.method()) {
+        return Ok(request);
+    }
+    let (parts, body) = request.into_parts();
+    let bytes = body::bounded(body, body::MAX_BODY_BYTES).await?;
+    if !bytes.is_empty() {
+        told.digest_sha256 = Some(Hash::of_bytes(&bytes).to_string());
+    }
+    Ok(Request::from_parts(parts, Body::from(bytes)))
+}
+
+/// Methods whose routes read a body.
+fn takes_body(method: &Method) -> bool {
+    *method == Method::POST || *method == Method::PUT || *method == Method::PATCH
 }
 
 /// Namespace, then permission. The tenant in the path, if the route has one.

@@ -249,17 +249,17 @@ impl InPath for ServiceAccount {
 /// A node belongs to the namespace of the tenant that enrolled it, if one did.
 impl InPath for Node {
     const SEGMENT: &'static str = "node";
-    const ABOUT: &'static str = "A node's id";
+    const ABOUT: &'static str = "A node's id or name";
 
     fn find(
         db: &Db<'_>,
         namespace: Option<&TenantId>,
         text: &str,
     ) -> Result<Option<Self>, StoreError> {
-        let Ok(id) = text.parse() else {
-            return Ok(None);
+        let node = match text.parse() {
+            Ok(id) => db.node(id)?,
+            Err(_) => db.node_named(namespace, text)?,
         };
-        let node = db.node(id)?;
         Ok(node.filter(|node| namespace.is_none() || node.owned_by.as_ref() == namespace))
     }
 }

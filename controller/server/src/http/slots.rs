@@ -169,6 +169,10 @@ pub(crate) async fn classes(
     let classes = app
         .read(move |db| db.slot_classes(tenant.as_ref(), &after, limit + 1))
         .await?;
+    let classes = classes
+        .into_iter()
+        .map(|class| app.class_prices.on(class))
+        .collect();
     Ok(page(classes, limit, |class| class.class.clone()))
 }
 

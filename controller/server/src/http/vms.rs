@@ -1,4 +1,4 @@
-//! `/v1/vms` and `/v1/images`: making, listing and reading VMs. Orders about them are in `vm_orders`.
+//! `/v1/vms`, `/v1/sizes` and `/v1/images`: making, listing and reading VMs. Orders about them are in `vm_orders`.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use berth_api::ids::{ProjectId, TenantId, VmId};
 use berth_api::rest::{
-    ChangeVm, CreateVm, ErrorCode, Image, ListQuery, Page, PlanOutcome, Vm, VmPlan, VmState,
+    ChangeVm, CreateVm, ErrorCode, Image, ListQuery, Page, PlanOutcome, Size, Vm, VmPlan, VmState,
 };
 use berth_controller_core::authority::Permission;
 use berth_controller_core::shape::{self, Shape};
@@ -155,7 +155,7 @@ pub(crate) async fn create(
     if let Some(DryRun::Plan) = query.dry_run {
         let tenant =
             named.ok_or_else(|| ApiError::field("tenant_id", "is required of an operator"))?;
-        let shape = shape::validate(body.value)?;
+        let shape = shape::validate(app.sizes.fill(body.value)?)?;
         caller
             .permits(&shape.project, Permission::VmCreate)
             .map_err(|denied| not_there(denied, shape.project.clone()))?;
@@ -163,7 +163,7 @@ pub(crate) async fn create(
         return Ok(Creation::Planned(Box::new(plan)));
     }
     let tenant = caller.own_tenant()?.clone();
-    let shape = shape::validate(body.value)?;
+    let shape = shape::validate(app.sizes.fill(body.value)?)?;
     if shape.guest_token {
         may_give_tokens(&caller)?;
     }
@@ -387,7 +387,7 @@ pub(crate) async fn wait(
     ))
 }
 
-/// What the VM is called; what it is made of does not change.
+/// What the VM is called, and when it ends by itself; what it is made of does not change.
 pub(crate) async fn change(
     State(app): State<Arc<App>>,
     caller: Scoped,
@@ -397,9 +397,12 @@ pub(crate) async fn change(
 ) -> Result<Shown<Vm>, ApiError> {
     let asked = body.value;
     shape::validate_names(asked.name.as_deref(), asked.labels.as_ref())?;
+    shape::validate_ttl(asked.ttl_seconds.flatten())?;
     let change = VmChange {
         name: asked.name,
         labels: asked.labels,
+        ttl_s: asked.ttl_seconds,
+        is_deleted_on_stop: asked.auto_delete_on_stop,
     };
     let tenant = caller.tenant()?.clone();
     let id = vm.id;
@@ -428,6 +431,17 @@ fn unchangeable(denied: ChangeVmDenied) -> ApiError {
             "Choose another name, or delete the VM that has it.",
         ),
     }
+}
+
+/// What the operator offers is the same for everybody.
+pub(crate) async fn sizes(
+    State(app): State<Arc<App>>,
+    QueryOf(query): QueryOf<ListQuery>,
+) -> Result<Json<Page<Size>>, ApiError> {
+    let limit = limit_of(query.limit)?;
+    let after = query.page_token.unwrap_or_default();
+    let sizes = app.sizes.after(&after, limit + 1);
+    Ok(page(sizes, limit, |size| size.name.clone()))
 }
 
 pub(crate) async fn images(
