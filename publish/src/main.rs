@@ -73,6 +73,9 @@ fn public_key(text: &str) -> Result<PublicKey, String> {
 }
 
 fn main() -> ExitCode {
+    if let Some(written) = berth_manual::write_if_asked::<Arguments>() {
+        return written;
+    }
     let arguments = Arguments::parse();
     tracing_subscriber::fmt()
         .with_ansi(std::io::stderr().is_terminal())

@@ -14,6 +14,7 @@ use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use berth_ledger::cosignature::Cosigner;
@@ -47,7 +48,10 @@ enum Command {
     },
 }
 
-fn main() -> Result<()> {
+fn main() -> Result<ExitCode> {
+    if let Some(written) = berth_manual::write_if_asked::<Arguments>() {
+        return Ok(written);
+    }
     match Arguments::parse().command {
         Command::Keygen { name, key } => keygen(&name, &key),
         Command::Serve { config } => {
@@ -57,6 +61,7 @@ fn main() -> Result<()> {
             serve::run(config::read(&config)?)
         }
     }
+    .map(|()| ExitCode::SUCCESS)
 }
 
 fn keygen(name: &str, file: &Path) -> Result<()> {

@@ -117,6 +117,9 @@ const EXIT_CONFIG: u8 = 78;
 
 fn main() -> ExitCode {
     panics::install_hook();
+    if let Some(written) = berth_manual::write_if_asked::<Arguments>() {
+        return written;
+    }
     let arguments = Arguments::parse();
     match execute(arguments) {
         Ok(()) => ExitCode::SUCCESS,

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use clap::{Command, CommandFactory as _, ValueEnum};
+use berth_manual::Section;
+use clap::{CommandFactory as _, ValueEnum};
 use clap_complete::{Shell, generate};
 
 use crate::failure::Failure;
@@ -43,22 +44,8 @@ pub(crate) fn man(folder: &Path) -> Result<(), Failure> {
         path: folder.to_owned(),
         cause,
     };
-    std::fs::create_dir_all(folder).map_err(failed)?;
-    for mut program in [crate::Berthctl::command(), crate::ServiceFs::command()] {
-        program.build();
-        pages(&program, folder).map_err(failed)?;
+    for program in [crate::Berthctl::command(), crate::ServiceFs::command()] {
+        berth_manual::write(program, Section::Users, folder).map_err(failed)?;
     }
     Ok(())
-}
-
-fn pages(command: &Command, folder: &Path) -> std::io::Result<()> {
-    let visible = |sub: &&Command| !sub.is_hide_set() && sub.get_name() != "help";
-    for sub in command.get_subcommands().filter(visible) {
-        pages(sub, folder)?;
-    }
-    clap_mangen::Man::new(command.clone())
-        .source(concat!("berth ", env!("CARGO_PKG_VERSION")))
-        .manual("berth")
-        .generate_to(folder)
-        .map(drop)
 }

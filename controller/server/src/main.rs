@@ -105,6 +105,9 @@ enum KeysCommand {
 
 fn main() -> ExitCode {
     panics::install_hook();
+    if let Some(written) = berth_manual::write_if_asked::<Arguments>() {
+        return written;
+    }
     match run(Arguments::parse()) {
         Ok(code) => code,
         Err(error) => {

@@ -38,6 +38,22 @@ enum Prepared<'c> {
     Postgres(&'c postgres::Session, Arc<postgres::Statement>),
 }
 
+#[cfg(test)]
+thread_local! {
+    /// Steps of SQLite's machine that this thread's statements took.
+    pub(crate) static STEPS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
+
+#[cfg(test)]
+impl Drop for Statement<'_> {
+    fn drop(&mut self) {
+        if let Prepared::Sqlite(statement) = &self.0 {
+            let steps = statement.reset_status(rusqlite::StatementStatus::VmStep);
+            STEPS.set(STEPS.get() + u64::try_from(steps).unwrap());
+        }
+    }
+}
+
 /// One row of an answer.
 pub(crate) struct Row<'r>(Columns<'r>);
 

@@ -501,8 +501,9 @@ impl WriteTx<'_> {
             .prepare_cached(
                 "SELECT vm_id FROM (SELECT vm_id,
                    ROW_NUMBER() OVER (PARTITION BY tenant_id ORDER BY vm_id) AS turn FROM vm
-                   WHERE state = 'pending' AND tenant_id IN
-                     (SELECT tenant_id FROM tenant WHERE suspended_at IS NULL)) AS waiting
+                   WHERE state = 'pending' AND NOT EXISTS
+                     (SELECT 1 FROM tenant WHERE tenant.tenant_id = vm.tenant_id
+                        AND suspended_at IS NOT NULL)) AS waiting
                  ORDER BY turn, vm_id LIMIT 32",
             )?
             .query_map([], |row| row.get(0))?

@@ -46,6 +46,7 @@ const PLACES: [(&str, &[&str]); 5] = [
             "/usr/lib/udev/rules.d/60-berth.rules",
             "/usr/libexec/berth/berth-vmm",
             "/usr/sbin/berth-agent",
+            "/usr/share/man/man8/berth-agent.8.gz",
         ],
     ),
     (
@@ -67,6 +68,7 @@ const PLACES: [(&str, &[&str]); 5] = [
             "/usr/lib/sysusers.d/berth-controller.conf",
             "/usr/lib/tmpfiles.d/berth-controller.conf",
             "/usr/sbin/berth-controller",
+            "/usr/share/man/man8/berth-controller.8.gz",
         ],
     ),
     (
@@ -74,6 +76,7 @@ const PLACES: [(&str, &[&str]); 5] = [
         &[
             "/usr/lib/systemd/system/berth-publish.service",
             "/usr/sbin/berth-publish",
+            "/usr/share/man/man8/berth-publish.8.gz",
         ],
     ),
     (
@@ -83,6 +86,7 @@ const PLACES: [(&str, &[&str]); 5] = [
             "/usr/lib/sysusers.d/berth-witness.conf",
             "/usr/lib/tmpfiles.d/berth-witness.conf",
             "/usr/sbin/berth-witness",
+            "/usr/share/man/man8/berth-witness.8.gz",
         ],
     ),
 ];

@@ -13,8 +13,8 @@ use berth_tests::command::{capture, output, shown};
 use super::Format;
 use super::manifest::{Entry, Package, Sources};
 
-/// Where manual pages go.
-const MANUALS: &str = "/usr/share/man/man1";
+/// Where manual pages go, up to the number of their section.
+const MANUALS: &str = "/usr/share/man/man";
 
 /// What was laid out.
 #[derive(Debug)]
@@ -162,7 +162,8 @@ impl Staged {
                 .and_then(|name| name.to_str())
                 .context("a page's name")?;
             let text = std::fs::read(&page).with_context(|| format!("reading {name}"))?;
-            self.put_compressed(&format!("{MANUALS}/{name}"), &text)?;
+            let (_, section) = name.rsplit_once('.').context("a page's section")?;
+            self.put_compressed(&format!("{MANUALS}{section}/{name}"), &text)?;
         }
         Ok(())
     }

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! no buffer left          -> starved: packets stay with the host until the driver adds buffers
-//! packet fits             -> used, all its buffers in one publication
+//! packet fits             -> used, all its buffers in one publication, before the next packet is read
 //! longer, mergeable       -> its rest waits in the spill for the next buffers
 //! longer, not mergeable   -> dropped
 //! ```
@@ -18,7 +18,8 @@ use vm_memory::{Permissions, VolatileSlice};
 
 use super::backend::NetBackend;
 use super::features::{HEADER_BUFFERS, HEADER_BYTES, MAX_PACKET_BYTES};
-use super::{Count, NetCounters, slices};
+use super::slices::{self, Extent};
+use super::{Count, NetCounters};
 use crate::guest_error::GuestError;
 use crate::memory::Memory;
 use crate::virtio::queue::{Chain, QueueBroken, VirtQueue};
@@ -138,6 +139,8 @@ impl Receiver {
                 .clamp(SHORT_BYTES, MAX_PACKET_BYTES);
             if packet.bytes <= self.held_bytes {
                 self.deliver(packet, queue, memory, counters)?;
+                // A driver that is taking packets takes this one while the next is copied.
+                queue.publish(memory)?;
             } else {
                 self.waiting = Some(packet);
             }
@@ -158,11 +161,12 @@ impl Receiver {
             let Some(chain) = queue.pop(memory)? else {
                 return Ok(());
             };
-            let mut found = Vec::new();
-            let bytes = slices::append(&mut found, &chain.writable, memory, Permissions::Write);
-            let is_good = chain.readable.bytes() == 0 && found.len() <= MAX_SLICES;
-            match bytes.filter(|&bytes| is_good && bytes >= HEADER_BYTES) {
-                Some(bytes) => {
+            let extent = slices::extent(&chain.writable, memory, Permissions::Write);
+            let is_readable = chain.readable.bytes() > 0;
+            match extent.filter(|extent| {
+                !is_readable && extent.slices <= MAX_SLICES && extent.bytes >= HEADER_BYTES
+            }) {
+                Some(Extent { bytes, .. }) => {
                     self.held_bytes = self.held_bytes.saturating_add(bytes);
                     self.held.push_back(Held { chain, bytes });
                 }
@@ -229,13 +233,20 @@ impl Receiver {
         memory: &Memory,
         counters: &NetCounters,
     ) -> Result<(), QueueBroken> {
-        let mut buffers = Vec::new();
         let mut chains: u16 = 0;
         let mut room: usize = 0;
         for held in &self.held {
             if room >= packet.bytes {
                 break;
             }
+            room = room.saturating_add(held.bytes);
+            chains = chains.saturating_add(1);
+        }
+        let spilled = packet.bytes.saturating_sub(packet.in_chains);
+        // The header is in the first chain, as none is shorter.
+        let written_to = if spilled > 0 { usize::from(chains) } else { 1 };
+        let mut buffers = Vec::with_capacity(written_to);
+        for held in self.held.iter().take(written_to) {
             slices::append(
                 &mut buffers,
                 &held.chain.writable,
@@ -243,13 +254,9 @@ impl Receiver {
                 Permissions::Write,
             )
             .ok_or(QueueBroken)?;
-            room = room.saturating_add(held.bytes);
-            chains = chains.saturating_add(1);
         }
-        if let Some(spilled) = packet.bytes.checked_sub(packet.in_chains) {
-            let rest = self.spill.get(..spilled).unwrap_or(&[]);
-            slices::write_at(&buffers, packet.in_chains, rest);
-        }
+        let rest = self.spill.get(..spilled).unwrap_or(&[]);
+        slices::write_at(&buffers, packet.in_chains, rest);
         slices::write_at(&buffers, HEADER_BUFFERS, &chains.to_le_bytes());
         let mut left = packet.bytes;
         for held in self.held.drain(..usize::from(chains)) {

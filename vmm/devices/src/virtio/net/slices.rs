@@ -26,6 +26,35 @@ pub(super) fn append<'a>(
     Some(bytes)
 }
 
+/// What [`append`] would append.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Extent {
+    /// Slices.
+    pub(super) slices: usize,
+    /// Their length.
+    pub(super) bytes: usize,
+}
+
+/// How much `buffers` are. `None` if a part is no RAM.
+pub(super) fn extent(buffers: &Buffers, memory: &Memory, access: Permissions) -> Option<Extent> {
+    let mut extent = Extent {
+        slices: 0,
+        bytes: 0,
+    };
+    for segment in buffers.segments() {
+        let length = usize::try_from(segment.bytes).ok()?;
+        let parts = memory
+            .get_slices(GuestAddress(segment.address), length, access)
+            .ok()?;
+        for part in parts {
+            part.ok()?;
+            extent.slices += 1;
+        }
+        extent.bytes = extent.bytes.checked_add(length)?;
+    }
+    Some(extent)
+}
+
 /// Takes the first `front.len()` bytes away from `slices` and into `front`; `None` if there are
 /// fewer.
 pub(super) fn take_front(slices: &mut Vec<VolatileSlice<'_>>, front: &mut [u8]) -> Option<()> {

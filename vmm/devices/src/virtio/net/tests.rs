@@ -2,7 +2,7 @@
 
 mod kernel;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
 use virtio_bindings::virtio_net::{
@@ -282,6 +282,28 @@ fn packets_stay_with_the_host_until_there_are_buffers() {
         interface.rings[0].suppresses_notifications(),
         "buffers are left: packets wake the device"
     );
+}
+
+#[test]
+fn each_packet_is_there_before_the_next_is_read_and_one_interrupt_is_for_all() {
+    let mut interface = Interface::new(MERGEABLE, &[]);
+    for seed in 0..3 {
+        interface.arrive(0, packet(100, seed));
+    }
+    for (address, bytes) in buffers(4, 256) {
+        interface.rings[0].submit(&[(address, bytes, WRITE)]);
+    }
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let memory = Arc::clone(&interface.guest.memory);
+    let used = GuestAddress(interface.rings[0].used + 2);
+    let sees = Arc::clone(&seen);
+    interface.wires[0].watch(move || {
+        let index: u16 = memory.read_obj(used).unwrap();
+        sees.lock().unwrap().push(index);
+    });
+    interface.guest.notify(0);
+    assert_eq!(*seen.lock().unwrap(), [0, 1, 2, 3]);
+    assert_eq!(interface.guest.messages.take(), [1]);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! Packets wait in lists, headers and all. It can be told to refuse.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex};
@@ -25,6 +26,16 @@ struct State {
     offloads: Offloads,
     is_detached: bool,
     refuses: bool,
+    watcher: Watcher,
+}
+
+#[derive(Default)]
+struct Watcher(Option<Box<dyn FnMut() + Send>>);
+
+impl fmt::Debug for Watcher {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}", self.0.is_some())
+    }
 }
 
 impl Wire {
@@ -69,6 +80,11 @@ impl Wire {
         !lock(&self.0).is_detached
     }
 
+    /// Calls `watcher` whenever the device is about to take a packet.
+    pub fn watch(&self, watcher: impl FnMut() + Send + 'static) {
+        lock(&self.0).watcher = Watcher(Some(Box::new(watcher)));
+    }
+
     /// From here on everything that can fail does, or no longer does.
     pub fn refuse(&self, refuses: bool) {
         lock(&self.0).refuses = refuses;
@@ -107,7 +123,13 @@ impl NetBackend for Port {
     }
 
     fn receive(&mut self, buffers: &[VolatileSlice<'_>]) -> io::Result<usize> {
-        let packet = self.state()?.to_guest.pop_front();
+        let packet = {
+            let mut state = self.state()?;
+            if let Watcher(Some(watcher)) = &mut state.watcher {
+                watcher();
+            }
+            state.to_guest.pop_front()
+        };
         let packet = packet.ok_or(io::ErrorKind::WouldBlock)?;
         slices::write_at(buffers, 0, &packet);
         let room = buffers.iter().map(VolatileSlice::len).sum();
