@@ -109,6 +109,8 @@ typed_id! {
     NodeId = "node",
     /// A long action that a caller can wait for.
     OperationId = "op",
+    /// A person's link to a tenant.
+    PersonId = "person",
     /// One signed statement of a host about one of its slots.
     ReceiptId = "rcpt",
     /// One REST request.

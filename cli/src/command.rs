@@ -7,6 +7,7 @@ pub(crate) mod host;
 pub(crate) mod isolation;
 pub(crate) mod ledger;
 pub(crate) mod node;
+pub(crate) mod person;
 pub(crate) mod project;
 pub(crate) mod receipt;
 pub(crate) mod service_account;

@@ -627,6 +627,7 @@ mod tests {
                 | ErrorCode::Internal
                 | ErrorCode::NodeError
                 | ErrorCode::AuditUnavailable
+                | ErrorCode::IdentityUnavailable
                 | ErrorCode::NodeUnreachable
                 | ErrorCode::Starting => Exit::Error,
             };

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::command::slot::{receipts, remote};
 use crate::command::{
-    catalogue, explain, ledger, node, project, service_account, tenant, token, vm,
+    catalogue, explain, ledger, node, person, project, service_account, tenant, token, vm,
 };
 use crate::failure::{Failure, Refusal};
 use crate::ledger::filter::ReadEntry;
@@ -157,6 +157,10 @@ fn tenants_and_tokens_are_shown_as_published() {
         "subject_pubkey": "c3ViamVjdA", "issued_at": TIME, "expires_at": TIME });
     let operator = json!({ "tenant_id": null, "token_id": TOKEN,
         "scope": ["service:platform-admin"], "expires_at": TIME });
+    let ada = json!({ "id": "person_01kb000000000000000000000j", "tenant_id": "acme-corp",
+        "issuer": "https://login.example", "subject": "248289761001", "display_name": "Ada",
+        "scope": ["vm.read", "vm.control"], "require_pop": false, "created_at": TIME,
+        "audit_index": 11 });
     let member = json!({ "project_id": "web", "account_id": "ci", "role": "editor" });
     let text = [
         tenant::list_table(&[from(a_tenant())]),
@@ -170,6 +174,8 @@ fn tenants_and_tokens_are_shown_as_published() {
         service_account::object_table(&from(an_account())),
         project::members_table(&[from(member.clone())]),
         service_account::member_table(&from(member)),
+        person::list_table(&[from(ada.clone())]),
+        person::object_table(&from(ada)),
     ];
     check(
         "tables-tenant.txt",

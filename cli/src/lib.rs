@@ -28,7 +28,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::client::Client;
 use crate::command::{
     api, catalogue, explain, host as host_command, isolation, ledger as ledger_command, node,
-    project, receipt, service_account, shell, slot, tenant, token, vm,
+    person, project, receipt, service_account, shell, slot, tenant, token, vm,
 };
 use crate::connection::ConnectionArguments;
 use crate::failure::Failure;
@@ -92,6 +92,9 @@ enum RemoteCommand {
     /// Holders of tokens that are no persons, and their roles in projects
     #[command(subcommand)]
     ServiceAccount(service_account::ServiceAccountCommand),
+    /// People of the identity provider who may sign in for a tenant
+    #[command(subcommand)]
+    Person(person::PersonCommand),
     /// Capability tokens and the keys of their holders
     #[command(subcommand)]
     Token(token::TokenCommand),
@@ -197,6 +200,7 @@ fn remote(session: &mut Session, command: RemoteCommand) -> Result<(), Failure> 
         RemoteCommand::Tenant(command) => tenant::run(session, command),
         RemoteCommand::Project(command) => project::run(session, command),
         RemoteCommand::ServiceAccount(command) => service_account::run(session, command),
+        RemoteCommand::Person(command) => person::run(session, command),
         RemoteCommand::Token(command) => token::run(session, command),
         RemoteCommand::Vm(command) => vm::run(session, command),
         RemoteCommand::Node(command) => node::run(session, command),

@@ -84,7 +84,7 @@ pub struct AuditObject {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct AuditActor {
-    /// `operator`, `tenant`, `service_account`, `guest`, `node` or `controller`; `unknown` where nobody proved who they are.
+    /// `operator`, `tenant`, `service_account`, `guest`, `person`, `node` or `controller`; `unknown` where nobody proved who they are.
     pub kind: String,
     /// The token's id, never the token.
     pub token_id: Option<TokenId>,

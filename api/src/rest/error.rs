@@ -115,6 +115,8 @@ error_codes! {
     NoCapacity = "no_capacity", 503, "No capacity";
     /// The ledger cannot be written.
     AuditUnavailable = "audit_unavailable", 503, "Audit unavailable";
+    /// The identity provider's keys cannot be read.
+    IdentityUnavailable = "identity_unavailable", 503, "Identity unavailable";
     /// The node is silent.
     NodeUnreachable = "node_unreachable", 503, "Node unreachable";
     /// The controller is not ready.

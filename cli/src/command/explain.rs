@@ -230,6 +230,10 @@ fn texts(code: ErrorCode) -> (&'static str, &'static str) {
             "The ledger cannot be written, so nothing is changed.",
             "An operator looks at the controller's disk space and journal; reading still works.",
         ),
+        ErrorCode::IdentityUnavailable => (
+            "The identity provider's keys cannot be read, so nobody signs in.",
+            "Try again in a moment; tokens that were issued before go on. An operator finds the reason in the journal.",
+        ),
         ErrorCode::NodeUnreachable => (
             "The node is silent; what runs there may still run.",
             "Wait for it to come back; an operator looks at `berthctl node list`.",

@@ -15,6 +15,7 @@ use tokio::sync::{oneshot, watch};
 use crate::api_error::ApiError;
 use crate::console_desk::ConsoleDesk;
 use crate::follow::Freshness;
+use crate::identity::IdentityProvider;
 use crate::ledger_desk::LedgerDesk;
 use crate::metrics::Metrics;
 use crate::node_links::NodeLinks;
@@ -44,6 +45,7 @@ pub(crate) struct App {
     pub(crate) tiers: Tiers,
     pub(crate) sizes: Sizes,
     pub(crate) class_prices: ClassPrices,
+    pub(crate) identity: Option<IdentityProvider>,
     pub(crate) links: NodeLinks,
     pub(crate) console: ConsoleDesk,
     pub(crate) freshness: Freshness,
@@ -72,6 +74,7 @@ pub(crate) struct Parts {
     pub(crate) tiers: Tiers,
     pub(crate) sizes: Sizes,
     pub(crate) class_prices: ClassPrices,
+    pub(crate) identity: Option<IdentityProvider>,
     /// The root key before this one, for as long as its tokens count.
     pub(crate) previous_token_key: Option<PublicKey>,
     pub(crate) revoked: Vec<(Option<TenantId>, Revoked)>,
@@ -96,6 +99,7 @@ impl App {
             tiers: parts.tiers,
             sizes: parts.sizes,
             class_prices: parts.class_prices,
+            identity: parts.identity,
             links: NodeLinks::default(),
             console: ConsoleDesk::default(),
             freshness: Freshness::new(),

@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use berth_controller_store::{Database, PostgresServer};
 use serde::Deserialize;
 
+use crate::identity::IdentityProviderConfig;
 use crate::prices::SlotClassSettings;
 use crate::rates::RateLimits;
 use crate::sizes::SizeSettings;
@@ -39,6 +40,8 @@ pub(crate) struct Config {
     /// What classes of slots cost.
     #[serde(default)]
     pub(crate) slot_classes: BTreeMap<String, SlotClassSettings>,
+    /// Who says who people are, if anybody.
+    pub(crate) identity_provider: Option<IdentityProviderConfig>,
     /// The ledger.
     #[serde(default)]
     pub(crate) ledger: LedgerConfig,

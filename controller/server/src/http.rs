@@ -21,6 +21,7 @@ mod once;
 mod openapi;
 mod owned;
 mod page;
+mod persons;
 mod precondition;
 mod projects;
 mod seeds;
@@ -64,6 +65,7 @@ fn table() -> Table {
     let routes = for_tenants(routes);
     let routes = for_projects(routes);
     let routes = for_accounts(routes);
+    let routes = for_persons(routes);
     let routes = for_guests(routes);
     for_vms(routes)
 }
@@ -281,6 +283,45 @@ fn for_accounts(routes: Table) -> Table {
         .add(Put, member, admin, SET_MEMBER, accounts::set_member)
         .add(Delete, member, admin, END_MEMBER, accounts::remove_member)
 }
+
+fn for_persons(routes: Table) -> Table {
+    let of_tenant = "/v1/tenants/{tenant}/persons";
+    let person = "/v1/persons/{person}";
+    let linker = Access::TenantPath(Scope::TenantAdmin);
+    let admin = Access::Namespace(Scope::TenantAdmin);
+    let sign_in = "/v1/identity/token";
+    routes
+        .add(Post, of_tenant, linker, LINK_PERSON, persons::link)
+        .add(Get, of_tenant, linker, PERSONS, persons::list)
+        .add(Get, person, admin, PERSON, persons::get)
+        .add(Delete, person, admin, UNLINK_PERSON, persons::unlink)
+        .add(Post, sign_in, Access::Public, SIGN_IN, persons::sign_in)
+}
+
+const LINK_PERSON: Says = Says(
+    "Let a person of the identity provider sign in for a tenant, with these scopes",
+    &[Code::AlreadyExists, Code::InvalidState],
+);
+const PERSONS: Says = Says("The people who may sign in for a tenant", &[]);
+const PERSON: Says = Says("One person's link to a tenant", &[]);
+const UNLINK_PERSON: Says = Says(
+    "Let a person sign in no more; the person's tokens end",
+    &[Code::InvalidState],
+);
+const SIGN_IN: Says = Says(
+    "A token for a person whom the identity provider vouches for and somebody here has linked",
+    &[
+        Code::InvalidToken,
+        Code::TokenExpired,
+        Code::PermissionDenied,
+        Code::TenantSuspended,
+        Code::NotFound,
+        Code::InvalidState,
+        Code::QuotaExceeded,
+        Code::RateLimited,
+        Code::IdentityUnavailable,
+    ],
+);
 
 const NEW_ACCOUNT: Says = Says(
     "Make a service account of a project; neither its id nor its key is ever used again in the tenant",

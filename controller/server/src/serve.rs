@@ -16,6 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::anchor::AnchorError;
 use crate::app::{App, Parts};
 use crate::config::{Config, PublishConfig};
+use crate::identity::IdentityProvider;
 use crate::ledger_desk::LedgerDesk;
 use crate::listener::{self, DEFAULT_LISTEN, ListenError};
 use crate::offline::{StateDir, say_error};
@@ -54,6 +55,13 @@ pub(crate) fn run(
     logging::install()?;
     let (tiers, sizes, class_prices) = match offer_of(&config) {
         Ok(offer) => offer,
+        Err(error) => {
+            say_error(&error);
+            return Ok(ExitCode::from(EXIT_CONFIG));
+        }
+    };
+    let identity = match identity_of(&config) {
+        Ok(identity) => identity,
         Err(error) => {
             say_error(&error);
             return Ok(ExitCode::from(EXIT_CONFIG));
@@ -119,6 +127,7 @@ pub(crate) fn run(
         tiers,
         sizes,
         class_prices,
+        identity,
         store,
         ledger,
         publisher,
@@ -170,6 +179,15 @@ async fn publish(app: Arc<App>) {
     if let Some(publisher) = &app.publisher {
         publisher.run(&app.store, || app.ledger.shown()).await;
     }
+}
+
+/// Who says who people are, if the settings name anybody.
+fn identity_of(config: &Config) -> anyhow::Result<Option<IdentityProvider>> {
+    let named = config.identity_provider.as_ref();
+    named
+        .map(IdentityProvider::open)
+        .transpose()
+        .context("[identity_provider]")
 }
 
 /// What tenants can have by name, and what it costs.

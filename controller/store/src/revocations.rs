@@ -237,7 +237,7 @@ impl WriteTx<'_> {
         Ok(())
     }
 
-    fn put_revocation(
+    pub(crate) fn put_revocation(
         &mut self,
         tenant: Option<&TenantId>,
         revoked: &Revoked,

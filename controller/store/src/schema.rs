@@ -26,7 +26,8 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0018_sizes.sql"),
     include_str!("../migrations/0019_lifetimes.sql"),
     include_str!("../migrations/0020_pending_by_tenant.sql"),
-    include_str!("../migrations/0021_seeds.sql"),
+    include_str!("../migrations/0021_persons.sql"),
+    include_str!("../migrations/0022_seeds.sql"),
 ];
 
 /// The newest schema that this program knows.

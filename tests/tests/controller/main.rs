@@ -54,6 +54,8 @@ mod own_nodes;
 #[cfg(test)]
 mod passports;
 #[cfg(test)]
+mod persons;
+#[cfg(test)]
 mod placement;
 #[cfg(test)]
 mod quota;

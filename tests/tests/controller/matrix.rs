@@ -77,7 +77,7 @@ fn call(client: &Client, route: &Route, path: &str) -> Reply {
 
 #[test]
 fn nobody_gets_through_who_must_not() {
-    let controller = Controller::start();
+    let controller = Controller::serve_configured(world::SETTINGS, "127.0.0.1:0");
     let world = World::new(&controller);
     let document = controller
         .stranger()

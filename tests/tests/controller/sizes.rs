@@ -74,7 +74,7 @@ fn a_size_that_says_too_much_or_nothing_is_refused_by_its_field() {
     let tenant = controller.tenant("acme", 1);
     let sizes = tenant.get("/v1/sizes").expect(200).json();
     assert_eq!(names(&sizes), ["large", "medium", "small"]);
-    let mut refuse = |field: &str, more: Value| {
+    let refuse = |field: &str, more: Value| {
         let mut asked = json!({ "image": "debian-12", "size": "small" });
         asked
             .as_object_mut()

@@ -217,7 +217,7 @@ pub(crate) fn classes_table(classes: &[SlotClass]) -> Table {
     table
 }
 
-fn yes_no(value: bool) -> &'static str {
+pub(crate) fn yes_no(value: bool) -> &'static str {
     if value { "yes" } else { "no" }
 }
 

@@ -12,7 +12,7 @@ mod resources;
 pub(crate) mod standing;
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use axum::body::{Body, HttpBody as _};
@@ -237,6 +237,12 @@ impl<S: Sync> FromRequestParts<S> for Scoped {
 #[derive(Clone, Debug)]
 pub(crate) struct Source(pub(crate) AuditRequest);
 
+impl Source {
+    fn address(&self) -> Result<IpAddr, ApiError> {
+        self.0.source_ip.parse().map_err(|_| ApiError::internal())
+    }
+}
+
 impl<S: Sync> FromRequestParts<S> for Source {
     type Rejection = ApiError;
 
@@ -247,6 +253,24 @@ impl<S: Sync> FromRequestParts<S> for Source {
             .cloned()
             .ok_or_else(ApiError::internal)
     }
+}
+
+/// Let somebody try who has no token of ours: what an address may send is bounded.
+pub(crate) fn admit_stranger(app: &App, source: &Source) -> Result<(), ApiError> {
+    rate::of_address(app, source.address()?)
+}
+
+/// What is answered to somebody who has no token of ours and gets none; written down like any refused
+/// credential.
+pub(crate) async fn refuse_stranger(app: &App, source: &Source, error: ApiError) -> ApiError {
+    let Ok(address) = source.address() else {
+        return error;
+    };
+    let error = rate::of_failure(app, address, error);
+    if matches!(error.code().status(), 401 | 403) {
+        note_denial(app, address, source.0.clone(), None, error.code()).await;
+    }
+    error
 }
 
 /// The layer around every handler.
@@ -433,17 +457,31 @@ async fn denied(
     error: ApiError,
 ) -> Response {
     // A foreign or absent object is an answer, not a refused credential.
-    if error.code() != ErrorCode::NotFound && app.samples_denial(peer.ip()) {
-        let event = NewEvent {
-            event_type: "AUTH_DENIED",
-            tenant_id: grant.and_then(|grant| grant.tenant.clone()),
-            outcome: "denied",
-            code: Some(error.code().as_str().to_owned()),
-            ..NewEvent::default()
-        };
-        let cause = request_cause(actor(grant), request);
-        // The refusal stands whether or not it can be written down; `write` logs the failure.
-        drop(app.write(move |tx| tx.append(event, &cause)).await);
+    if error.code() != ErrorCode::NotFound {
+        note_denial(app, peer.ip(), request, grant, error.code()).await;
     }
     error.into_response()
+}
+
+/// Write down one refusal of a source now and then.
+async fn note_denial(
+    app: &App,
+    source: IpAddr,
+    request: AuditRequest,
+    grant: Option<&Grant>,
+    code: ErrorCode,
+) {
+    if !app.samples_denial(source) {
+        return;
+    }
+    let event = NewEvent {
+        event_type: "AUTH_DENIED",
+        tenant_id: grant.and_then(|grant| grant.tenant.clone()),
+        outcome: "denied",
+        code: Some(code.as_str().to_owned()),
+        ..NewEvent::default()
+    };
+    let cause = request_cause(actor(grant), request);
+    // The refusal stands whether or not it can be written down; `write` logs the failure.
+    drop(app.write(move |tx| tx.append(event, &cause)).await);
 }

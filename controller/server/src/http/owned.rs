@@ -13,7 +13,7 @@ use axum::extract::{FromRequestParts, RawPathParams};
 use axum::http::request::Parts;
 use berth_api::ids::{AccountId, OperationId, ProjectId, TenantId, TokenId};
 use berth_api::rest::{
-    ErrorCode, Node, Operation, Project, ServiceAccount, Slot, Tenant, Vm, VmState,
+    ErrorCode, Node, Operation, Person, Project, ServiceAccount, Slot, Tenant, Vm, VmState,
 };
 use berth_controller_store::{Db, StoreError, VmRef};
 
@@ -242,6 +242,22 @@ impl InPath for ServiceAccount {
         match (namespace, text.parse::<AccountId>()) {
             (Some(tenant), Ok(id)) => db.service_account(tenant, &id),
             (None, _) | (Some(_), Err(_)) => Ok(None),
+        }
+    }
+}
+
+impl InPath for Person {
+    const SEGMENT: &'static str = "person";
+    const ABOUT: &'static str = "The id of a person's link";
+
+    fn find(
+        db: &Db<'_>,
+        namespace: Option<&TenantId>,
+        text: &str,
+    ) -> Result<Option<Self>, StoreError> {
+        match text.parse() {
+            Ok(id) => db.person(namespace, id),
+            Err(_) => Ok(None),
         }
     }
 }

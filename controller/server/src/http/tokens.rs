@@ -7,8 +7,8 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use berth_api::ids::{TenantId, TokenId};
 use berth_api::rest::{
-    ErrorCode, IssueToken, IssuedToken, ListQuery, Page, RevokeTokens, TokenRecord, VerifiedToken,
-    VerifyToken,
+    ErrorCode, IssueToken, IssuedToken, ListQuery, OneOrMany, Page, RevokeTokens, TokenRecord,
+    VerifiedToken, VerifyToken,
 };
 use berth_controller_store::{NewTokenRecord, RecordTokenDenied, RevokeDenied, Revoked};
 use berth_token::{MAX_DELEGATIONS, MintError, NewLink, Resources, Scope, ScopeSet, SubjectKey};
@@ -157,7 +157,7 @@ fn link_for(
         .map_err(|error| ApiError::field("subject_pubkey", &error.to_string()))?;
     let now = begin_for(app, tenant, &holder)?;
     let delegations = delegations_for(caller, asked)?;
-    let scopes = scopes_for(caller, asked)?;
+    let scopes = scopes_for(caller, asked.scope.clone())?;
     let resources = asked
         .resources
         .as_deref()
@@ -198,8 +198,9 @@ pub(crate) fn begin_for(
     Ok(jiff::Timestamp::now().as_second().max(epoch))
 }
 
-fn scopes_for(caller: &Scoped, asked: &IssueToken) -> Result<ScopeSet, ApiError> {
-    let scopes = ScopeSet::parse(&asked.scope.clone().into_vec())
+/// What the caller may give away, all of it covered by what it has itself.
+pub(crate) fn scopes_for(caller: &Scoped, asked: OneOrMany) -> Result<ScopeSet, ApiError> {
+    let scopes = ScopeSet::parse(&asked.into_vec())
         .map_err(|error| ApiError::field("scope", &error.to_string()))?;
     if scopes.iter().any(Scope::is_platform) {
         return Err(ApiError::field(
@@ -252,11 +253,7 @@ fn delegations_for(caller: &Scoped, asked: &IssueToken) -> Result<u8, ApiError> 
             .map(|_| caller.grant.delegations),
     };
     let Some(most) = most else {
-        return Err(ApiError::new(
-            ErrorCode::PermissionDenied,
-            "the token may not be narrowed, so it issues no others",
-            "Ask whoever issued it for another token.",
-        ));
+        return Err(issues_none());
     };
     let wanted = asked.delegations.unwrap_or(most);
     if wanted > most {
@@ -266,6 +263,23 @@ fn delegations_for(caller: &Scoped, asked: &IssueToken) -> Result<u8, ApiError> 
         ));
     }
     Ok(wanted)
+}
+
+/// Whether the caller may let others have tokens at all.
+pub(crate) fn must_issue(caller: &Scoped) -> Result<(), ApiError> {
+    if caller.namespace().is_some() && caller.grant.delegations == 0 {
+        Err(issues_none())
+    } else {
+        Ok(())
+    }
+}
+
+fn issues_none() -> ApiError {
+    ApiError::new(
+        ErrorCode::PermissionDenied,
+        "the token may not be narrowed, so it issues no others",
+        "Ask whoever issued it for another token.",
+    )
 }
 
 pub(crate) fn checked_text(
@@ -392,7 +406,7 @@ fn what_to_revoke(asked: &RevokeTokens) -> Result<Revoked, ApiError> {
     }
 }
 
-fn not_revoked(denied: &RevokeDenied) -> ApiError {
+pub(crate) fn not_revoked(denied: &RevokeDenied) -> ApiError {
     match denied {
         RevokeDenied::NotFound => ApiError::not_found(),
         RevokeDenied::TooMany => ApiError::new(

@@ -160,6 +160,7 @@ fn is_id(document: &Value, name: &str, schema: &Value) -> bool {
         "operation",
         "project",
         "account",
+        "person",
     ];
     by_name || things.contains(&name) || has_id_pattern(document, schema)
 }

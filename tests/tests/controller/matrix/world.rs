@@ -3,7 +3,7 @@
 
 use std::cell::RefCell;
 
-use berth_api::ids::{ControllerId, NodeId, OperationId, SlotId, TokenId, VmId};
+use berth_api::ids::{ControllerId, NodeId, OperationId, PersonId, SlotId, TokenId, VmId};
 use berth_ledger::keys::SigningKey;
 use berth_tests::simulated_agent::SimulatedAgent;
 use serde_json::{Value, json};
@@ -12,6 +12,14 @@ use super::document::Route;
 use crate::harness::{Client, Controller, vm_body};
 use crate::routes::minted;
 use crate::slots::{node_with_slots, tenant};
+
+/// People can be linked; nobody asks the provider for its keys.
+pub(super) const SETTINGS: &str = r#"
+[identity_provider]
+issuer = "https://login.example"
+audience = "berth"
+jwks_url = "http://127.0.0.1:1/keys"
+"#;
 
 /// Whose ids fill a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +47,7 @@ struct Things {
     token: String,
     project: String,
     account: String,
+    person: String,
 }
 
 pub(super) struct World {
@@ -81,6 +90,13 @@ fn things(
         .post("/v1/projects", &json!({ "project_id": project }))
         .expect(201);
     let (account, _) = account_in(controller, &client, name, &project);
+    let person = client
+        .post(
+            &format!("/v1/tenants/{name}/persons"),
+            &json!({ "subject": format!("person-of-{name}"), "scope": "vm.read" }),
+        )
+        .expect(201)
+        .json();
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     let things = Things {
         tenant: name.to_owned(),
@@ -90,6 +106,7 @@ fn things(
         token: text(&tokens["items"][0]["token_id"]),
         project,
         account,
+        person: text(&person["id"]),
     };
     (client, things)
 }
@@ -339,6 +356,7 @@ impl World {
             "token" | "token_id" => vec![id(&victims.token, TokenId::generate().to_string())],
             "project" | "project_id" => vec![id(&victims.project, "nowhere".to_owned())],
             "account" | "account_id" => vec![id(&victims.account, "nothing".to_owned())],
+            "person" => vec![id(&victims.person, PersonId::generate().to_string())],
             "slot_id" => vec![id(&self.slot, SlotId::generate().to_string())],
             "node" | "node_id" => vec![id(&self.node, NodeId::generate().to_string())],
             _ => return None,
@@ -357,6 +375,7 @@ impl World {
             "token" => things.token.clone(),
             "project" => things.project.clone(),
             "account" => things.account.clone(),
+            "person" => things.person.clone(),
             "slot" => self.slot.clone(),
             "node" => self.node.clone(),
             // A tile of the public log.

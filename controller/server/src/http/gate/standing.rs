@@ -41,7 +41,10 @@ fn action_of(method: &Method, route: &str) -> Option<&'static str> {
         (&Method::POST, "/v1/vms/{vm}/start") => Some("vm.start"),
         (
             &Method::POST,
-            "/v1/tokens" | "/v1/tenants/{tenant}/tokens" | "/v1/vms/{vm}/guest-tokens",
+            "/v1/tokens"
+            | "/v1/tenants/{tenant}/tokens"
+            | "/v1/tenants/{tenant}/persons"
+            | "/v1/vms/{vm}/guest-tokens",
         ) => Some("token.issue"),
         (&Method::POST, "/v1/nodes/join-tokens") => Some("node.enroll"),
         (_, route) if route.starts_with("/v1/vms/{vm}/console") => Some("vm.console"),
