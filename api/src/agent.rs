@@ -7,6 +7,7 @@
 //! JSON, `snake_case`, unknown fields refused on both sides: the contract is versioned as a whole.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +18,8 @@ use crate::slot::{Claim, ObservedSlot};
 pub const PROTOCOL_VERSION: u32 = 1;
 /// Payload type of a [`Task`].
 pub const TASK_PAYLOAD_TYPE: &str = "application/vnd.berth.task+json;v=1";
+/// Payload type of a [`Seed`].
+pub const SEED_PAYLOAD_TYPE: &str = "application/vnd.berth.seed+json;v=1";
 /// Payload type of an [`EnrollRequest`].
 pub const ENROLL_PAYLOAD_TYPE: &str = "application/vnd.berth.enroll+json;v=1";
 /// Payload type of a [`SyncRequest`].
@@ -33,6 +36,9 @@ pub const LONG_POLL_SECONDS: u64 = 25;
 pub const MAX_CONSOLE_BYTES: u64 = 256 * 1024;
 /// What a join token begins with; base64url of a [`JoinToken`] follows.
 pub const JOIN_TOKEN_PREFIX: &str = "berth-join.";
+/// Most bytes of envelopes of [`Seed`]s in one [`SyncReply`], beyond the first one. Tasks whose seeds do
+/// not fit come with the next reply.
+pub const MAX_SEED_BYTES: usize = 1024 * 1024;
 /// Skew of clocks that an agent tolerates in a task's times, in seconds.
 pub const CLOCK_SKEW_SECONDS: i64 = 60;
 
@@ -280,6 +286,9 @@ pub struct SyncReply {
     pub tasks: Vec<SignedEnvelope>,
     /// Envelopes of [`crate::slot::SlotTask`] that the node has not answered yet, oldest first.
     pub slot_tasks: Vec<SignedEnvelope>,
+    /// Envelopes of the [`Seed`]s of those tasks whose guests get one. Never stored, on either side.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub seeds: Vec<SignedEnvelope>,
     /// Receipts that are stored and need not be sent again.
     pub acknowledged_receipts: Vec<ReceiptId>,
     /// Results that are stored and need not be sent again.
@@ -376,6 +385,59 @@ pub struct VmSpec {
     pub disk_mib: u64,
     /// Name of the image.
     pub image: String,
+}
+
+/// What a guest is given at the start that a task orders, on a medium of its own. It travels beside the
+/// task and is made anew whenever the task is sent, so that no secret in it is stored with the task.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Seed {
+    /// The task that orders the start.
+    pub task_id: TaskId,
+    /// The node that may use it.
+    pub node_id: NodeId,
+    /// The VM whose guest gets it.
+    pub vm_id: VmId,
+    /// The run that it is for.
+    pub generation: u64,
+    /// The guest's host name.
+    pub name: String,
+    /// OpenSSH public keys, one line each.
+    pub ssh_keys: Vec<String>,
+    /// For cloud-init, byte for byte as the tenant gave it.
+    pub user_data: Option<String>,
+    /// With what the guest speaks to the controller.
+    pub guest_access: Option<GuestAccess>,
+}
+
+/// With what a guest speaks to the controller during one run of its VM.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GuestAccess {
+    /// Where the controller answers.
+    pub controller_url: String,
+    /// The guest's token.
+    pub token: String,
+}
+
+impl fmt::Debug for Seed {
+    /// Without what is nobody's business but the guest's.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Seed")
+            .field("task_id", &self.task_id)
+            .field("vm_id", &self.vm_id)
+            .field("generation", &self.generation)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for GuestAccess {
+    /// Without the token.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GuestAccess")
+            .field("controller_url", &self.controller_url)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What became of a task.

@@ -18,8 +18,9 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use berth_api::agent::{
     Capacity, CheckpointOffer, ENROLL_PAYLOAD_TYPE, EnrollReply, EnrollRequest, FailureCode,
     JOIN_TOKEN_PREFIX, JoinToken, LogReport, ObservedImage, ObservedState, ObservedVm,
-    PROTOCOL_VERSION, RefusalCode, SYNC_PAYLOAD_TYPE, SignedEnvelope, StopMode, StoppedReason,
-    SyncReply, SyncRequest, TASK_PAYLOAD_TYPE, Task, TaskAction, TaskOutcome, TaskResult,
+    PROTOCOL_VERSION, RefusalCode, SEED_PAYLOAD_TYPE, SYNC_PAYLOAD_TYPE, Seed, SignedEnvelope,
+    StopMode, StoppedReason, SyncReply, SyncRequest, TASK_PAYLOAD_TYPE, Task, TaskAction,
+    TaskOutcome, TaskResult,
 };
 use berth_api::ids::{AgentInstanceId, NodeId, TaskId, TenantId, VmId};
 use berth_api::slot::{SLOT_TASK_PAYLOAD_TYPE, SlotTask};
@@ -113,6 +114,8 @@ pub struct SimulatedAgent {
     pub tell_creates: Option<UnboundedSender<(VmId, Instant)>>,
     /// What it says that it has seen of the ledger.
     pub log: LogReport,
+    /// What the guests on its host were given at their last start.
+    pub seeds: BTreeMap<VmId, Seed>,
     /// What it was shown of the ledger last.
     pub shown: Option<CheckpointOffer>,
 }
@@ -196,6 +199,7 @@ impl SimulatedAgent {
             at_work: BTreeMap::new(),
             tell_creates: None,
             log: LogReport::default(),
+            seeds: BTreeMap::new(),
             shown: None,
         })
     }
@@ -277,7 +281,9 @@ impl SimulatedAgent {
         self.results
             .retain(|result| !reply.acknowledged.contains(&result.task_id));
         self.slots.acknowledge(&reply.acknowledged_receipts);
+        let mut seeds = self.seeds_of(&reply)?;
         for sealed in &reply.tasks {
+            self.take_seed(sealed, &mut seeds)?;
             self.carry_out(sealed)?;
         }
         for sealed in &reply.slot_tasks {
@@ -289,6 +295,30 @@ impl SimulatedAgent {
     /// Sync until there is nothing to do and nothing to tell.
     pub fn settle(&mut self) -> anyhow::Result<()> {
         while self.sync(0)? > 0 || !self.results.is_empty() || !self.slots.receipts.is_empty() {}
+        Ok(())
+    }
+
+    /// What guests are given by an answer, by the tasks that start them.
+    pub fn seeds_of(&self, reply: &SyncReply) -> anyhow::Result<BTreeMap<TaskId, Seed>> {
+        let open = |sealed| -> anyhow::Result<(TaskId, Seed)> {
+            let seed: Seed = envelope::open(&self.task_keys, SEED_PAYLOAD_TYPE, sealed)?;
+            Ok((seed.task_id, seed))
+        };
+        reply.seeds.iter().map(open).collect()
+    }
+
+    fn take_seed(
+        &mut self,
+        sealed: &SignedEnvelope,
+        seeds: &mut BTreeMap<TaskId, Seed>,
+    ) -> anyhow::Result<()> {
+        let task: Task = envelope::open(&self.task_keys, TASK_PAYLOAD_TYPE, sealed)?;
+        if let TaskAction::VmCreate { .. } | TaskAction::VmStart {} = task.action {
+            self.seeds.remove(&task.vm_id);
+            if let Some(seed) = seeds.remove(&task.task_id) {
+                self.seeds.insert(task.vm_id, seed);
+            }
+        }
         Ok(())
     }
 

@@ -13,6 +13,7 @@ pub mod phase;
 pub mod plan;
 pub mod policy;
 pub mod process_end;
+pub mod seed;
 pub mod slot;
 pub mod task_check;
 pub mod vm_record;

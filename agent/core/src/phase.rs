@@ -173,6 +173,20 @@ impl Phase {
         }
     }
 
+    /// Whether a process runs, or is still to run, for the start that was ordered.
+    #[must_use]
+    pub fn may_launch(&self) -> bool {
+        match self {
+            Self::Creating | Self::Starting | Self::Running { .. } | Self::Stopping { .. } => true,
+            Self::Undoing { .. }
+            | Self::Halting
+            | Self::Stopped { .. }
+            | Self::Failed { .. }
+            | Self::Deleting
+            | Self::Deleted => false,
+        }
+    }
+
     /// What an agent that was just started has to do again for a VM in this phase.
     #[must_use]
     pub fn resume(&self) -> Vec<Effect> {

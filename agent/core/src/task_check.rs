@@ -7,8 +7,8 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use berth_api::agent::{
-    CLOCK_SKEW_SECONDS, MAX_CONSOLE_BYTES, RefusalCode, SignedEnvelope, TASK_PAYLOAD_TYPE, Task,
-    TaskAction, VmSpec,
+    CLOCK_SKEW_SECONDS, MAX_CONSOLE_BYTES, RefusalCode, SEED_PAYLOAD_TYPE, Seed, SignedEnvelope,
+    TASK_PAYLOAD_TYPE, Task, TaskAction, VmSpec,
 };
 use berth_api::ids::{NodeId, TaskId, TenantId};
 use berth_api::slot::{Claim, SLOT_TASK_PAYLOAD_TYPE, SlotTask};
@@ -77,6 +77,11 @@ impl Trust {
     /// Check the signature and read the task.
     pub fn open(&self, envelope: &SignedEnvelope) -> Result<Task, TaskRefused> {
         self.open_as(TASK_PAYLOAD_TYPE, envelope)
+    }
+
+    /// Check the signature and read what the guest of a task is given.
+    pub fn open_seed(&self, envelope: &SignedEnvelope) -> Result<Seed, TaskRefused> {
+        self.open_as(SEED_PAYLOAD_TYPE, envelope)
     }
 
     fn open_as<T: DeserializeOwned>(

@@ -1,6 +1,8 @@
 //! The agent without its network: adopts what is there, takes tasks, reports.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -9,23 +11,27 @@ use base64::engine::general_purpose::STANDARD;
 use berth_agent_core::console;
 use berth_agent_core::log_watch::LogRefusal;
 use berth_agent_core::phase::Phase;
+use berth_agent_core::seed::{self, MakeMediumError};
 use berth_agent_core::task_check::{KnownVm, TaskRefused, Trust, claimed_task_id};
 use berth_agent_core::vm_record::{Recall, VmRecord};
+use berth_agent_host::sealed_memory::sealed;
 use berth_agent_host::service_manager::DescriptorStore;
 use berth_agent_host::slot_files::SlotFilesError;
 use berth_agent_host::vm_files::{VmFiles, VmFilesError};
 use berth_agent_host::vmm_socket::VmmSocket;
 use berth_agent_host::vmm_unit::{UnitError, VmmUnits};
-use berth_api::agent::{FailureCode, RefusalCode, SignedEnvelope, Task, TaskAction, TaskOutcome};
+use berth_api::agent::{
+    FailureCode, RefusalCode, Seed, SignedEnvelope, Task, TaskAction, TaskOutcome,
+};
 use berth_api::ids::{ReceiptId, TaskId, VmId};
 use tokio::sync::{Notify, broadcast, mpsc, watch};
 
 use crate::clock;
 use crate::host::Host;
-use crate::launch::{in_one_line, socket_name};
+use crate::launch::{in_one_line, seed_name, socket_name};
 use crate::registry::{Mailbox, Registry};
 use crate::slots::Slots;
-use crate::vm_actor::{Beginning, VmActor};
+use crate::vm_actor::{Beginning, Left, VmActor};
 
 pub use crate::registry::Report;
 
@@ -52,6 +58,15 @@ pub enum AdoptError {
     /// systemd could not be asked.
     #[error(transparent)]
     Units(#[from] UnitError),
+}
+
+/// Why a guest's medium was not made.
+#[derive(Debug, thiserror::Error)]
+enum MakeSeedError {
+    #[error(transparent)]
+    Medium(#[from] MakeMediumError),
+    #[error("no memory for the guest's seed")]
+    Memory(#[from] io::Error),
 }
 
 impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> Agent<U, F, S> {
@@ -102,7 +117,11 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> Agent<U, F, S> {
             if record.phase == Phase::Deleted && !has_unit && all_acknowledged(&record) {
                 continue;
             }
-            agent.spawn(record, take_up(vm_id, socket), Beginning::Adopted);
+            let left = Left {
+                socket: take_up(vm_id, socket),
+                seed: sockets.remove(&seed_name(vm_id)).map(File::from),
+            };
+            agent.spawn(record, left, Beginning::Adopted);
         }
         agent.release_orphans(&unreadable, &claims).await;
         for unit in orphans {
@@ -121,7 +140,7 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> Agent<U, F, S> {
         Ok(agent)
     }
 
-    fn spawn(&self, record: VmRecord, socket: Option<VmmSocket>, beginning: Beginning) {
+    fn spawn(&self, record: VmRecord, left: Left, beginning: Beginning) {
         let (messages, inbox) = mpsc::unbounded_channel();
         let look = Arc::new(Notify::new());
         let mailbox = Mailbox {
@@ -134,7 +153,7 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> Agent<U, F, S> {
             Arc::clone(&self.registry),
             Arc::clone(&self.slots),
             record,
-            socket,
+            left,
         );
         tokio::spawn(actor.run(beginning, inbox, look));
     }
@@ -169,18 +188,32 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> Agent<U, F, S> {
         self.slots.acknowledge(results, receipts);
     }
 
-    /// Take tasks as they come from the controller. Returns how many of them were news.
-    pub async fn take(&self, envelopes: &[SignedEnvelope]) -> usize {
+    /// Take tasks as they come from the controller, with the seeds of the guests that they start. Returns
+    /// how many of them were news.
+    pub async fn take(&self, envelopes: &[SignedEnvelope], seeds: &[SignedEnvelope]) -> usize {
+        let seeds = self.open_seeds(seeds);
         let mut news = 0_usize;
         for envelope in envelopes {
-            if self.take_one(envelope).await {
+            if self.take_one(envelope, &seeds).await {
                 news = news.saturating_add(1);
             }
         }
         news
     }
 
-    async fn take_one(&self, envelope: &SignedEnvelope) -> bool {
+    /// A seed that nobody signed is given to nobody.
+    fn open_seeds(&self, envelopes: &[SignedEnvelope]) -> Vec<Seed> {
+        let open = |envelope| match self.trust.open_seed(envelope) {
+            Ok(seed) => Some(seed),
+            Err(refused) => {
+                tracing::warn!("a seed was refused ({:?})", refused.code);
+                None
+            }
+        };
+        envelopes.iter().filter_map(open).collect()
+    }
+
+    async fn take_one(&self, envelope: &SignedEnvelope, seeds: &[Seed]) -> bool {
         let now = clock::now();
         let task = match self.trust.open(envelope) {
             Ok(task) => task,
@@ -222,7 +255,15 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> Agent<U, F, S> {
         if let Err(refused) = self.check_slots(&task) {
             return self.refuse(task.task_id, refused, now);
         }
-        self.begin(task, known, now)
+        let seed = match seed_for(&task, seeds) {
+            Ok(seed) => seed,
+            Err(error) => {
+                let failed = failed(FailureCode::Internal, in_one_line(&error));
+                self.registry.add_loose(task.task_id, failed, now, now);
+                return true;
+            }
+        };
+        self.begin(task, seed, known, now)
     }
 
     /// What is remembered of a VM: by its task, or else by its tombstone.
@@ -237,7 +278,7 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> Agent<U, F, S> {
         }
     }
 
-    fn begin(&self, task: Task, known: Option<VmRecord>, now: i64) -> bool {
+    fn begin(&self, task: Task, seed: Option<File>, known: Option<VmRecord>, now: i64) -> bool {
         let is_here = known
             .as_ref()
             .is_some_and(|record| record.phase != Phase::Deleted);
@@ -265,9 +306,9 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> Agent<U, F, S> {
         }
         if self.registry.record(task.vm_id).is_none() {
             let record = known.unwrap_or_else(|| VmRecord::new(&task, &self.host.boot_id));
-            self.spawn(record, None, Beginning::Fresh);
+            self.spawn(record, Left::default(), Beginning::Fresh);
         }
-        self.registry.hand_over(&task)
+        self.registry.hand_over(task, seed)
     }
 
     fn refuse(&self, task_id: TaskId, refused: TaskRefused, now: i64) -> bool {
@@ -308,6 +349,18 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> Agent<U, F, S> {
             registry.add_loose(task_id, outcome, now, clock::now());
         });
         true
+    }
+}
+
+/// The medium for the guest that a task starts; `None` if it gets none.
+fn seed_for(task: &Task, seeds: &[Seed]) -> Result<Option<File>, MakeSeedError> {
+    let starts = matches!(
+        task.action,
+        TaskAction::VmCreate { .. } | TaskAction::VmStart {}
+    );
+    match seeds.iter().find(|given| seed::is_for(given, task)) {
+        Some(given) if starts => Ok(Some(sealed("berth-seed", &seed::medium(given)?)?)),
+        Some(_) | None => Ok(None),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Carries out the steps of a plan. No decisions.
 
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use std::sync::Arc;
 use berth_agent_core::console::SEGMENT_BYTES;
 use berth_agent_core::image_name::{ImageName, ParseImageNameError};
 use berth_agent_core::plan::DiskMissing;
+use berth_agent_core::seed::SERIAL;
 use berth_agent_core::vm_record::VmRecord;
 use berth_agent_host::images::{OpenImage, OpenImageError};
 use berth_agent_host::service_manager::{DescriptorStore, NotifyError};
@@ -49,6 +50,8 @@ pub(crate) enum StepError {
     Keep(#[from] NotifyError),
     #[error("could not take up the control socket")]
     Socket(#[source] io::Error),
+    #[error("could not look at the guest's seed")]
+    Seed(#[source] io::Error),
     #[error(transparent)]
     Slot(#[from] SlotUnusable),
     #[error("the slots' devices could not be opened")]
@@ -77,7 +80,8 @@ impl StepError {
             | Self::Kvm(_)
             | Self::Prepare(_)
             | Self::Keep(_)
-            | Self::Socket(_) => FailureCode::Internal,
+            | Self::Socket(_)
+            | Self::Seed(_) => FailureCode::Internal,
         }
     }
 }
@@ -97,6 +101,11 @@ pub(crate) fn in_one_line(error: &dyn std::error::Error) -> String {
 /// The name under which a VM's socket is kept.
 pub(crate) fn socket_name(vm_id: VmId) -> String {
     format!("berth-vm-{}", vm_id.bare())
+}
+
+/// The name under which the medium of a VM's guest is kept.
+pub(crate) fn seed_name(vm_id: VmId) -> String {
+    format!("berth-seed-{}", vm_id.bare())
 }
 
 /// The image that a VM is made from; the very one, if the VM has been made already.
@@ -133,13 +142,20 @@ pub(crate) async fn start_unit<U: VmmUnits, F: VmFiles, S: DescriptorStore>(
     host: &Host<U, F, S>,
     slots: &Slots,
     record: &VmRecord,
+    seed: Option<&File>,
 ) -> Result<VmmSocket, StepError> {
     let spec = &record.definition.as_ref().ok_or(StepError::Undefined)?.spec;
     let image = open_image(host, record).await?;
     let vm_id = record.vm_id;
     let guest = host.on_files(move |files| files.open_guest(vm_id)).await?;
     let devices = open_devices(host, slots, record).await?;
-    let sockets = prepare(host, record, &image, &guest, devices.as_ref())?;
+    let parts = Parts {
+        image: &image,
+        guest: &guest,
+        seed,
+        devices: devices.as_ref(),
+    };
+    let sockets = prepare(host, record, &parts)?;
     // In the store before the process exists: an agent that dies in between leaves a socket that
     // the next one throws away, and never a process that nobody can talk to.
     let store = Arc::clone(&host.store);
@@ -179,13 +195,25 @@ async fn open_devices<U: VmmUnits, F: VmFiles, S: DescriptorStore>(
     Ok(Some(opened))
 }
 
+/// All that a VMM gets which is open already.
+struct Parts<'a> {
+    image: &'a OpenImage,
+    guest: &'a GuestFiles,
+    seed: Option<&'a File>,
+    devices: Option<&'a GuestDevices>,
+}
+
 fn prepare<U, F, S>(
     host: &Host<U, F, S>,
     record: &VmRecord,
-    image: &OpenImage,
-    guest: &GuestFiles,
-    devices: Option<&GuestDevices>,
+    parts: &Parts<'_>,
 ) -> Result<LaunchSockets, StepError> {
+    let Parts {
+        image,
+        guest,
+        seed,
+        devices,
+    } = parts;
     let spec = &record.definition.as_ref().ok_or(StepError::Undefined)?.spec;
     let kvm = OpenOptions::new()
         .read(true)
@@ -205,10 +233,7 @@ fn prepare<U, F, S>(
         memory_mib: spec.memory_mib,
         initrd: image.initrd.as_ref().map(|file| add(file.as_fd())),
         cmdline: image.manifest.cmdline.clone(),
-        disks: vec![Disk {
-            serial: "root".to_owned(),
-            ..Disk::new(add(guest.disk.as_fd()), guest.disk_bytes)
-        }],
+        disks: disks(guest, *seed, &mut add)?,
         console: Some(Console::Segments {
             fds: guest.consoles.each_ref().map(|file| add(file.as_fd())),
             segment_bytes: SEGMENT_BYTES,
@@ -219,6 +244,28 @@ fn prepare<U, F, S>(
         ..start
     };
     Ok(prepare_launch(&start, &descriptors)?)
+}
+
+/// The root disk, and then the medium with what the guest is given, which it can only read.
+fn disks<'a>(
+    guest: &'a GuestFiles,
+    seed: Option<&'a File>,
+    add: &mut impl FnMut(BorrowedFd<'a>) -> FdIndex,
+) -> Result<Vec<Disk>, StepError> {
+    let mut disks = vec![Disk {
+        serial: "root".to_owned(),
+        ..Disk::new(add(guest.disk.as_fd()), guest.disk_bytes)
+    }];
+    if let Some(seed) = seed {
+        let bytes = seed.metadata().map_err(StepError::Seed)?.len();
+        disks.push(Disk {
+            serial: SERIAL.to_owned(),
+            read_only: true,
+            queues: 1,
+            ..Disk::new(add(seed.as_fd()), bytes)
+        });
+    }
+    Ok(disks)
 }
 
 /// What the VMM is told of the devices; each group is sent once.
@@ -261,4 +308,23 @@ pub(crate) async fn forget_socket<U: VmmUnits, F: VmFiles, S: DescriptorStore>(
 ) -> Result<(), NotifyError> {
     let store = Arc::clone(&host.store);
     blocking(move || store.forget(&socket_name(vm_id))).await
+}
+
+/// Keep the medium of a VM's guest for the next agent.
+pub(crate) async fn keep_seed<U: VmmUnits, F: VmFiles, S: DescriptorStore>(
+    host: &Host<U, F, S>,
+    vm_id: VmId,
+    seed: File,
+) -> Result<File, NotifyError> {
+    let store = Arc::clone(&host.store);
+    blocking(move || store.keep(&seed_name(vm_id), seed.as_fd()).map(|()| seed)).await
+}
+
+/// Ensure that no medium is kept for a VM.
+pub(crate) async fn forget_seed<U: VmmUnits, F: VmFiles, S: DescriptorStore>(
+    host: &Host<U, F, S>,
+    vm_id: VmId,
+) -> Result<(), NotifyError> {
+    let store = Arc::clone(&host.store);
+    blocking(move || store.forget(&seed_name(vm_id))).await
 }

@@ -5,6 +5,7 @@
 //! own task alone; everybody else reads the copy here.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use berth_agent_core::vm_record::{Recall, VmRecord};
@@ -21,11 +22,18 @@ const MAX_LOOSE_RESULTS: usize = 256;
 /// Console bytes (as base64) that one report carries; what is left goes with the next one.
 const MAX_REPORT_CONSOLE_BYTES: usize = 512 * 1024;
 
+/// A task, and the medium for the guest that it starts, if that gets one.
+#[derive(Debug)]
+pub(crate) struct Order {
+    pub(crate) task: Task,
+    pub(crate) seed: Option<File>,
+}
+
 /// What a VM's task is told.
 #[derive(Debug)]
 pub(crate) enum Message {
     /// Do this; it was checked.
-    Task(Box<Task>),
+    Task(Box<Order>),
     /// The controller stored the result of this task.
     Acknowledged(TaskId),
     /// The controller asks for the result of this task again.
@@ -143,17 +151,18 @@ impl Registry {
 
     /// Hand a task over, unless it has to wait for the one at work. Returns whether it was handed
     /// over.
-    pub(crate) fn hand_over(&self, task: &Task) -> bool {
+    pub(crate) fn hand_over(&self, task: Task, seed: Option<File>) -> bool {
         let mut state = self.state();
         let Some(entry) = state.vms.get_mut(&task.vm_id) else {
             return false;
         };
-        if entry.pending.is_some() || !entry.record.has_room_for(task) {
+        if entry.pending.is_some() || !entry.record.has_room_for(&task) {
             return false;
         }
-        let message = Message::Task(Box::new(task.clone()));
+        let task_id = task.task_id;
+        let message = Message::Task(Box::new(Order { task, seed }));
         let handed_over = entry.mailbox.messages.send(message).is_ok();
-        entry.pending = handed_over.then_some(task.task_id);
+        entry.pending = handed_over.then_some(task_id);
         handed_over
     }
 

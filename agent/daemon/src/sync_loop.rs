@@ -171,7 +171,7 @@ impl SyncLoop {
                 );
                 self.watch_log(agent, request.as_ref().ok(), &reply).await;
                 agent.acknowledge(&reply.acknowledged, &reply.acknowledged_receipts);
-                let taken = agent.take(&reply.tasks).await;
+                let taken = agent.take(&reply.tasks, &reply.seeds).await;
                 let taken = taken.saturating_add(agent.take_slot_tasks(&reply.slot_tasks));
                 let news = taken > 0
                     || !reply.acknowledged.is_empty()

@@ -6,6 +6,7 @@
 //! [`VmActor::resume`].
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use berth_agent_host::service_manager::DescriptorStore;
 use berth_agent_host::vm_files::{VmFiles, VmFilesError};
 use berth_agent_host::vmm_socket::{TalkError, VmmSocket};
 use berth_agent_host::vmm_unit::{UnitState, VmmUnits, unit_name};
-use berth_api::agent::{FailureCode, Task, TaskOutcome};
+use berth_api::agent::{FailureCode, Task, TaskAction, TaskOutcome};
 use berth_api::vmm;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
@@ -24,7 +25,7 @@ use tokio::time::Instant;
 use crate::clock;
 use crate::host::Host;
 use crate::launch::{self, StepError, in_one_line};
-use crate::registry::{Message, Registry};
+use crate::registry::{Message, Order, Registry};
 use crate::slots::Slots;
 
 /// Longest time from a unit's start, or from the last word that its memory is being prepared, to
@@ -42,8 +43,17 @@ pub(crate) struct VmActor<U, F, S> {
     slots: Arc<Slots>,
     record: VmRecord,
     socket: Option<VmmSocket>,
+    /// What the guest of this run is given. Kept by the service manager too, and on no disk.
+    seed: Option<File>,
     /// When a launch or a graceful stop has taken too long.
     deadline: Option<Instant>,
+}
+
+/// What an earlier agent left of a VM that is no file.
+#[derive(Default)]
+pub(crate) struct Left {
+    pub(crate) socket: Option<VmmSocket>,
+    pub(crate) seed: Option<File>,
 }
 
 /// How a VM's task begins.
@@ -60,14 +70,15 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> VmActor<U, F, S> {
         registry: Arc<Registry>,
         slots: Arc<Slots>,
         record: VmRecord,
-        socket: Option<VmmSocket>,
+        left: Left,
     ) -> Self {
         Self {
             host,
             registry,
             slots,
             record,
-            socket,
+            socket: left.socket,
+            seed: left.seed,
             deadline: None,
         }
     }
@@ -135,7 +146,7 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> VmActor<U, F, S> {
 
     async fn on_message(&mut self, message: Message) {
         match message {
-            Message::Task(task) => self.on_task(&task).await,
+            Message::Task(order) => self.on_task(*order).await,
             Message::Acknowledged(task_id) => {
                 if self.record.acknowledge(task_id) {
                     self.persist().await;
@@ -148,10 +159,11 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> VmActor<U, F, S> {
         }
     }
 
-    async fn on_task(&mut self, task: &Task) {
+    async fn on_task(&mut self, order: Order) {
+        let Order { task, seed } = order;
         let before = self.record.clone();
         let now = clock::now();
-        let Ok(effects) = self.record.accept(task, now) else {
+        let Ok(effects) = self.record.accept(&task, now) else {
             // It comes again until it is answered.
             self.registry.drop_pending(self.record.vm_id);
             return;
@@ -161,16 +173,13 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> VmActor<U, F, S> {
             GENERATION = task.generation, "task accepted: {}", self.record.phase_name()
         );
         let effects = self.settle(effects).await;
-        if let Err(error) = self.try_persist().await {
+        if let Err(error) = self.write_down(&task, seed).await {
             // Nothing was done yet, so nothing has to be undone.
             self.record = before;
+            self.end_seed().await;
             self.registry.drop_pending(self.record.vm_id);
             let outcome = TaskOutcome::Failed {
-                code: if error.is_out_of_room() {
-                    FailureCode::NoRoom
-                } else {
-                    FailureCode::Internal
-                },
+                code: error.code(),
                 message: in_one_line(&error),
             };
             self.registry
@@ -178,6 +187,36 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> VmActor<U, F, S> {
             return;
         }
         self.carry_out(effects).await;
+    }
+
+    /// Take a task into the record, once what its guest is given would survive this agent.
+    async fn write_down(&mut self, task: &Task, seed: Option<File>) -> Result<(), StepError> {
+        if let TaskAction::VmCreate { .. } | TaskAction::VmStart {} = task.action {
+            self.forget_seed().await?;
+            if let Some(seed) = seed {
+                let kept = launch::keep_seed(&self.host, self.record.vm_id, seed).await?;
+                self.seed = Some(kept);
+            }
+        }
+        Ok(self.try_persist().await?)
+    }
+
+    async fn forget_seed(&mut self) -> Result<(), StepError> {
+        if self.seed.take().is_some() {
+            launch::forget_seed(&self.host, self.record.vm_id).await?;
+        }
+        Ok(())
+    }
+
+    /// Nobody is given anything after the run that it was for. What the service manager does not forget
+    /// now is forgotten when the VM starts again, or by the next agent.
+    async fn end_seed(&mut self) {
+        if self.record.phase.may_launch() {
+            return;
+        }
+        if let Err(error) = self.forget_seed().await {
+            self.log_failure("the guest's seed stays in memory", &error);
+        }
     }
 
     async fn on_word(&mut self, word: Result<Option<vmm::Event>, TalkError>) {
@@ -399,6 +438,7 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> VmActor<U, F, S> {
 
     /// Bring the host to what the phase wants. Returns what came of it.
     async fn converge(&mut self) -> Option<Event> {
+        self.end_seed().await;
         let want = self.record.phase.want();
         match self.follow_plan(want).await {
             Ok(()) => match want {
@@ -439,7 +479,8 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> VmActor<U, F, S> {
                     self.slots.ensure_ready(vm_id, tenant_id, claims).await?;
                 }
                 Step::EnsureUnit => {
-                    let started = launch::start_unit(&self.host, &self.slots, &self.record);
+                    let seed = self.seed.as_ref();
+                    let started = launch::start_unit(&self.host, &self.slots, &self.record, seed);
                     self.socket = Some(started.await?);
                     self.deadline = Some(Instant::now() + LAUNCH_TIMEOUT);
                 }

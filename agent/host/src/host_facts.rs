@@ -4,11 +4,11 @@
 //! answer) and the memory file. A host without facts starts guests all the same, a little slower.
 
 use std::fs::File;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use crate::sealed_memory::sealed;
 
 /// Longest answer that is taken.
 const MAX_BYTES: u64 = 64 * 1024;
@@ -39,33 +39,12 @@ pub fn collect(program: &Path) -> io::Result<File> {
             program.display()
         )));
     }
-    seal(&bytes)
-}
-
-fn seal(bytes: &[u8]) -> io::Result<File> {
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let mut file = File::from(memfd_create("berth-host-facts", flags)?);
-    file.write_all(bytes)?;
-    let seals = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
-    fcntl_add_seals(&file, seals)?;
-    Ok(file)
+    sealed("berth-host-facts", &bytes)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::FileExt as _;
-
     use super::*;
-
-    #[test]
-    fn sealed_facts_can_be_read_and_not_changed() {
-        let file = seal(b"facts").unwrap();
-        let mut bytes = [0; 5];
-        file.read_exact_at(&mut bytes, 0).unwrap();
-        assert_eq!(&bytes, b"facts");
-        file.write_all_at(b"x", 0).unwrap_err();
-        file.set_len(100).unwrap_err();
-    }
 
     #[test]
     fn a_program_without_an_answer_leaves_the_host_without_facts() {

@@ -14,6 +14,7 @@ pub mod folder_watch;
 pub mod host_facts;
 pub mod images;
 pub mod kernel_check;
+pub mod sealed_memory;
 pub mod service_manager;
 pub mod slot_devices;
 pub mod slot_files;

@@ -38,6 +38,16 @@ pub struct CreateVm {
     /// Where it may and should go.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub placement: Option<PlacementRequest>,
+    /// OpenSSH public keys, one line each, that may log in to the guest; the tenant's
+    /// `default_ssh_keys` unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ssh_keys: Option<Vec<String>>,
+    /// What cloud-init in the guest gets as its user data: at most 64 KiB of text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_data: Option<String>,
+    /// Whether each run's guest is given a token of scope `vm.guest`.
+    #[serde(default)]
+    pub guest_token: bool,
     /// Deleted when so many seconds are over: 1 to 315,360,000; never unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl_seconds: Option<u64>,
@@ -177,6 +187,18 @@ pub struct Vm {
     /// Where it was to go, as its creator wished.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub placement: Option<PlacementRequest>,
+    /// OpenSSH public keys that its guest is given.
+    #[serde(default)]
+    pub ssh_keys: Vec<String>,
+    /// SHA-256 of the user data that it was made with, lower-case hex; absent if there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_data_sha256: Option<String>,
+    /// Whether each run's guest is given a token of scope `vm.guest`.
+    #[serde(default)]
+    pub guest_token: bool,
+    /// When its guest first said that it is set up, RFC 3339; from then on it is given no user data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub booted_at: Option<String>,
     /// When it is deleted, RFC 3339; `null` is never.
     #[serde(default)]
     pub expires_at: Option<String>,

@@ -23,8 +23,10 @@ use crate::table::{Cell, Table, Tone, optional};
 use crate::wait::{Goal, WaitArguments, state_parser, state_text, wait_for};
 
 pub(crate) mod placement;
+mod seed;
 
 use placement::{PlacementArguments, plan_table};
+use seed::SeedArguments;
 
 /// What can be done with VMs.
 #[derive(Subcommand, Debug)]
@@ -158,6 +160,8 @@ pub(crate) struct VmShape {
     #[arg(long)]
     delete_on_stop: bool,
     #[command(flatten)]
+    seed: SeedArguments,
+    #[command(flatten)]
     placement: PlacementArguments,
     /// The tenant; must be the token's own
     #[arg(long)]
@@ -229,9 +233,10 @@ fn parse_stop_timeout(text: &str) -> Result<u32, String> {
         .ok_or_else(|| "must be 1s to 1h".to_owned())
 }
 
-impl From<VmShape> for CreateVm {
-    fn from(shape: VmShape) -> Self {
-        Self {
+impl VmShape {
+    fn request(self) -> Result<CreateVm, Failure> {
+        let shape = self;
+        let mut request = CreateVm {
             name: shape.name,
             size: shape.size,
             vcpus: shape.vcpus,
@@ -245,7 +250,12 @@ impl From<VmShape> for CreateVm {
             ttl_seconds: shape.ttl,
             auto_delete_on_stop: shape.delete_on_stop.then_some(true),
             labels: shape.labels.into_iter().collect(),
-        }
+            ssh_keys: None,
+            user_data: None,
+            guest_token: false,
+        };
+        shape.seed.put_into(&mut request)?;
+        Ok(request)
     }
 }
 
@@ -291,13 +301,13 @@ pub(crate) fn run(session: &mut Session, command: VmCommand) -> Result<(), Failu
             dry_run: true,
             ..
         } => {
-            let body = json!(CreateVm::from(*shape));
+            let body = json!(shape.request()?);
             let path = Path::of(&["v1", "vms"]).with("dry_run", Some("plan"));
             let reply = session.client.post(path, Some(&body))?;
             session.show(&reply, plan_table)
         }
         VmCommand::Create { shape, wait, .. } => {
-            let body = json!(CreateVm::from(*shape));
+            let body = json!(shape.request()?);
             let reply = session.client.post(Path::of(&["v1", "vms"]), Some(&body))?;
             let vm: Vm = reply.read()?;
             let goal = goal(vm.id, vm.operation, wait.goal(VmState::Running), &wait);
@@ -478,11 +488,29 @@ pub(crate) fn object_table(vm: &Vm) -> Table {
         ("image", (&vm.image).into()),
         ("node", optional(vm.node_id)),
         ("slots", slots(&vm.slots)),
+        ("SSH keys", key_names(&vm.ssh_keys)),
+        ("user data", optional(vm.user_data_sha256.as_ref())),
+        (
+            "guest token",
+            if vm.guest_token { "each run" } else { "-" }.into(),
+        ),
         ("ends", optional(ending(vm))),
         ("labels", labels(&vm.labels)),
         ("created", (&vm.created_at).into()),
         ("operation", optional(vm.operation)),
     ])
+}
+
+/// What keys are called, or else their beginnings.
+fn key_names(keys: &[String]) -> Cell {
+    let names: Vec<String> = keys
+        .iter()
+        .map(|key| match key.splitn(3, ' ').nth(2) {
+            Some(comment) if !comment.is_empty() => comment.to_owned(),
+            Some(_) | None => key.chars().take(32).collect(),
+        })
+        .collect();
+    optional((!names.is_empty()).then(|| names.join(", ")))
 }
 
 /// When it ends by itself, if it does.

@@ -11,6 +11,7 @@ pub mod passport;
 pub mod placement;
 pub mod quota;
 pub mod rate;
+pub mod seed;
 pub mod shape;
 pub mod slot;
 pub mod stop;

@@ -7,6 +7,7 @@ use berth_api::rest::{AntiAffinityMode, CreateVm, NumaWish, PlacementRequest, Sl
 use berth_api::vmm::{MAX_MEMORY_MIB, MAX_VCPUS};
 
 use crate::placement::{Apart, SlotWish, Wishes};
+use crate::seed::{SSH_KEYS_RULE, USER_DATA_RULE, are_ssh_keys, is_user_data};
 use crate::slot::{is_class_name, is_shared_device_class};
 
 /// vCPUs unless the request says otherwise.
@@ -48,6 +49,12 @@ pub struct Shape {
     pub slots: Vec<SlotWish>,
     /// Where it may and should go, within bounds.
     pub placement: Option<PlacementRequest>,
+    /// SSH keys of its guest, if they are to be others than the tenant's own.
+    pub ssh_keys: Option<Vec<String>>,
+    /// User data of its guest.
+    pub user_data: Option<String>,
+    /// Whether each run's guest is given a token.
+    pub guest_token: bool,
     /// Seconds until it is deleted, if it is to be.
     pub ttl_s: Option<u64>,
     /// Whether it is deleted once it has stopped.
@@ -157,6 +164,7 @@ pub fn validate(request: CreateVm) -> Result<Shape, ShapeDenied> {
     let memory_mb = request.memory_mb.unwrap_or(DEFAULT_MEMORY_MB);
     validate_amounts(vcpus, memory_mb, request.disk_gb)?;
     validate_ttl(request.ttl_seconds)?;
+    validate_seed(request.ssh_keys.as_deref(), request.user_data.as_deref())?;
     Ok(Shape {
         name: request.name,
         project,
@@ -169,8 +177,28 @@ pub fn validate(request: CreateVm) -> Result<Shape, ShapeDenied> {
         placement: placement_of(request.placement)?,
         ttl_s: request.ttl_seconds,
         is_deleted_on_stop: request.auto_delete_on_stop.unwrap_or(false),
+        ssh_keys: request.ssh_keys,
+        user_data: request.user_data,
+        guest_token: request.guest_token,
         labels: request.labels,
     })
+}
+
+/// Check what its guest is to be given.
+fn validate_seed(keys: Option<&[String]>, user_data: Option<&str>) -> Result<(), ShapeDenied> {
+    if keys.is_some_and(|keys| !are_ssh_keys(keys)) {
+        return Err(ShapeDenied::Field {
+            field: "ssh_keys",
+            problem: SSH_KEYS_RULE,
+        });
+    }
+    if user_data.is_some_and(|text| !is_user_data(text)) {
+        return Err(ShapeDenied::Field {
+            field: "user_data",
+            problem: USER_DATA_RULE,
+        });
+    }
+    Ok(())
 }
 
 /// Check in how many seconds a VM is to be deleted, if it is to be.
@@ -351,6 +379,9 @@ mod tests {
             project_id: None,
             slots: Vec::new(),
             placement: None,
+            ssh_keys: None,
+            user_data: None,
+            guest_token: false,
             ttl_seconds: None,
             auto_delete_on_stop: None,
             labels: BTreeMap::new(),

@@ -433,6 +433,7 @@ impl From<CreateVmDenied> for ApiError {
             ),
             CreateVmDenied::Suspended => Self::suspended(),
             CreateVmDenied::NotAllowed => Self::action_not_allowed("vm.create"),
+            CreateVmDenied::NoTokens => Self::action_not_allowed("token.issue"),
             CreateVmDenied::NoProject(_) => Self::new(
                 ErrorCode::NotFound,
                 "there is no such project",

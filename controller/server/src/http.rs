@@ -24,6 +24,7 @@ mod page;
 mod persons;
 mod precondition;
 mod projects;
+mod seeds;
 mod slots;
 mod table;
 mod tenants;
@@ -409,9 +410,11 @@ fn for_guests(routes: Table) -> Table {
     let tokens = "/v1/vms/{vm}/guest-tokens";
     let metadata = "/v1/vms/{vm}/metadata";
     let cleanup = "/v1/vms/{vm}/cleanup";
+    let boot_report = "/v1/vms/{vm}/boot-report";
     routes
         .add(Post, tokens, control, NEW_GUEST_TOKEN, guests::issue)
         .add(Get, metadata, guest, METADATA, guests::metadata)
+        .add(Post, boot_report, guest, BOOTED, guests::boot_report)
         .add(Post, cleanup, guest, CLEANUP, guests::cleanup)
 }
 
@@ -420,6 +423,10 @@ const NEW_GUEST_TOKEN: Says = Says(
     &[Code::InvalidState, Code::QuotaExceeded],
 );
 const METADATA: Says = Says("What a guest may know of the VM that it runs in", &[]);
+const BOOTED: Says = Says(
+    "Say that the guest is set up: from then on it is given no user data, and none is kept",
+    &[],
+);
 const CLEANUP: Says = Says(
     "Have the VM deleted whose guest this is; its token ends with that",
     &[Code::InvalidState],

@@ -94,7 +94,7 @@ impl NodeLink {
         run: AgentInstanceId,
         listener: Option<u64>,
         tasks: Vec<(TaskId, SignedEnvelope)>,
-    ) -> Option<Vec<SignedEnvelope>> {
+    ) -> Option<Vec<(TaskId, SignedEnvelope)>> {
         let now = Instant::now();
         let mut sent = self.lock();
         let turned_away = listener.is_some_and(|seq| seq < sent.listener);
@@ -106,9 +106,13 @@ impl NodeLink {
         let due = tasks
             .into_iter()
             .filter(|(id, _)| sent.at.insert(*id, now).is_none())
-            .map(|(_, envelope)| envelope)
             .collect();
         Some(due)
+    }
+
+    /// A task that was due did not fit into the answer. It is due again at once.
+    pub(crate) fn put_back(&self, task: TaskId) {
+        self.lock().at.remove(&task);
     }
 
     fn lock(&self) -> MutexGuard<'_, Sent> {

@@ -55,6 +55,14 @@ pub(crate) struct RevokedAt {
 }
 
 impl RevokedAt {
+    /// When a token of this holder that is made now has to begin, in seconds since the epoch; `None` if
+    /// the holder was revoked. A token that was revoked together with all before it must not hide one
+    /// issued in that second.
+    pub(crate) fn begin(&self, holder: &str, now_s: i64) -> Option<i64> {
+        let epoch = self.epoch.map_or(now_s, |(second, _)| second);
+        (!self.holders.contains_key(holder)).then_some(now_s.max(epoch))
+    }
+
     /// Since when a token counts no longer. `issued_at` in milliseconds since the epoch.
     pub(crate) fn of(
         &self,

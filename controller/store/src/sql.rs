@@ -177,7 +177,8 @@ impl Connection {
 
     /// Undo what came since [`Connection::begin_change`].
     pub(crate) fn undo_change(&self) -> Result<()> {
-        self.step("ROLLBACK TO SAVEPOINT change; RELEASE SAVEPOINT change")
+        self.step("ROLLBACK TO SAVEPOINT change")?;
+        self.step("RELEASE SAVEPOINT change")
     }
 
     /// Everything since the transaction's begin is on disk once this returns. After an error nobody
@@ -196,7 +197,10 @@ impl Connection {
 
     fn step(&self, sql: &str) -> Result<()> {
         match &self.0 {
-            Link::Sqlite(conn) => Ok(conn.execute_batch(sql)?),
+            Link::Sqlite(conn) => {
+                conn.prepare_cached(sql)?.execute([])?;
+                Ok(())
+            }
             Link::Postgres(session) => {
                 session.send_ahead(sql);
                 Ok(())

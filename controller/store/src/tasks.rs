@@ -49,7 +49,13 @@ impl Db<'_> {
         tenant: Option<&TenantId>,
         vm: &VmRef,
     ) -> Result<Option<VmTarget>, StoreError> {
-        let Some((StoredVm { vm, audit_index }, last_sync)) = self.find_vm(tenant, vm)? else {
+        let Some((
+            StoredVm {
+                vm, audit_index, ..
+            },
+            last_sync,
+        )) = self.find_vm(tenant, vm)?
+        else {
             return Ok(None);
         };
         if vm.state == berth_api::rest::VmState::Deleted {
@@ -152,6 +158,9 @@ impl WriteTx<'_> {
         // Before its first order a VM has no run, and so no guest.
         if vm.generation > 0 {
             self.end_guest_tokens(&vm.tenant_id, vm.id)?;
+        }
+        if let (TaskKind::Create | TaskKind::Start, Some(holder)) = (kind, &stored.guest_holder) {
+            self.give_guest_token(vm, generation, holder, cause)?;
         }
         self.conn
             .prepare_cached(

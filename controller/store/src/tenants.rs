@@ -138,6 +138,8 @@ pub struct TenantStanding {
     pub allowed_images: Option<Vec<String>>,
     /// What may be done; `None` is all.
     pub allowed_actions: Option<Vec<String>>,
+    /// SSH keys of guests that are given no others.
+    pub default_ssh_keys: Vec<String>,
 }
 
 impl TenantStanding {
@@ -191,21 +193,22 @@ impl Db<'_> {
 
     /// What stands between a tenant and an action; `None` if there is no such tenant.
     pub fn tenant_standing(&self, id: &TenantId) -> Result<Option<TenantStanding>, StoreError> {
-        let row: Option<(bool, Option<String>, Option<String>)> = self
+        let row: Option<(bool, Option<String>, Option<String>, String)> = self
             .conn
             .prepare_cached(
-                "SELECT suspended_at IS NOT NULL, allowed_images, allowed_actions FROM tenant
-                 WHERE tenant_id = ?1 AND deleted_at IS NULL",
+                "SELECT suspended_at IS NOT NULL, allowed_images, allowed_actions, default_ssh_keys
+                 FROM tenant WHERE tenant_id = ?1 AND deleted_at IS NULL",
             )?
             .query_row([id.as_str()], |row| {
-                Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
             })
             .optional()?;
-        row.map(|(is_suspended, images, actions)| {
+        row.map(|(is_suspended, images, actions, keys)| {
             Ok(TenantStanding {
                 is_suspended,
                 allowed_images: list_option(images)?,
                 allowed_actions: list_option(actions)?,
+                default_ssh_keys: list_option(Some(keys))?.unwrap_or_default(),
             })
         })
         .transpose()

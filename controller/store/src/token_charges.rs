@@ -14,6 +14,7 @@ use crate::quota::Amounts;
 use crate::revocations::Revoked;
 use crate::rows::parsed;
 use crate::sql::Value;
+use crate::store::Db;
 use crate::tenants::object;
 use crate::writer::WriteTx;
 
@@ -24,6 +25,17 @@ const HOLDER: &str =
     "token_id IN (SELECT token_id FROM token WHERE tenant_id = ?1 AND subject_key = ?2)";
 const EARLIER: &str =
     "token_id IN (SELECT token_id FROM token WHERE tenant_id = ?1 AND issued_at < ?2)";
+
+impl Db<'_> {
+    /// Whether a tenant may have one more token now.
+    pub(crate) fn would_admit_token(
+        &self,
+        tenant: &TenantId,
+    ) -> Result<Result<(), QuotaDenied>, StoreError> {
+        let one = Amounts::from([(Resource::Tokens, 1)]);
+        self.would_admit(tenant, &ProjectId::default(), &one)
+    }
+}
 
 impl WriteTx<'_> {
     /// Charge a tenant for one more token, or say why not. A refusal is in the ledger.

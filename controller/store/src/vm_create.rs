@@ -16,6 +16,7 @@ use crate::ledger::{Cause, NewEvent};
 use crate::lifetime::expiry_ms;
 use crate::quota::{Amounts, running_amounts};
 use crate::rows::{rfc3339, state_text};
+use crate::seeds::{fingerprints, user_data_hash};
 use crate::store::Db;
 use crate::tenants::object;
 use crate::vm_events::due_ms;
@@ -34,6 +35,9 @@ pub enum CreateVmDenied {
     /// The tenant may not create VMs.
     #[error("the tenant may not create VMs")]
     NotAllowed,
+    /// The tenant may not issue tokens, and so cannot have its guests given any.
+    #[error("the tenant may not issue tokens")]
+    NoTokens,
     /// The tenant has no such project.
     #[error("there is no project {0}")]
     NoProject(ProjectId),
@@ -85,7 +89,7 @@ impl CreateVmDenied {
         match self {
             Self::NoTenant | Self::NoProject(_) => "not_found",
             Self::Suspended => "tenant_suspended",
-            Self::NotAllowed => "permission_denied",
+            Self::NotAllowed | Self::NoTokens => "permission_denied",
             Self::NameTaken { .. } => "already_exists",
             Self::Quota(_) => "quota_exceeded",
             Self::DiskTooSmall { .. } => "invalid_request",
@@ -119,6 +123,7 @@ impl CreateVmDenied {
             Self::NoTenant
             | Self::Suspended
             | Self::NotAllowed
+            | Self::NoTokens
             | Self::NameTaken { .. }
             | Self::DiskTooSmall { .. } => json!({}),
         }
@@ -149,6 +154,8 @@ pub(crate) struct Wanted {
     /// The image's name; `None` if the tenant may not know of it.
     image: Option<String>,
     pub(crate) amounts: Amounts,
+    /// SSH keys of its guest.
+    pub(crate) ssh_keys: Vec<String>,
 }
 
 impl Wanted {
@@ -185,6 +192,9 @@ impl Db<'_> {
         if !standing.allows("vm.create") {
             return Ok(Err(CreateVmDenied::NotAllowed));
         }
+        if shape.guest_token && !standing.allows("token.issue") {
+            return Ok(Err(CreateVmDenied::NoTokens));
+        }
         if !self.has_project(tenant, &shape.project)? {
             return Ok(Err(CreateVmDenied::NoProject(shape.project.clone())));
         }
@@ -218,6 +228,7 @@ impl Db<'_> {
             disk_gb,
             image,
             amounts,
+            ssh_keys: shape.ssh_keys.clone().unwrap_or(standing.default_ssh_keys),
         }))
     }
 
@@ -342,6 +353,12 @@ impl WriteTx<'_> {
             Ok(marks) => marks,
             Err(denied) => return Ok(Err(denied.into())),
         };
+        if shape.guest_token
+            && let Err(denied) = self.would_admit_token(tenant)?
+        {
+            self.uncharge(tenant, &shape.project, &wanted.amounts)?;
+            return Ok(Err(denied.into()));
+        }
         match self.place_now(tenant, &shape, &wanted)? {
             Ok(placement) => {
                 let created = self.accept(tenant, &shape, &wanted, placement, cause)?;
@@ -387,6 +404,9 @@ impl WriteTx<'_> {
                     "image": shape.image,
                     "slots": slots,
                     "placement": shape.placement,
+                    "ssh_keys": fingerprints(&wanted.ssh_keys),
+                    "user_data_sha256": shape.user_data.as_deref().map(user_data_hash),
+                    "guest_token": shape.guest_token,
                     "expires_at": expires_at.map(rfc3339),
                     "auto_delete_on_stop": shape.is_deleted_on_stop,
                 })),
@@ -402,6 +422,9 @@ impl WriteTx<'_> {
             audit_index,
         };
         self.insert_vm(tenant, shape, &row)?;
+        let holder = cause.actor.subject_key.as_deref();
+        let holder = holder.filter(|_| shape.guest_token);
+        self.keep_seed(tenant, vm_id, shape, wanted, holder)?;
         self.note_charges(tenant, &shape.project, vm_id, &wanted.amounts)?;
         self.claim_slots(tenant, &shape.project, vm_id, &slots, cause)?;
         self.begin_operation(tenant, vm_id, TaskKind::Create, "placing")?;

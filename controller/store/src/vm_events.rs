@@ -151,7 +151,7 @@ impl WriteTx<'_> {
         if let Err(denied) = transition(vm.state, Event::Start) {
             return self.denied_now(vm, denied).map(Err);
         }
-        let Err(denied) = self.charge_as_running(vm, cause)? else {
+        let Err(denied) = self.charge_start(vm, cause)? else {
             return Ok(Ok(()));
         };
         self.append(
@@ -168,6 +168,22 @@ impl WriteTx<'_> {
             cause,
         )?;
         Ok(Err(denied.into()))
+    }
+
+    /// Charge for what runs from here on, if its guest can be given what it is to be given.
+    fn charge_start(
+        &mut self,
+        vm: &Vm,
+        cause: &Cause,
+    ) -> Result<Result<(), QuotaDenied>, StoreError> {
+        if vm.guest_token {
+            // The run before is over, and so is its token, whose place the next one takes.
+            self.end_guest_tokens(&vm.tenant_id, vm.id)?;
+            if let Err(denied) = self.would_admit_token(&vm.tenant_id)? {
+                return Ok(Err(denied));
+            }
+        }
+        self.charge_as_running(vm, cause)
     }
 
     /// Why a wish is not taken: its state, or the operation that will end it. After a deletion there
@@ -294,6 +310,9 @@ impl WriteTx<'_> {
                 state_text(desired),
                 self.deadline(next, happening),
             ))?;
+        if next == VmState::Deleted {
+            self.forget_user_data(&stored.vm)?;
+        }
         self.show_phase(stored.vm.id, state_text(next))
     }
 

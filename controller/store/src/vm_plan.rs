@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use berth_api::ids::TenantId;
 use berth_api::rest::NodeVerdict;
 use berth_controller_core::placement::Placement;
+use berth_controller_core::quota::Resource;
 use berth_controller_core::shape::Shape;
 
 use crate::error::StoreError;
@@ -52,7 +53,19 @@ impl Db<'_> {
             Ok(wanted) => wanted,
             Err(denied) => return Ok(PlannedVm::refused_early(denied)),
         };
-        let outcome = match self.would_admit(tenant, &shape.project, &wanted.amounts)? {
+        let mut admitted = self.would_admit(tenant, &shape.project, &wanted.amounts)?;
+        let mut charges: BTreeMap<String, u64> = wanted
+            .amounts
+            .iter()
+            .map(|(resource, amount)| (resource.name(), *amount))
+            .collect();
+        if shape.guest_token {
+            charges.insert(Resource::Tokens.name(), 1);
+            if admitted.is_ok() {
+                admitted = self.would_admit_token(tenant)?;
+            }
+        }
+        let outcome = match admitted {
             Ok(()) => self.place_now(tenant, shape, &wanted)?,
             Err(denied) => Err(denied.into()),
         };
@@ -68,11 +81,7 @@ impl Db<'_> {
         };
         Ok(PlannedVm {
             disk_gb: Some(wanted.disk_gb),
-            charges: wanted
-                .amounts
-                .iter()
-                .map(|(resource, amount)| (resource.name(), *amount))
-                .collect(),
+            charges,
             outcome,
             zone,
             verdicts,

@@ -6,6 +6,7 @@ use berth_controller_core::liveness::{Liveness, shown_state};
 
 use crate::error::StoreError;
 use crate::rows::{parsed, parsed_option, rfc3339, state_of};
+use crate::seeds::key_list;
 use crate::sql::{OptionalExtension as _, Row};
 use crate::store::Db;
 
@@ -13,7 +14,7 @@ const SELECT: &str =
     "SELECT vm.vm_id, vm.tenant_id, vm.name, vm.state, reason_code, reason_message,
     state_since, desired_state, generation, vm.vcpus, memory_mb, disk_gb, image, vm.node_id, vm.labels,
     created_at, operation_id, last_sync_at, audit_index, project_id, vm.placement, state_deadline,
-    vm.size, expires_at, is_deleted_on_stop
+    vm.size, expires_at, is_deleted_on_stop, vm.ssh_keys, vm.user_data_sha256, vm.guest_holder, vm.booted_at
     FROM vm LEFT JOIN node ON node.node_id = vm.node_id";
 
 /// How a caller names a VM.
@@ -39,6 +40,8 @@ impl VmRef {
 pub(crate) struct StoredVm {
     pub(crate) vm: Vm,
     pub(crate) audit_index: u64,
+    /// The key that its guests' tokens hang on, if they get any.
+    pub(crate) guest_holder: Option<String>,
 }
 
 impl Db<'_> {
@@ -159,6 +162,10 @@ struct VmRow {
     project_id: String,
     placement: Option<String>,
     state_deadline: Option<i64>,
+    ssh_keys: String,
+    user_data_sha256: Option<String>,
+    guest_holder: Option<String>,
+    booted_at: Option<i64>,
     size: Option<String>,
     expires_at: Option<i64>,
     is_deleted_on_stop: bool,
@@ -191,6 +198,10 @@ fn vm_row(row: &Row<'_>) -> crate::sql::Result<VmRow> {
         size: row.get(22)?,
         expires_at: row.get(23)?,
         is_deleted_on_stop: row.get(24)?,
+        ssh_keys: row.get(25)?,
+        user_data_sha256: row.get(26)?,
+        guest_holder: row.get(27)?,
+        booted_at: row.get(28)?,
     })
 }
 
@@ -225,6 +236,10 @@ impl VmRow {
                 .map_err(|_| StoreError::Corrupt {
                     what: "VM's placement",
                 })?,
+            ssh_keys: key_list(&self.ssh_keys)?,
+            user_data_sha256: self.user_data_sha256,
+            guest_token: self.guest_holder.is_some(),
+            booted_at: self.booted_at.map(rfc3339),
             expires_at: self.expires_at.map(rfc3339),
             auto_delete_on_stop: self.is_deleted_on_stop,
             labels: serde_json::from_str(&self.labels)
@@ -235,6 +250,7 @@ impl VmRow {
         Ok(StoredVm {
             vm,
             audit_index: self.audit_index,
+            guest_holder: self.guest_holder,
         })
     }
 }

@@ -19,7 +19,7 @@ use crate::store::{Db, KeySet};
 /// outlive a panic of this thread.
 pub const WRITER_THREAD: &str = "store-writer";
 /// Most changes that share one commit.
-const MAX_BATCH: usize = 64;
+const MAX_BATCH: usize = 256;
 /// Most changes that wait. What cannot be recorded soon is refused at once, and does not happen.
 const MAX_WAITING: usize = 4096;
 

@@ -197,6 +197,7 @@ impl Desk {
             .collect();
         Some(SyncReply {
             tasks,
+            seeds: Vec::new(),
             slot_tasks: Vec::new(),
             acknowledged_receipts: Vec::new(),
             acknowledged,

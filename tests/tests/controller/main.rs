@@ -72,6 +72,8 @@ mod routes;
 #[cfg(test)]
 mod seed_001;
 #[cfg(test)]
+mod seeds;
+#[cfg(test)]
 mod sessions;
 #[cfg(test)]
 mod single_tenant;

@@ -381,7 +381,7 @@ fn a_tenant_changes_what_it_says_of_itself_and_not_what_binds_it() {
     let controller = Controller::start();
     let tenant = controller.tenant("acme", 1);
     let said = json!({ "display_name": "Acme", "email": "ops@acme.example",
-        "default_ssh_keys": ["ssh-ed25519 AAAAC3Nz ops"] });
+        "default_ssh_keys": ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f ops"] });
     let changed = tenant
         .send_json("PUT", "/v1/tenant", &said)
         .expect(200)

@@ -2,6 +2,7 @@
 
 mod crashes;
 mod lives;
+mod seeds;
 mod slot_crashes;
 mod slot_lives;
 mod slot_world;

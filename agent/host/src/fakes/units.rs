@@ -1,17 +1,19 @@
 //! A service manager in memory, whose services are threads that play a VMM.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use berth_agent_core::process_end::ProcessEnd;
 use berth_api::ids::VmId;
-use berth_api::vmm::{Event, Exit, Request};
+use berth_api::vmm::{Disk, Event, Exit, Request};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use tokio::sync::broadcast;
 
-use super::{Fuse, lock, receive_start};
+use super::{Fuse, HeardStart, lock, receive_start};
 use crate::vmm_unit::{ListedUnit, UnitEnd, UnitError, UnitSpec, UnitState, VmmUnits, unit_name};
 
 /// What the guests of a [`FakeUnits`] do.
@@ -37,6 +39,8 @@ struct Unit {
     launch: u32,
     /// What its process has open. Closed when that ends, as a kernel does.
     descriptors: Vec<OwnedFd>,
+    /// The drives that it was told of.
+    disks: Vec<Disk>,
 }
 
 #[derive(Debug)]
@@ -92,6 +96,20 @@ impl FakeUnits {
         *lock(&self.shared.launches)
     }
 
+    /// What the guest of a running VM reads from its drive with this serial number; `None` if it has
+    /// none.
+    #[must_use]
+    pub fn drive(&self, vm_id: VmId, serial: &str) -> Option<(Disk, Vec<u8>)> {
+        let units = lock(&self.shared.units);
+        let unit = units.get(&vm_id)?;
+        let disk = unit.disks.iter().find(|disk| disk.serial == serial)?;
+        let index = usize::try_from(disk.fd.0).ok()?;
+        let file = File::from(unit.descriptors.get(index)?.try_clone().ok()?);
+        let mut bytes = vec![0; usize::try_from(disk.expected_bytes).ok()?];
+        file.read_exact_at(&mut bytes, 0).ok()?;
+        Some((disk.clone(), bytes))
+    }
+
     /// A unit that nobody's record knows.
     pub fn plant(&self, vm_id: VmId) {
         let state = UnitState::Running {
@@ -104,6 +122,7 @@ impl FakeUnits {
                 state,
                 launch: 0,
                 descriptors: Vec::new(),
+                disks: Vec::new(),
             },
         );
     }
@@ -114,6 +133,15 @@ impl FakeUnits {
         if let Some(launch) = launch {
             self.shared
                 .end(vm_id, launch, ProcessEnd::Killed(signal), "signal");
+        }
+    }
+
+    /// Let the guest of a service reset itself.
+    pub fn reset(&self, vm_id: VmId) {
+        let launch = lock(&self.shared.units).get(&vm_id).map(|unit| unit.launch);
+        if let Some(launch) = launch {
+            let status = ProcessEnd::Exited(Exit::Reset.code().into());
+            self.shared.end(vm_id, launch, status, "exit-code");
         }
     }
 
@@ -145,14 +173,15 @@ impl Shared {
     }
 
     /// Keeps descriptors open for as long as the service runs.
-    fn keep_open(&self, vm_id: VmId, launch: u32, descriptors: Vec<OwnedFd>) {
+    fn keep_open(&self, vm_id: VmId, launch: u32, heard: HeardStart) {
         let mut units = lock(&self.units);
         let unit = units.get_mut(&vm_id);
         let running = unit.filter(|unit| {
             unit.launch == launch && matches!(unit.state, UnitState::Running { .. })
         });
         if let Some(unit) = running {
-            unit.descriptors = descriptors;
+            unit.descriptors = heard.descriptors;
+            unit.disks = heard.start.disks;
         }
     }
 
@@ -207,7 +236,7 @@ fn play_vmm(shared: &Shared, vm_id: VmId, launch: u32, stdin: &OwnedFd) {
     let Ok(heard) = receive_start(stdin) else {
         return shared.end(vm_id, launch, ProcessEnd::Exited(65), "exit-code");
     };
-    shared.keep_open(vm_id, launch, heard.descriptors);
+    shared.keep_open(vm_id, launch, heard);
     if behaviour == GuestBehaviour::Refused {
         say(
             stdin,
@@ -269,13 +298,13 @@ impl VmmUnits for FakeUnits {
                 pid: launch,
                 invocation_id: format!("{launch:032x}"),
             };
-            let descriptors = Vec::new();
             units.insert(
                 vm_id,
                 Unit {
                     state,
                     launch,
-                    descriptors,
+                    descriptors: Vec::new(),
+                    disks: Vec::new(),
                 },
             );
             let shared = Arc::clone(&self.shared);

@@ -23,6 +23,7 @@ use crate::http::answer::Created;
 use crate::http::body::AgentJson;
 use crate::http::gate::Source;
 use crate::http::nodes::is_node_name;
+use crate::http::seeds;
 use crate::join_tokens::secret_hash;
 use crate::node_links::RESEND_AFTER;
 
@@ -132,12 +133,14 @@ pub(crate) async fn sync(
             () = app.stopped() => break due,
         }
     };
-    let (slot_tasks, tasks) = due
+    let (slot_tasks, tasks): (Vec<_>, Vec<_>) = due
         .into_iter()
-        .partition(|sealed| sealed.payload_type == SLOT_TASK_PAYLOAD_TYPE);
+        .partition(|(_, sealed)| sealed.payload_type == SLOT_TASK_PAYLOAD_TYPE);
+    let (tasks, seeds) = seeds::with_seeds(&app, &link, tasks).await?;
     Ok(Json(SyncReply {
         tasks,
-        slot_tasks,
+        seeds,
+        slot_tasks: slot_tasks.into_iter().map(|(_, sealed)| sealed).collect(),
         acknowledged_receipts: accepted.acknowledged_receipts,
         acknowledged: accepted.acknowledged,
         controller_time: jiff::Timestamp::now().as_second(),

@@ -1,5 +1,5 @@
 //! What a VM's guest may ask, and the tokens with which it does: `/v1/vms/{vm}/guest-tokens`,
-//! `/v1/vms/{vm}/metadata`, `/v1/vms/{vm}/cleanup`.
+//! `/v1/vms/{vm}/metadata`, `/v1/vms/{vm}/boot-report`, `/v1/vms/{vm}/cleanup`.
 
 use std::sync::Arc;
 
@@ -7,12 +7,12 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use berth_api::ids::{TenantId, TokenId};
 use berth_api::rest::{ErrorCode, GuestMetadata, IssueGuestToken, IssuedToken, Operation, Vm};
-use berth_controller_store::{GuestTokenDenied, NewTokenRecord};
+use berth_controller_store::{GuestTokenDenied, NewTokenRecord, VmRef};
 use berth_token::{NewLink, Resources, Scope, ScopeSet, SubjectKey};
 
 use crate::api_error::ApiError;
 use crate::app::App;
-use crate::http::answer::{Accepted, Created, Shown};
+use crate::http::answer::{Accepted, Created, NoContent, Shown};
 use crate::http::body::{NoBody, OptionalJson};
 use crate::http::gate::Scoped;
 use crate::http::once::{Idempotency, once};
@@ -163,6 +163,23 @@ pub(crate) async fn metadata(vm: Owned<Vm>) -> Shown<GuestMetadata> {
         labels: vm.labels,
         created_at: vm.created_at,
     })
+}
+
+/// `POST /v1/vms/{vm}/boot-report`: the guest is set up, and needs its user data no more.
+pub(crate) async fn boot_report(
+    State(app): State<Arc<App>>,
+    caller: Scoped,
+    vm: Owned<Vm>,
+    _: NoBody,
+) -> Result<NoContent, ApiError> {
+    let (tenant, id, cause) = (caller.tenant()?.clone(), vm.id, caller.cause());
+    app.write(move |tx| {
+        let vm = tx.vm(Some(&tenant), &VmRef::Id(id))?;
+        vm.map(|vm| tx.report_boot(&vm, &cause)).transpose()
+    })
+    .await?
+    .ok_or_else(ApiError::not_found)?;
+    Ok(NoContent)
 }
 
 /// `POST /v1/vms/{vm}/cleanup`: the guest has done its work, its VM may go.

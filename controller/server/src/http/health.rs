@@ -33,6 +33,7 @@ const API_FEATURES: &[&str] = &[
     "vm-deadlines",
     "guest-tokens",
     "own-nodes",
+    "guest-seeds",
 ];
 
 pub(crate) async fn healthz() -> Json<Health> {

@@ -12,6 +12,7 @@ use berth_api::rest::{
     TENANT_ACTIONS, Tenant, UsageReport,
 };
 use berth_controller_core::quota::{Ceilings, MAX_CEILING, QuotaScope, Resource};
+use berth_controller_core::seed::{SSH_KEYS_RULE, are_ssh_keys};
 use berth_controller_core::shape::{is_image_name, validate_names};
 use berth_controller_core::slot::is_class_name;
 use berth_controller_store::{
@@ -34,8 +35,6 @@ const MAX_DISPLAY_NAME_CHARS: usize = 200;
 const MAX_EMAIL_CHARS: usize = 254;
 const MAX_SLOT_CLASSES: usize = 64;
 const MAX_IMAGES: usize = 1000;
-const MAX_SSH_KEYS: usize = 32;
-const MAX_SSH_KEY_CHARS: usize = 8192;
 const MAX_REASON_CHARS: usize = 500;
 const OVERRIDE_S: std::ops::RangeInclusive<u64> = 60..=2_592_000;
 
@@ -256,18 +255,10 @@ fn must_be_actions(actions: Option<&[String]>) -> Result<(), ApiError> {
 }
 
 fn must_be_ssh_keys(keys: &[String]) -> Result<(), ApiError> {
-    let fits = |key: &String| {
-        key.len() <= MAX_SSH_KEY_CHARS
-            && !key.chars().any(char::is_control)
-            && key.split(' ').nth(1).is_some_and(|body| !body.is_empty())
-    };
-    if keys.len() <= MAX_SSH_KEYS && keys.iter().all(fits) {
+    if are_ssh_keys(keys) {
         Ok(())
     } else {
-        Err(ApiError::field(
-            "default_ssh_keys",
-            "must be at most 32 OpenSSH public keys, each one line: type, key, comment",
-        ))
+        Err(ApiError::field("default_ssh_keys", SSH_KEYS_RULE))
     }
 }
 

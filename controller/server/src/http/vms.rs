@@ -16,6 +16,7 @@ use berth_controller_core::shape::{self, Shape};
 use berth_controller_store::{
     ChangeVmDenied, CreateVmDenied, CreatedVm, Db, PlannedVm, StoreError, VmChange, VmRef,
 };
+use berth_token::Scope;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -163,6 +164,9 @@ pub(crate) async fn create(
     }
     let tenant = caller.own_tenant()?.clone();
     let shape = shape::validate(app.sizes.fill(body.value)?)?;
+    if shape.guest_token {
+        may_give_tokens(&caller)?;
+    }
     let key = idempotency.key(&caller, &body.bytes);
     let cause = caller.cause();
     let asker = caller.clone();
@@ -200,6 +204,23 @@ pub(crate) async fn create(
     }
     let location = format!("/v1/vms/{}", vm.id);
     Ok(Creation::Made(Created::at(vm, location)))
+}
+
+/// Whose VMs' guests get tokens could make such tokens too. A guest cannot sign its requests with a key
+/// that it does not have, so who must sign gives none.
+fn may_give_tokens(caller: &Scoped) -> Result<(), ApiError> {
+    let needed = [Scope::VmControl, Scope::VmRead];
+    let missing = needed
+        .into_iter()
+        .find(|scope| !caller.grant.scopes.covers(*scope));
+    match missing {
+        Some(missing) => Err(ApiError::permission_denied(missing)),
+        None if caller.grant.requires_pop => Err(ApiError::field(
+            "guest_token",
+            "is not for a token whose requests are signed; leave it out, and issue one for the guest's own key with POST /v1/vms/{vm}/guest-tokens",
+        )),
+        None => Ok(()),
+    }
 }
 
 /// To a service account that is no member a project is as one that is not there.

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::types::{ToSqlOutput, ValueRef as FileValue};
 use rusqlite::{CachedStatement, Connection, OpenFlags, params_from_iter};
 
@@ -13,6 +14,11 @@ use super::values::ValueRef;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Statements that a connection keeps prepared.
 const CACHED_STATEMENTS: usize = 256;
+/// Pages of the file that the writer keeps, as SQLite takes it: below zero it is in KiB.
+const WRITER_CACHE: i64 = -16 * 1024;
+/// Pages of the log after which they are copied into the file: a page that is changed often is copied once
+/// for all of its changes in between. 32 MiB.
+const CHECKPOINT_AFTER: i64 = 8 * 1024;
 
 /// Open for changes; makes the file if it is missing.
 pub(super) fn open_writer(path: &Path) -> Result<Connection> {
@@ -21,7 +27,10 @@ pub(super) fn open_writer(path: &Path) -> Result<Connection> {
     conn.pragma_update(None, "journal_mode", "WAL")?;
     conn.pragma_update(None, "synchronous", "FULL")?;
     conn.pragma_update(None, "foreign_keys", true)?;
-    conn.set_prepared_statement_cache_capacity(CACHED_STATEMENTS);
+    conn.pragma_update(None, "cache_size", WRITER_CACHE)?;
+    conn.pragma_update(None, "temp_store", "MEMORY")?;
+    conn.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_AFTER)?;
+    keep_prepared(&conn)?;
     Ok(conn)
 }
 
@@ -30,8 +39,17 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let conn = Connection::open_with_flags(path, flags)?;
     conn.busy_timeout(BUSY_TIMEOUT)?;
-    conn.set_prepared_statement_cache_capacity(CACHED_STATEMENTS);
+    keep_prepared(&conn)?;
     Ok(conn)
+}
+
+/// Have statements prepared once. Without the planner's stability guarantee SQLite prepares one anew
+/// whenever a parameter changes that it held against the condition of a partial index, and nearly all of our
+/// tables have such indexes.
+fn keep_prepared(conn: &Connection) -> Result<()> {
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
+    conn.set_prepared_statement_cache_capacity(CACHED_STATEMENTS);
+    Ok(())
 }
 
 /// Run a change; how many rows it touched.

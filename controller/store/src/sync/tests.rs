@@ -46,7 +46,7 @@ impl Fleet {
         };
         let store = Store::open(&path, keys).unwrap();
         let (busy_key, idle_key) = (key(3).public(), key(4).public());
-        let for_tx = idle_key.clone();
+        let for_tx = idle_key;
         let idle = store
             .write(move |tx| {
                 let new = NewTenant {
@@ -94,7 +94,7 @@ impl Fleet {
 
     fn sync_of_the_idle(&mut self) {
         self.idle.seq += 1;
-        let (key, request) = (self.idle_key.clone(), self.idle.clone());
+        let (key, request) = (self.idle_key, self.idle.clone());
         self.store
             .write(move |tx| tx.sync(&key, &request))
             .unwrap()

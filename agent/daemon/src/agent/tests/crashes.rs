@@ -41,7 +41,7 @@ fn at_each_step(
             });
             check(&world, &outcome);
             let again = world.with_agent(&Fuse::whole(), async |agent| {
-                agent.take(std::slice::from_ref(&envelope)).await;
+                agent.take(std::slice::from_ref(&envelope), &[]).await;
                 result(agent, task_id).await
             });
             assert_eq!(again, outcome, "the same task has one result");
@@ -164,7 +164,7 @@ fn stopping(world: &World) -> TaskId {
         },
     );
     world.with_agent(&Fuse::whole(), async |agent| {
-        agent.take(&[envelope]).await;
+        agent.take(&[envelope], &[]).await;
         state(agent, |state| *state == ObservedState::Changing).await;
     });
     task_id

@@ -68,7 +68,7 @@ fn nobody_has_to_wait_for_a_deaf_guest() {
         };
         assert!(is_done(&done(agent, world.create()).await));
         let (first, stop) = slow(2);
-        assert_eq!(agent.take(&[stop]).await, 1);
+        assert_eq!(agent.take(&[stop], &[]).await, 1);
         state(agent, |s| *s == ObservedState::Changing).await;
         let hard = TaskAction::VmStop {
             mode: StopMode::Hard,
@@ -83,7 +83,7 @@ fn nobody_has_to_wait_for_a_deaf_guest() {
             &done(agent, world.task(4, TaskAction::VmStart {})).await
         ));
         let (second, stop) = slow(5);
-        assert_eq!(agent.take(std::slice::from_ref(&stop)).await, 1);
+        assert_eq!(agent.take(std::slice::from_ref(&stop), &[]).await, 1);
         state(agent, |s| *s == ObservedState::Changing).await;
         assert!(is_done(
             &done(agent, world.task(6, TaskAction::VmDelete {})).await
@@ -91,7 +91,7 @@ fn nobody_has_to_wait_for_a_deaf_guest() {
         let outcome = result(agent, second).await;
         assert_failed(&outcome, FailureCode::Overtaken, "by a deletion");
         // The overtaken stop again is the same answer, and brings nothing back.
-        assert_eq!(agent.take(&[stop]).await, 0);
+        assert_eq!(agent.take(&[stop], &[]).await, 0);
         assert_eq!(result(agent, second).await, outcome);
     });
     world.assert_nothing_left();
@@ -103,10 +103,10 @@ fn the_same_task_twice_is_done_once() {
     world.with_agent(&Fuse::whole(), async |agent| {
         let (task_id, envelope) = world.create();
         let twice = [envelope.clone(), envelope.clone()];
-        assert_eq!(agent.take(&twice).await, 1);
+        assert_eq!(agent.take(&twice, &[]).await, 1);
         let first = result(agent, task_id).await;
         agent.acknowledge(&[task_id], &[]);
-        assert_eq!(agent.take(&[envelope]).await, 0);
+        assert_eq!(agent.take(&[envelope], &[]).await, 0);
         assert_eq!(result(agent, task_id).await, first);
     });
     assert_eq!(world.units.launches(), 1);

@@ -17,7 +17,8 @@ use berth_agent_host::slot_files::LinuxSlotFiles;
 use berth_agent_host::vm_files::{LinuxVmFiles, VmFiles};
 use berth_agent_host::vmm_unit::VmmUnits;
 use berth_api::agent::{
-    ObservedState, SignedEnvelope, TASK_PAYLOAD_TYPE, Task, TaskAction, TaskOutcome, VmSpec,
+    GuestAccess, ObservedState, SEED_PAYLOAD_TYPE, Seed, SignedEnvelope, TASK_PAYLOAD_TYPE, Task,
+    TaskAction, TaskOutcome, VmSpec,
 };
 use berth_api::ids::{NodeId, TaskId, VmId};
 use berth_ledger::envelope::seal;
@@ -229,6 +230,26 @@ impl World {
     }
 }
 
+/// What the guest of a task is given, as its controller would send it.
+pub(super) fn seed_of(world: &World, envelope: &SignedEnvelope, user_data: &str) -> SignedEnvelope {
+    let trusted = [world.key.public()];
+    let task: Task = berth_ledger::envelope::open(&trusted, TASK_PAYLOAD_TYPE, envelope).unwrap();
+    let seed = Seed {
+        task_id: task.task_id,
+        node_id: task.node_id,
+        vm_id: task.vm_id,
+        generation: task.generation,
+        name: "web".to_owned(),
+        ssh_keys: Vec::new(),
+        user_data: Some(user_data.to_owned()),
+        guest_access: Some(GuestAccess {
+            controller_url: "http://127.0.0.1:9221".to_owned(),
+            token: format!("v4.public.{}", task.generation),
+        }),
+    };
+    seal(&world.key, SEED_PAYLOAD_TYPE, &seed).unwrap()
+}
+
 /// Wait for a task's result, which must come.
 pub(super) async fn result(agent: &TestAgent, task_id: TaskId) -> TaskOutcome {
     let mut news = agent.news();
@@ -273,7 +294,7 @@ pub(super) async fn done(
     agent: &TestAgent,
     (task_id, envelope): (TaskId, SignedEnvelope),
 ) -> TaskOutcome {
-    agent.take(&[envelope]).await;
+    agent.take(&[envelope], &[]).await;
     result(agent, task_id).await
 }
 
