@@ -11,6 +11,7 @@ use berth_ledger::keys::SigningKey;
 use serde_json::{Value, json};
 
 use crate::harness::{Client, Controller, Reply, audit_bodies, vm_body};
+use crate::holders::{Signed, issued};
 
 const SIGN_IN: &str = "/v1/identity/token";
 
@@ -247,6 +248,23 @@ fn nobody_lets_in_whom_it_may_not_or_gives_what_it_has_not() {
         .refused(403, "permission_denied");
     ada.delete(&path).expect(204);
     ada.get("/v1/me").refused(401, "token_revoked");
+}
+
+#[test]
+fn who_must_sign_its_requests_lets_nobody_in_who_need_not() {
+    let provider = Provider::with_key("one");
+    let controller = provider.controller();
+    controller.tenant("acme", 1);
+    let strict = json!({ "require_pop": true });
+    let strict = issued(&controller, "acme", "service:tenant-admin", &strict);
+    let body = json!({ "subject": "ada", "scope": "vm.read" }).to_string();
+    let linked = Signed::new("POST", "/v1/tenants/acme/persons", &body).by(&controller, &strict);
+    assert_eq!(linked.expect(201).json()["require_pop"], true);
+    let entered = sign_in(&controller, &provider.token("ada")).expect(201);
+    let entered = entered.json();
+    assert_eq!(entered["require_pop"], true);
+    let unsigned = controller.with_token(entered["token"].as_str().unwrap());
+    unsigned.get("/v1/vms").refused(401, "invalid_token");
 }
 
 #[test]
