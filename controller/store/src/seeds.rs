@@ -191,6 +191,9 @@ impl WriteTx<'_> {
         wanted: &Wanted,
         holder: Option<&str>,
     ) -> Result<(), StoreError> {
+        if wanted.ssh_keys.is_empty() && shape.user_data.is_none() && holder.is_none() {
+            return Ok(());
+        }
         let keys = serde_json::to_string(&wanted.ssh_keys)
             .map_err(|_| StoreError::Unstorable { what: "SSH keys" })?;
         self.conn

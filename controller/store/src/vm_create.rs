@@ -153,6 +153,8 @@ pub(crate) struct Wanted {
     pub(crate) disk_gb: u32,
     /// The image's name; `None` if the tenant may not know of it.
     image: Option<String>,
+    /// Least root disk of the image, in GiB, where some node has it.
+    image_gb: Option<u32>,
     pub(crate) amounts: Amounts,
     /// SSH keys of its guest.
     pub(crate) ssh_keys: Vec<String>,
@@ -227,6 +229,7 @@ impl Db<'_> {
         Ok(Ok(Wanted {
             disk_gb,
             image,
+            image_gb,
             amounts,
             ssh_keys: shape.ssh_keys.clone().unwrap_or(standing.default_ssh_keys),
         }))
@@ -239,11 +242,7 @@ impl Db<'_> {
         shape: &Shape,
         wanted: &Wanted,
     ) -> Result<Result<Option<Placement>, CreateVmDenied>, StoreError> {
-        let image_gb = match &wanted.image {
-            Some(image) => self.image_disk_gb(tenant, image)?,
-            None => None,
-        };
-        if let Some(least_gb) = image_gb.filter(|least| wanted.disk_gb < *least) {
+        if let Some(least_gb) = wanted.image_gb.filter(|least| wanted.disk_gb < *least) {
             return Ok(Err(CreateVmDenied::DiskTooSmall { least_gb }));
         }
         if let Some(denied) = self.obstacle_of(&shape.slots)? {
@@ -510,7 +509,6 @@ impl WriteTx<'_> {
                 what: "node that was chosen",
             });
         }
-        self.show_phase(vm_id, "scheduled")?;
         self.apply_event(vm_id, Event::Placed, None, cause)?
             .map_err(|_| StoreError::Corrupt { what: "pending VM" })?;
         Ok(())
