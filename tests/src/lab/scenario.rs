@@ -106,6 +106,14 @@ pub const ALL: &[Scenario] = &[
         run: scenarios::vm_lifecycle::run,
     },
     Scenario {
+        name: "guest-seed",
+        shows: "a guest reads the key, the user data and the token that it was given, and its host keeps none \
+                of them",
+        node: NodeKind::Installed,
+        is_core: false,
+        run: scenarios::guest_seed::run,
+    },
+    Scenario {
         name: "rollback",
         shows: "yesterday's database under a running fleet: the controller refuses it, the hosts freeze where \
                 it cannot know, and the VMs run on",

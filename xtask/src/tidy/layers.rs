@@ -8,13 +8,14 @@ use serde_json::Value;
 
 use super::{Problem, Tree};
 
-/// The house has three storeys. `api` and `ledger` know nobody above them; `vmm`, `agent` and
+/// The house has three storeys. `api`, `ledger` and `manual` know nobody above them; `vmm`, `agent` and
 /// `controller` stand side by side and never on each other; `cli` and `tests` are on top.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("berth-api", &[]),
     ("berth-ledger", &["berth-api"]),
-    ("berth-witness", &["berth-ledger"]),
-    ("berth-publish", &["berth-ledger"]),
+    ("berth-manual", &[]),
+    ("berth-witness", &["berth-ledger", "berth-manual"]),
+    ("berth-publish", &["berth-ledger", "berth-manual"]),
     ("berth-vfio", &[]),
     ("berth-vmm-sys", &["berth-vfio"]),
     ("berth-vmm-devices", &[]),
@@ -58,6 +59,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "berth-api",
             "berth-inventory",
             "berth-ledger",
+            "berth-manual",
             "berth-nvme",
         ],
     ),
@@ -74,6 +76,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "berth-controller-core",
             "berth-controller-store",
             "berth-ledger",
+            "berth-manual",
             "berth-token",
         ],
     ),
@@ -84,6 +87,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "berth-api",
             "berth-inventory",
             "berth-ledger",
+            "berth-manual",
             "berth-token",
         ],
     ),

@@ -1,6 +1,7 @@
 //! One file per scenario. A scenario boots its own node and leaves nothing running.
 
 pub(crate) mod boot_debian;
+pub(crate) mod guest_seed;
 pub(crate) mod power_cut;
 pub(crate) mod quickstart;
 pub(crate) mod rollback;

@@ -1,0 +1,96 @@
+//! `guest-seed`: a Debian guest reads what its tenant gave it, and cannot change it.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+
+use crate::lab::host::Host;
+use crate::lab::scenario::Context;
+use crate::lab::site::{Site, text};
+use crate::lab::ssh::Lifetime;
+
+/// How long a guest may take on a host that is itself emulated; the usual time is 20 s.
+const GUEST: Duration = Duration::from_secs(240);
+const IMAGE: &str = "seed-reader";
+const KEY: &str =
+    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAILg6s5I8jrjZRGyHbX6WWhB2pYGbqTrDnVHqWpoThDnF";
+const USER_DATA: &str = "#!/bin/sh\ntouch /given-by-the-tenant\n";
+
+/// What the guest does: the kernel of the lab's guest has no FAT, so it reads the drive's bytes.
+const SCRIPT: &str = r#"
+udevadm settle
+seed=/dev/disk/by-id/virtio-berth-seed
+echo "label $(blkid -o value -s LABEL $seed)"
+has() { grep -aqF -e "$1" $seed && echo "has $1"; }
+has 'local-hostname: seeded'
+has 'touch /given-by-the-tenant'
+has 'AAAAC3NzaC1lZDI1NTE5'
+has 'v4.public.'
+grep -aoE 'vm_[0-9a-z]{26}' $seed | sort -u | sed 's/^/names /'
+echo "read-only $(blockdev --getro $seed)"
+if echo x 2>/dev/null >$seed; then echo written; else echo "cannot be written"; fi
+"#;
+
+/// Runs the scenario.
+///
+/// # Errors
+/// The first step that is not as it should be.
+pub(crate) fn run(context: &Context) -> Result<()> {
+    let site = Site::boot("guest-seed", context, Lifetime::Ours)?;
+    let result = run_on(&site, context.say);
+    if result.is_err() {
+        site.node.collect();
+    }
+    result
+}
+
+fn run_on(site: &Site<impl Host>, say: fn(&str)) -> Result<()> {
+    site.enrol()?;
+    site.import_script(IMAGE, SCRIPT)?;
+    let token = site.tenant("acme-corp", 2)?;
+
+    say("a guest with a key, user data and a token of its own");
+    let wish = json!({
+        "name": "seeded", "image": IMAGE, "vcpus": 1, "memory_mb": 256,
+        "ssh_keys": [KEY], "user_data": USER_DATA, "guest_token": true,
+    });
+    let vm = site.expect(201, &token, "POST", "/v1/vms", Some(&wish))?;
+    let id = text(&vm, "id")?;
+    let console = site.wait_console(&token, "seeded", "BERTH-END", GUEST)?;
+    for line in [
+        "label CIDATA",
+        "has local-hostname: seeded",
+        "has touch /given-by-the-tenant",
+        "has AAAAC3NzaC1lZDI1NTE5",
+        "has v4.public.",
+        &format!("names {id}"),
+        "read-only 1",
+        "cannot be written",
+        "BERTH-END status=0",
+    ] {
+        ensure!(
+            console.contains(line),
+            "the guest did not say {line:?}:\n{console}"
+        );
+        say(&format!("  the guest says: {line}"));
+    }
+    site.wait_vm(&token, "seeded", "stopped", GUEST)?;
+
+    say("on the host: in no file, and not in the log");
+    let found = site.node.check(
+        "grep -rlaF -e given-by-the-tenant -e v4.public. /var/lib/berth/agent /run/berth 2>/dev/null || true; \
+         journalctl -u berth-agent -o cat | grep -F -e given-by-the-tenant -e v4.public. || true",
+    )?;
+    ensure!(found.trim().is_empty(), "it was left behind:\n{found}");
+
+    say("without anything to give there is no second drive");
+    let wish = json!({ "name": "plain", "image": IMAGE, "vcpus": 1, "memory_mb": 256 });
+    site.expect(201, &token, "POST", "/v1/vms", Some(&wish))?;
+    let console = site.wait_console(&token, "plain", "BERTH-END", GUEST)?;
+    ensure!(
+        !console.contains("CIDATA") && !console.contains("v4.public"),
+        "a guest that was given nothing has a seed:\n{console}"
+    );
+    Ok(())
+}
