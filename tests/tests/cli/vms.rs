@@ -36,7 +36,7 @@ fn a_vm_is_created_stopped_started_and_deleted_with_waiting() {
         "create", "web-1", "--image", IMAGE, "--label", "tier=web", "--wait",
     ]);
     made.expect(0)
-        .shows("state:      running")
+        .shows("state:        running")
         .shows("tier=web");
     site.vm(&["list"]).expect(0).shows("web-1").shows("running");
     let stopped = site.vm(&["stop", "web-1", "--wait", "--json"]);
