@@ -53,7 +53,7 @@ fn a_vm_is_created_stopped_started_and_deleted_with_waiting() {
         .berthctl_as(&site.token, &["operation", "show", operation]);
     shown.expect(0).shows("delete").shows(&id);
     let gone = site.vm(&["wait", &id, "--state", "deleted"]);
-    gone.expect(0).shows("state:      deleted");
+    gone.expect(0).shows("state:        deleted");
     let nobody = "vm_01kb000000000000000000000b";
     site.vm(&["wait", nobody, "--state", "deleted"]).expect(3);
     site.vm(&["show", "web-1"]).expect(3);
