@@ -122,7 +122,7 @@ fn the_daemons_keep_what_restarts_and_guests_rely_on() {
     };
     for line in [
         "ConditionPathExists=/var/lib/berth/agent/node.json",
-        "FileDescriptorStoreMax=512",
+        "FileDescriptorStoreMax=1024",
         "KillMode=process",
         "Restart=always",
         "StateDirectoryMode=0700",
