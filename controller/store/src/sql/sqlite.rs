@@ -17,8 +17,8 @@ const CACHED_STATEMENTS: usize = 256;
 /// Pages of the file that the writer keeps, as SQLite takes it: below zero it is in KiB.
 const WRITER_CACHE: i64 = -16 * 1024;
 /// Pages of the log after which they are copied into the file: a page that is changed often is copied once
-/// for all of its changes in between. 32 MiB.
-const CHECKPOINT_AFTER: i64 = 8 * 1024;
+/// for all of its changes in between. 128 MiB.
+const CHECKPOINT_AFTER: i64 = 32 * 1024;
 
 /// Open for changes; makes the file if it is missing.
 pub(super) fn open_writer(path: &Path) -> Result<Connection> {
