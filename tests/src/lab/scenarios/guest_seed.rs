@@ -23,7 +23,7 @@ udevadm settle
 seed=/dev/disk/by-id/virtio-berth-seed
 echo "label $(blkid -o value -s LABEL $seed)"
 has() { grep -aqF -e "$1" $seed && echo "has $1"; }
-has 'local-hostname: seeded'
+has '"local-hostname":"seeded"'
 has 'touch /given-by-the-tenant'
 has 'AAAAC3NzaC1lZDI1NTE5'
 has 'v4.public.'
@@ -60,7 +60,7 @@ fn run_on(site: &Site<impl Host>, say: fn(&str)) -> Result<()> {
     let console = site.wait_console(&token, "seeded", "BERTH-END", GUEST)?;
     for line in [
         "label CIDATA",
-        "has local-hostname: seeded",
+        "has \"local-hostname\":\"seeded\"",
         "has touch /given-by-the-tenant",
         "has AAAAC3NzaC1lZDI1NTE5",
         "has v4.public.",
