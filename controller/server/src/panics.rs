@@ -1,27 +1,28 @@
-//! Who survives a panic: everybody but the thread that writes.
+//! Who survives a panic: everybody but the database's own threads.
 //!
 //! A panic of a handler is its caller's 500. A panic of the writer leaves a controller that cannot
-//! change anything any more: it ends, and the next one begins with what is on disk.
+//! change anything any more, and one of the thread that copies its log means that the disk failed: the process
+//! ends, and the next one begins with what is on disk.
 
 use std::panic::{set_hook, take_hook};
 
-use berth_controller_store::WRITER_THREAD;
+use berth_controller_store::{WAL_THREAD, WRITER_THREAD};
 
-/// From here on a panic of the writer ends the process.
+/// From here on a panic of one of them ends the process.
 pub(crate) fn install_hook() {
     let told = take_hook();
     set_hook(Box::new(move |panic| {
         told(panic);
         let thread = std::thread::current();
         if is_fatal(thread.name()) {
-            tracing::error!("the writing thread panicked; this process ends");
+            tracing::error!("a thread of the database panicked; this process ends");
             std::process::abort();
         }
     }));
 }
 
 fn is_fatal(thread: Option<&str>) -> bool {
-    thread == Some(WRITER_THREAD)
+    [Some(WRITER_THREAD), Some(WAL_THREAD)].contains(&thread)
 }
 
 #[cfg(test)]
@@ -89,8 +90,9 @@ mod tests {
     }
 
     #[test]
-    fn the_writer_alone_is_fatal() {
+    fn the_databases_threads_alone_are_fatal() {
         assert!(is_fatal(Some(WRITER_THREAD)));
+        assert!(is_fatal(Some(WAL_THREAD)));
         for other in [None, Some("main"), Some("tokio-runtime-worker")] {
             assert!(!is_fatal(other), "{other:?}");
         }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::seen_changes::SeenChanges;
 use crate::sql::{Connection, PostgresServer, Result, SqlError};
+use crate::wal::{self, WalCopier};
 
 /// Pauses between attempts to reach a database that cannot be reached: the first, and the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -77,18 +78,42 @@ pub(crate) struct WriterLink {
     /// The number of the open transaction.
     number: u64,
     seen: Arc<SeenChanges>,
+    /// SQLite's alone.
+    wal: Option<WalCopier>,
 }
 
 impl WriterLink {
-    pub(crate) fn new(database: Database, conn: Connection, seen: Arc<SeenChanges>) -> Self {
-        Self {
+    /// Take over a connection that is there already.
+    pub(crate) fn new(
+        database: Database,
+        mut conn: Connection,
+        seen: Arc<SeenChanges>,
+    ) -> std::io::Result<Self> {
+        let wal = match &database {
+            Database::File(path) => Some(WalCopier::start(path, wal::LIMITS)?),
+            Database::Postgres(_) => None,
+        };
+        if let Some(wal) = &wal {
+            wal.watch(&mut conn).map_err(std::io::Error::other)?;
+        }
+        Ok(Self {
             database,
             conn: Some(conn),
             pause: FIRST_PAUSE,
             not_before: None,
             number: 0,
             seen,
+            wal,
+        })
+    }
+
+    fn connect(&self) -> Result<(Connection, u64)> {
+        let mut conn = self.database.writer()?;
+        if let Some(wal) = &self.wal {
+            wal.watch(&mut conn)?;
         }
+        let number = conn.begin_write()?;
+        Ok((conn, number))
     }
 
     /// A connection in a fresh writing transaction. One that was lost while idle is replaced before
@@ -110,11 +135,7 @@ impl WriterLink {
         if self.not_before.is_some_and(|at| Instant::now() < at) {
             return Err(SqlError::Unreachable);
         }
-        let made = self.database.writer().and_then(|conn| {
-            let number = conn.begin_write()?;
-            Ok((conn, number))
-        });
-        match made {
+        match self.connect() {
             Ok((conn, number)) => {
                 self.number = number;
                 self.pause = FIRST_PAUSE;

@@ -54,6 +54,7 @@ mod vm_create;
 mod vm_events;
 mod vm_plan;
 mod vms;
+mod wal;
 mod witnessed;
 mod writer;
 
@@ -93,4 +94,5 @@ pub use vm_create::{CreateVmDenied, CreatedVm};
 pub use vm_events::{ActOnVmDenied, VmWish};
 pub use vm_plan::PlannedVm;
 pub use vms::VmRef;
+pub use wal::WAL_THREAD;
 pub use writer::{WRITER_THREAD, WriteTx};

@@ -187,8 +187,8 @@ impl WriteTx<'_> {
         let rows: Vec<(String, i64)> = self
             .conn
             .prepare_cached(
-                "DELETE FROM person_token WHERE tenant_id = ?1 AND person_id = ?2
-                 RETURNING token_id, expires_at",
+                "SELECT token_id, expires_at FROM person_token
+                 WHERE tenant_id = ?1 AND person_id = ?2 ORDER BY token_id",
             )?
             .query_map(key.clone(), |row| Ok((row.get(0)?, row.get(1)?)))?
             .collect::<Result<_, _>>()?;
@@ -211,6 +211,10 @@ impl WriteTx<'_> {
             "tokens": ended.len(),
         });
         self.append(about("PERSON_UNLINKED", tenant, person.id, detail), cause)?;
+        // Not before all of them are revoked: a refusal leaves the link and what it gave as they were known.
+        self.conn
+            .prepare_cached("DELETE FROM person_token WHERE tenant_id = ?1 AND person_id = ?2")?
+            .execute(key.clone())?;
         self.conn
             .prepare_cached("DELETE FROM person WHERE tenant_id = ?1 AND person_id = ?2")?
             .execute(key)?;
@@ -338,3 +342,6 @@ impl PersonRow {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,7 +18,7 @@ use crate::writer::WriteTx;
 /// The namespace of operators. No tenant id begins with an underscore.
 const PLATFORM: &str = "_platform";
 /// Most revocations of one namespace that are in force at once.
-const MAX_REVOCATIONS: u32 = 10_000;
+pub(crate) const MAX_REVOCATIONS: u32 = 10_000;
 const MS_PER_DAY: i64 = 86_400_000;
 /// Longest life of a link that this controller has no record of, in days: a tenant's, an operator's.
 const LONGEST_LIFE_DAYS: (i64, i64) = (31, 366);

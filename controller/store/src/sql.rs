@@ -98,6 +98,27 @@ impl Connection {
         )?))))
     }
 
+    /// From here on `told` hears after each commit how many pages SQLite's write-ahead log has, and can
+    /// have the connection copy them into the file, as [`Connection::copy_wal`] does.
+    pub(crate) fn after_commits(
+        &mut self,
+        told: impl FnMut(u32, &mut dyn FnMut() -> Result<Option<u32>>) -> Result<()> + Send + 'static,
+    ) -> Result<()> {
+        match &mut self.0 {
+            Link::Sqlite(conn) => sqlite::after_commits(conn, told),
+            Link::Postgres(_) => Ok(()),
+        }
+    }
+
+    /// Copy what SQLite's write-ahead log holds into the file, as far as nobody has to be waited for. How
+    /// many pages of the log are copied now; `None` if another connection is copying.
+    pub(crate) fn copy_wal(&self) -> Result<Option<u32>> {
+        match &self.0 {
+            Link::Sqlite(conn) => sqlite::copy_wal(conn),
+            Link::Postgres(_) => Ok(None),
+        }
+    }
+
     /// Which database it is.
     pub(crate) fn dialect(&self) -> Dialect {
         match &self.0 {

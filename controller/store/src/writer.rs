@@ -98,7 +98,7 @@ impl Writer {
         keys: KeySet,
     ) -> std::io::Result<Self> {
         let (jobs, waiting) = sync_channel(MAX_WAITING);
-        let link = WriterLink::new(database.clone(), conn, seen);
+        let link = WriterLink::new(database.clone(), conn, seen)?;
         std::thread::Builder::new()
             .name(WRITER_THREAD.to_owned())
             .spawn(move || write_until_closed(link, &keys, &waiting))?;

@@ -26,6 +26,9 @@ pub enum SqlError {
     /// SQLite refused.
     #[error("SQLite refused")]
     Sqlite(#[from] rusqlite::Error),
+    /// The disk did not take what was written to SQLite's file.
+    #[error("the disk did not take what was written to it")]
+    Flush(#[source] std::io::Error),
     /// PostgreSQL refused, or the connection broke.
     #[error("PostgreSQL refused, or cannot be reached")]
     Postgres(#[from] tokio_postgres::Error),
@@ -51,7 +54,7 @@ impl SqlError {
             Self::NoRows | Self::Column { .. } | Self::TooLarge | Self::ParameterCount { .. } => {
                 false
             }
-            Self::Unreachable | Self::ConnectTimeout | Self::Runtime(_) => true,
+            Self::Unreachable | Self::ConnectTimeout | Self::Runtime(_) | Self::Flush(_) => true,
             // Without a code it is the connection.
             Self::Postgres(cause) => cause.code().is_none_or(is_about_the_server),
             Self::Sqlite(cause) => matches!(
@@ -76,6 +79,7 @@ impl SqlError {
             Self::Sqlite(cause) => {
                 cause.sqlite_error_code() == Some(rusqlite::ErrorCode::SystemIoFailure)
             }
+            Self::Flush(_) => true,
             Self::NoRows
             | Self::Column { .. }
             | Self::TooLarge

@@ -4,11 +4,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
+use rusqlite::hooks::Wal;
 use rusqlite::types::{ToSqlOutput, ValueRef as FileValue};
-use rusqlite::{CachedStatement, Connection, OpenFlags, params_from_iter};
+use rusqlite::wal::CheckpointMode;
+use rusqlite::{CachedStatement, Connection, ErrorCode, OpenFlags, params_from_iter};
 
-use super::Result;
 use super::values::ValueRef;
+use super::{Result, SqlError};
 
 /// How long a statement waits for another process that holds the file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -16,10 +18,6 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const CACHED_STATEMENTS: usize = 256;
 /// Pages of the file that the writer keeps, as SQLite takes it: below zero it is in KiB.
 const WRITER_CACHE: i64 = -16 * 1024;
-/// Pages of the log after which they are copied into the file: a page that is changed often is copied once
-/// for all of its changes in between. 128 MiB.
-const CHECKPOINT_AFTER: i64 = 32 * 1024;
-
 /// Open for changes; makes the file if it is missing.
 pub(super) fn open_writer(path: &Path) -> Result<Connection> {
     let conn = Connection::open(path)?;
@@ -29,7 +27,6 @@ pub(super) fn open_writer(path: &Path) -> Result<Connection> {
     conn.pragma_update(None, "foreign_keys", true)?;
     conn.pragma_update(None, "cache_size", WRITER_CACHE)?;
     conn.pragma_update(None, "temp_store", "MEMORY")?;
-    conn.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_AFTER)?;
     keep_prepared(&conn)?;
     Ok(conn)
 }
@@ -50,6 +47,36 @@ fn keep_prepared(conn: &Connection) -> Result<()> {
     conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     conn.set_prepared_statement_cache_capacity(CACHED_STATEMENTS);
     Ok(())
+}
+
+/// See [`super::Connection::after_commits`]. An error of `told` is the commit's, which has happened.
+pub(super) fn after_commits(
+    conn: &mut Connection,
+    mut told: impl FnMut(u32, &mut dyn FnMut() -> Result<Option<u32>>) -> Result<()> + Send + 'static,
+) -> Result<()> {
+    let hook = move |wal: &mut Wal, in_log| {
+        let mut copy = || copied(wal.checkpoint_v2(CheckpointMode::PASSIVE));
+        match told(u32::try_from(in_log).unwrap_or(0), &mut copy) {
+            Ok(()) => Ok(()),
+            Err(SqlError::Sqlite(failure)) => Err(failure),
+            Err(_) => Err(rusqlite::Error::InvalidQuery),
+        }
+    };
+    Ok(conn.wal_hook(Some(hook))?)
+}
+
+/// See [`super::Connection::copy_wal`].
+pub(super) fn copy_wal(conn: &Connection) -> Result<Option<u32>> {
+    copied(conn.wal_checkpoint_v2(None::<&str>, CheckpointMode::PASSIVE))
+}
+
+/// SQLite tells of the pages in the log and of those that are copied; of fewer than none if there is no log.
+fn copied(found: rusqlite::Result<(i32, i32)>) -> Result<Option<u32>> {
+    match found {
+        Ok((_, copied)) => Ok(u32::try_from(copied).ok()),
+        Err(busy) if busy.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => Ok(None),
+        Err(failure) => Err(failure.into()),
+    }
 }
 
 /// Run a change; how many rows it touched.
