@@ -266,7 +266,7 @@ impl WriteTx<'_> {
                    subject_key, created_at, revision, audit_index)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, 1, ?7)",
             )?
-            .execute((
+            .send((
                 tenant.as_str(),
                 new.account_id.as_str(),
                 project.as_str(),
@@ -348,7 +348,7 @@ impl WriteTx<'_> {
                  revision = revision + 1, audit_index = ?5
                  WHERE tenant_id = ?1 AND account_id = ?2",
             )?
-            .execute((
+            .send((
                 tenant.as_str(),
                 account.as_str(),
                 &display_name,
@@ -383,7 +383,7 @@ impl WriteTx<'_> {
                 "UPDATE service_account SET deleted_at = ?3, revision = revision + 1,
                  audit_index = ?4 WHERE tenant_id = ?1 AND account_id = ?2",
             )?
-            .execute((tenant.as_str(), account.as_str(), self.now, audit_index))?;
+            .send((tenant.as_str(), account.as_str(), self.now, audit_index))?;
         Ok(Ok(()))
     }
 
@@ -441,7 +441,7 @@ impl WriteTx<'_> {
                 "DELETE FROM project_member
                  WHERE tenant_id = ?1 AND account_id = ?2 AND project_id = ?3",
             )?
-            .execute((tenant.as_str(), account.as_str(), project.as_str()))?;
+            .send((tenant.as_str(), account.as_str(), project.as_str()))?;
         Ok(Ok(()))
     }
 
@@ -468,7 +468,7 @@ impl WriteTx<'_> {
                 "UPDATE service_account SET revision = revision + 1, audit_index = ?3
                  WHERE tenant_id = ?1 AND account_id = ?2",
             )?
-            .execute((tenant.as_str(), account.as_str(), audit_index))?;
+            .send((tenant.as_str(), account.as_str(), audit_index))?;
         Ok(())
     }
 
@@ -485,7 +485,7 @@ impl WriteTx<'_> {
                  VALUES (?1, ?2, ?3, ?4)
                  ON CONFLICT (tenant_id, account_id, project_id) DO UPDATE SET role = excluded.role",
             )?
-            .execute((
+            .send((
                 tenant.as_str(),
                 account.as_str(),
                 project.as_str(),

@@ -120,7 +120,7 @@ impl WriteTx<'_> {
                 "INSERT INTO claim (claim_id, slot_id, tenant_id, project_id, vm_id, class, fencing_epoch,
                  state, charged, claimed_at) VALUES (?1, ?2, ?3, ?8, ?4, ?5, ?6, 'live', 1, ?7)",
             )?
-            .execute((
+            .send((
                 claim_id.to_string(),
                 slot.slot_id.to_string(),
                 tenant.as_str(),
@@ -222,7 +222,7 @@ impl WriteTx<'_> {
         self.end_slot_charges("claim_id", &claim_id)?;
         self.conn
             .prepare_cached("UPDATE claim SET state = 'over', ended_at = ?2 WHERE claim_id = ?1")?
-            .execute((&claim_id, self.now))?;
+            .send((&claim_id, self.now))?;
         Ok(())
     }
 }

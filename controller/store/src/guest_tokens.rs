@@ -114,7 +114,7 @@ impl WriteTx<'_> {
                 "INSERT INTO guest_token (token_id, tenant_id, vm_id, generation, is_given)
                  VALUES (?1, ?2, ?3, ?4, ?5)",
             )?
-            .execute((
+            .send((
                 token_id.to_string(),
                 tenant.as_str(),
                 vm_id.to_string(),

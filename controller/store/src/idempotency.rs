@@ -73,7 +73,7 @@ impl WriteTx<'_> {
                 "DELETE FROM idempotency WHERE (scope, route, key) IN
                  (SELECT scope, route, key FROM idempotency WHERE created_at <= ?1 LIMIT ?2)",
             )?
-            .execute((self.now - KEPT_MS, FORGOTTEN_AT_ONCE))?;
+            .send((self.now - KEPT_MS, FORGOTTEN_AT_ONCE))?;
         self.conn
             .prepare_cached(
                 "INSERT INTO idempotency (scope, route, key, digest, status, body, created_at)
@@ -81,7 +81,7 @@ impl WriteTx<'_> {
                  ON CONFLICT (scope, route, key) DO UPDATE SET digest = excluded.digest,
                  status = excluded.status, body = excluded.body, created_at = excluded.created_at",
             )?
-            .execute((
+            .send((
                 &key.scope,
                 &key.route,
                 &key.key,

@@ -175,6 +175,8 @@ impl WriteTx<'_> {
             nonce,
             leaf: leaf.to_bytes().to_vec(),
         };
+        // What failed before is not the ledger's failure.
+        self.conn.settle()?;
         self.insert_entry(&entry, &terms)
             .map_err(StoreError::Ledger)?;
         self.log.leaves.push(leaf.to_bytes());
@@ -235,7 +237,7 @@ impl WriteTx<'_> {
                 "INSERT INTO ledger_entry (epoch, idx, stream, seq, at, body, nonce, leaf)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
             )?
-            .execute((
+            .send((
                 epoch,
                 entry.index,
                 &entry.stream,
@@ -248,9 +250,9 @@ impl WriteTx<'_> {
         for term in terms {
             self.conn
                 .prepare_cached("INSERT INTO ledger_term (epoch, term, idx) VALUES (?1, ?2, ?3)")?
-                .execute((epoch, term, entry.index))?;
+                .send((epoch, term, entry.index))?;
         }
-        Ok(())
+        self.conn.settle()
     }
 }
 

@@ -42,7 +42,7 @@ impl<'c> TreeNodes<'c> {
             .prepare_cached(
                 "INSERT INTO ledger_node (epoch, level, idx, hash) VALUES (?1, ?2, ?3, ?4)",
             )?
-            .execute((self.epoch, node.level, node.index, hash.0.as_slice()))?;
+            .send((self.epoch, node.level, node.index, hash.0.as_slice()))?;
         Ok(())
     }
 

@@ -229,7 +229,7 @@ impl WriteTx<'_> {
                    cosignature = excluded.cosignature, frozen = excluded.frozen,
                    accepted_sha256 = excluded.accepted_sha256",
             )?
-            .execute((
+            .send((
                 node.to_string(),
                 log.seen.as_ref().map(to_json).transpose()?,
                 log.cosignature.clone(),

@@ -146,7 +146,7 @@ impl WriteTx<'_> {
                 "INSERT INTO operation (operation_id, tenant_id, vm_id, kind, state, phase, created_at)
                  VALUES (?1, ?2, ?3, ?4, 'running', ?5, ?6)",
             )?
-            .execute((
+            .send((
                 id.to_string(),
                 tenant.as_str(),
                 vm_id.to_string(),
@@ -156,7 +156,7 @@ impl WriteTx<'_> {
             ))?;
         self.conn
             .prepare_cached("UPDATE vm SET operation_id = ?2 WHERE vm_id = ?1")?
-            .execute((vm_id.to_string(), id.to_string()))?;
+            .send((vm_id.to_string(), id.to_string()))?;
         Ok(id)
     }
 
@@ -172,7 +172,7 @@ impl WriteTx<'_> {
                 "UPDATE operation SET state = ?2, phase = ?2, error_code = ?3, error_message = ?4
                  WHERE operation_id = (SELECT operation_id FROM vm WHERE vm_id = ?1) AND state = 'running'",
             )?
-            .execute((
+            .send((
                 vm_id.to_string(),
                 state,
                 error.map(|reason| &reason.code),
@@ -188,7 +188,7 @@ impl WriteTx<'_> {
                 "UPDATE operation SET phase = ?2
                  WHERE operation_id = (SELECT operation_id FROM vm WHERE vm_id = ?1) AND state = 'running'",
             )?
-            .execute((vm_id.to_string(), phase))?;
+            .send((vm_id.to_string(), phase))?;
         Ok(())
     }
 }

@@ -61,7 +61,7 @@ impl WriteTx<'_> {
             )?;
             self.conn
                 .prepare_cached("UPDATE vm SET is_overdue_told = 1 WHERE vm_id = ?1")?
-                .execute([&vm.vm_id])?;
+                .send([&vm.vm_id])?;
         }
         Ok(found.len())
     }

@@ -74,7 +74,7 @@ impl WriteTx<'_> {
                 "INSERT INTO slot_mark (slot_id, epoch, idx, kind, fencing_epoch, vm_id)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
             )?
-            .execute((
+            .send((
                 slot.to_string(),
                 self.log.head.epoch,
                 index,

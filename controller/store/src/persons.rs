@@ -158,7 +158,7 @@ impl WriteTx<'_> {
                    requires_pop, created_at, audit_index)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
             )?
-            .execute((
+            .send((
                 tenant.as_str(),
                 id.to_string(),
                 &new.issuer,
@@ -217,7 +217,7 @@ impl WriteTx<'_> {
             .execute(key.clone())?;
         self.conn
             .prepare_cached("DELETE FROM person WHERE tenant_id = ?1 AND person_id = ?2")?
-            .execute(key)?;
+            .send(key)?;
         Ok(Ok(ended))
     }
 
@@ -247,7 +247,7 @@ impl WriteTx<'_> {
                 "DELETE FROM person_token
                  WHERE tenant_id = ?1 AND person_id = ?2 AND expires_at <= ?3",
             )?
-            .execute((tenant.as_str(), &id, self.now))?;
+            .send((tenant.as_str(), &id, self.now))?;
         let count: u32 = self
             .conn
             .prepare_cached(
@@ -265,7 +265,7 @@ impl WriteTx<'_> {
                 "INSERT INTO person_token (tenant_id, person_id, token_id, expires_at)
                  VALUES (?1, ?2, ?3, ?4)",
             )?
-            .execute((
+            .send((
                 tenant.as_str(),
                 &id,
                 new.token_id.to_string(),

@@ -211,7 +211,7 @@ impl WriteTx<'_> {
                      VALUES (?1, '', ?2, 0, 0, 0)
                      ON CONFLICT (tenant_id, scope, resource) DO NOTHING",
                 )?
-                .execute((tenant.as_str(), resource.name()))?;
+                .send((tenant.as_str(), resource.name()))?;
         }
         self.set_ceilings(&scope_of(tenant, project), ceilings, true)
     }

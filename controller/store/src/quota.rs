@@ -401,7 +401,7 @@ impl WriteTx<'_> {
                     "UPDATE quota SET used = used - ?4
                      WHERE tenant_id = ?1 AND scope = ?2 AND resource = ?3",
                 )?
-                .execute((tenant.as_str(), *scope, resource.name(), amount))?;
+                .send((tenant.as_str(), *scope, resource.name(), amount))?;
         }
         Ok(())
     }
@@ -424,7 +424,7 @@ impl WriteTx<'_> {
                     "INSERT INTO charge (tenant_id, project_id, vm_id, resource, amount)
                      VALUES (?1, ?2, ?3, ?4, ?5)",
                 )?
-                .execute((
+                .send((
                     tenant.as_str(),
                     project.as_str(),
                     vm_id.to_string(),
@@ -467,7 +467,7 @@ impl WriteTx<'_> {
             self.uncharge_in(tenant, &["", &project], &resource, amount)?;
             self.conn
                 .prepare_cached("DELETE FROM charge WHERE vm_id = ?1 AND resource = ?2")?
-                .execute((vm_id.to_string(), &name))?;
+                .send((vm_id.to_string(), &name))?;
         }
         Ok(())
     }
@@ -504,7 +504,7 @@ impl WriteTx<'_> {
                     "UPDATE quota SET used = used + ?4
                      WHERE tenant_id = ?1 AND scope IN ('', ?2) AND resource = ?3",
                 )?
-                .execute((
+                .send((
                     vm.tenant_id.as_str(),
                     vm.project_id.as_str(),
                     resource.name(),
@@ -530,7 +530,7 @@ impl WriteTx<'_> {
                      ON CONFLICT (tenant_id, scope, resource)
                      DO UPDATE SET ceiling = excluded.ceiling, is_own = excluded.is_own",
                 )?
-                .execute((
+                .send((
                     scope.tenant.as_str(),
                     scope_text(scope.project.as_ref()),
                     resource.name(),
@@ -551,7 +551,7 @@ impl WriteTx<'_> {
                  WHERE q.tenant_id = ?1 AND q.scope = ''
                  ON CONFLICT (tenant_id, scope, resource) DO NOTHING",
             )?
-            .execute([tenant.as_str()])?;
+            .send([tenant.as_str()])?;
         Ok(())
     }
 

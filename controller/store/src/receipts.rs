@@ -198,7 +198,7 @@ impl WriteTx<'_> {
                  generation, at_s, sha256, envelope, audit_index, stored_at)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
             )?
-            .execute((
+            .send((
                 receipt.receipt_id.to_string(),
                 slot.slot_id.to_string(),
                 slot.node_id.to_string(),
@@ -289,7 +289,7 @@ impl WriteTx<'_> {
         if let Some(claim) = slot.live_claim().filter(|claim| claim.is_wiped_by(receipt)) {
             self.conn
                 .prepare_cached("UPDATE claim SET wiped_by = ?2 WHERE claim_id = ?1")?
-                .execute((
+                .send((
                     claim.holder.claim.claim_id.to_string(),
                     receipt.receipt_id.to_string(),
                 ))?;
@@ -300,7 +300,7 @@ impl WriteTx<'_> {
         if ends_wait && matches!(receipt.statement, Statement::Wipe { .. }) {
             self.conn
                 .prepare_cached("UPDATE slot SET wipe_required_after = NULL WHERE slot_id = ?1")?
-                .execute([slot.slot_id.to_string()])?;
+                .send([slot.slot_id.to_string()])?;
         }
         Ok(())
     }

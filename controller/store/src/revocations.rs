@@ -250,7 +250,7 @@ impl WriteTx<'_> {
                 "DELETE FROM revocation WHERE (namespace, kind, subject) IN
                  (SELECT namespace, kind, subject FROM revocation WHERE expires_at <= ?1 LIMIT ?2)",
             )?
-            .execute((self.now, FORGOTTEN_AT_ONCE))?;
+            .send((self.now, FORGOTTEN_AT_ONCE))?;
         let in_force: u32 = self
             .conn
             .prepare_cached("SELECT COUNT(*) FROM revocation WHERE namespace = ?1")?

@@ -201,7 +201,7 @@ impl WriteTx<'_> {
                 "UPDATE vm SET ssh_keys = ?2, user_data_sha256 = ?3, guest_holder = ?4
                  WHERE vm_id = ?1",
             )?
-            .execute((
+            .send((
                 vm_id.to_string(),
                 keys,
                 shape.user_data.as_deref().map(user_data_hash),
@@ -212,7 +212,7 @@ impl WriteTx<'_> {
                 .prepare_cached(
                     "INSERT INTO vm_user_data (tenant_id, vm_id, content) VALUES (?1, ?2, ?3)",
                 )?
-                .execute((tenant.as_str(), vm_id.to_string(), content))?;
+                .send((tenant.as_str(), vm_id.to_string(), content))?;
         }
         Ok(())
     }
@@ -237,7 +237,7 @@ impl WriteTx<'_> {
         )?;
         self.conn
             .prepare_cached("UPDATE vm SET booted_at = ?2 WHERE vm_id = ?1")?
-            .execute((vm.id.to_string(), self.now))?;
+            .send((vm.id.to_string(), self.now))?;
         self.forget_user_data(vm)
     }
 
@@ -246,7 +246,7 @@ impl WriteTx<'_> {
         if vm.user_data_sha256.is_some() {
             self.conn
                 .prepare_cached("DELETE FROM vm_user_data WHERE tenant_id = ?1 AND vm_id = ?2")?
-                .execute((vm.tenant_id.as_str(), vm.id.to_string()))?;
+                .send((vm.tenant_id.as_str(), vm.id.to_string()))?;
         }
         Ok(())
     }

@@ -115,7 +115,7 @@ impl WriteTx<'_> {
                         "UPDATE slot SET quarantined_at = NULL, quarantined_by = NULL,
                          quarantine_reason = NULL WHERE slot_id = ?1",
                     )?
-                    .execute([id.to_string()])?;
+                    .send([id.to_string()])?;
             }
             SlotWish::Wipe => self.order_wipe(&slot, cause)?,
         }
@@ -138,7 +138,7 @@ impl WriteTx<'_> {
                 "UPDATE slot SET admitted_identity = identity, admitted_at = ?2, admitted_by = ?3
                  WHERE slot_id = ?1",
             )?
-            .execute((slot.slot_id.to_string(), self.now, by))?;
+            .send((slot.slot_id.to_string(), self.now, by))?;
         Ok(())
     }
 
@@ -160,7 +160,7 @@ impl WriteTx<'_> {
                 "UPDATE slot SET quarantined_at = ?2, quarantined_by = ?3, quarantine_reason = ?4
                  WHERE slot_id = ?1",
             )?
-            .execute((slot.slot_id.to_string(), self.now, by, reason))?;
+            .send((slot.slot_id.to_string(), self.now, by, reason))?;
         let action = SlotAction::Quarantine {
             reason: reason.to_owned(),
         };
@@ -189,7 +189,7 @@ impl WriteTx<'_> {
     fn require_wipe(&mut self, slot: &StoredSlot) -> Result<(), StoreError> {
         self.conn
             .prepare_cached("UPDATE slot SET wipe_required_after = generation WHERE slot_id = ?1")?
-            .execute([slot.slot_id.to_string()])?;
+            .send([slot.slot_id.to_string()])?;
         Ok(())
     }
 
@@ -219,13 +219,13 @@ impl WriteTx<'_> {
             .prepare_cached(
                 "UPDATE slot_task SET state = 'withdrawn' WHERE slot_id = ?1 AND state = 'pending'",
             )?
-            .execute([slot.slot_id.to_string()])?;
+            .send([slot.slot_id.to_string()])?;
         self.conn
             .prepare_cached(
                 "INSERT INTO slot_task (task_id, slot_id, node_id, kind, state, envelope,
                  expires_at_s, created_at) VALUES (?1, ?2, ?3, ?4, 'pending', ?5, ?6, ?7)",
             )?
-            .execute((
+            .send((
                 task.task_id.to_string(),
                 slot.slot_id.to_string(),
                 slot.node_id.to_string(),
@@ -270,7 +270,7 @@ impl WriteTx<'_> {
                 .prepare_cached(
                     "UPDATE slot_task SET envelope = ?2, expires_at_s = ?3 WHERE task_id = ?1",
                 )?
-                .execute((task.task_id.to_string(), envelope, task.expires_at))?;
+                .send((task.task_id.to_string(), envelope, task.expires_at))?;
         }
         Ok(())
     }
@@ -316,7 +316,7 @@ impl WriteTx<'_> {
         self.append(event, cause)?;
         self.conn
             .prepare_cached("UPDATE slot_task SET state = ?2, result = ?3 WHERE task_id = ?1")?
-            .execute((
+            .send((
                 result.task_id.to_string(),
                 state,
                 clipped_to(&text, 16 * 1024),

@@ -68,7 +68,7 @@ impl WriteTx<'_> {
             if !seen.contains(&gone.slot_id) {
                 self.conn
                     .prepare_cached("UPDATE slot SET is_reported = 0 WHERE slot_id = ?1")?
-                    .execute([gone.slot_id.to_string()])?;
+                    .send([gone.slot_id.to_string()])?;
             }
         }
         Ok(())
@@ -105,7 +105,7 @@ impl WriteTx<'_> {
                  devices, identity, is_reported, reported_at)
                  VALUES (?1, ?2, ?3, ?4, ?5, 0, 0, ?6, ?7, 1, ?8)",
             )?
-            .execute((
+            .send((
                 report.slot_id.to_string(),
                 node.to_string(),
                 &report.name,
@@ -211,7 +211,7 @@ impl WriteTx<'_> {
                  holder = ?10, devices = ?11, identity = ?12, numa_node = ?13, is_reported = 1,
                  reported_at = ?14 WHERE slot_id = ?1",
             )?
-            .execute((
+            .send((
                 report.slot_id.to_string(),
                 &report.name,
                 &report.class,
@@ -246,7 +246,7 @@ impl WriteTx<'_> {
         if (knows && claim.seen_generation.is_none()) || lost {
             self.conn
                 .prepare_cached("UPDATE claim SET seen_generation = ?2 WHERE claim_id = ?1")?
-                .execute((claim.holder.claim.claim_id.to_string(), report.generation))?;
+                .send((claim.holder.claim.claim_id.to_string(), report.generation))?;
         }
         Ok(())
     }

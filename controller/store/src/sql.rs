@@ -196,8 +196,19 @@ impl Connection {
         self.step("RELEASE SAVEPOINT change")
     }
 
+    /// Wait for the answers to all that was sent ([`Statement::send`]). A change that is kept has settled
+    /// before: what fails afterwards is another's.
+    pub(crate) fn settle(&self) -> Result<()> {
+        match &self.0 {
+            Link::Sqlite(_) => Ok(()),
+            Link::Postgres(session) => session.settle(),
+        }
+    }
+
     /// Undo what came since [`Connection::begin_change`].
     pub(crate) fn undo_change(&self) -> Result<()> {
+        // It is undone, whatever became of it.
+        drop(self.settle());
         self.step("ROLLBACK TO SAVEPOINT change")?;
         self.step("RELEASE SAVEPOINT change")
     }
@@ -216,7 +227,7 @@ impl Connection {
         }
     }
 
-    fn step(&self, sql: &str) -> Result<()> {
+    fn step(&self, sql: &'static str) -> Result<()> {
         match &self.0 {
             Link::Sqlite(conn) => {
                 conn.prepare_cached(sql)?.execute([])?;
@@ -243,6 +254,19 @@ impl Statement<'_> {
             Prepared::Sqlite(statement) => params.with(|values| sqlite::execute(statement, values)),
             Prepared::Postgres(session, statement) => {
                 params.with(|values| session.execute(statement, values))
+            }
+        }
+    }
+
+    /// Run a change of whose answer nothing is asked. PostgreSQL's is not waited for: a failure is told by a
+    /// later statement, or by [`Connection::settle`].
+    pub(crate) fn send(&mut self, params: impl Params) -> Result<()> {
+        match &mut self.0 {
+            Prepared::Sqlite(statement) => {
+                params.with(|values| sqlite::execute(statement, values).map(drop))
+            }
+            Prepared::Postgres(session, statement) => {
+                params.with(|values| session.send(statement, values))
             }
         }
     }

@@ -162,7 +162,7 @@ impl WriteTx<'_> {
                 "INSERT INTO agent_run (node_id, agent_instance_id, last_seq) VALUES (?1, ?2, ?3)
                  ON CONFLICT (node_id, agent_instance_id) DO UPDATE SET last_seq = excluded.last_seq",
             )?
-            .execute((&run.0, &run.1, request.seq))?;
+            .send((&run.0, &run.1, request.seq))?;
         Ok(Ok(node_id))
     }
 
@@ -179,7 +179,7 @@ impl WriteTx<'_> {
                  agent_version = ?5, vcpus = ?6, memory_mib = ?7, disk_mib = ?8, kvm = ?9
                  WHERE node_id = ?1",
             )?
-            .execute((
+            .send((
                 node.to_string(),
                 self.now,
                 request.agent_instance_id.to_string(),
@@ -224,7 +224,7 @@ impl WriteTx<'_> {
         }
         self.conn
             .prepare_cached("DELETE FROM node_image WHERE node_id = ?1")?
-            .execute([node.to_string()])?;
+            .send([node.to_string()])?;
         for (name, (digest, disk_mib)) in seen {
             self.conn
                 .prepare_cached(
@@ -232,7 +232,7 @@ impl WriteTx<'_> {
                      VALUES (?1, ?2, ?3, ?4,
                        (SELECT COALESCE(owned_by, '') FROM node WHERE node_id = ?1))",
                 )?
-                .execute((node.to_string(), name, digest, disk_mib))?;
+                .send((node.to_string(), name, digest, disk_mib))?;
         }
         Ok(())
     }
@@ -261,7 +261,7 @@ impl WriteTx<'_> {
         })?;
         self.conn
             .prepare_cached("UPDATE task SET state = ?2, result = ?3 WHERE task_id = ?1")?
-            .execute((
+            .send((
                 result.task_id.to_string(),
                 state,
                 clipped_to(&text, 16 * 1024),

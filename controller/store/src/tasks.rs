@@ -154,7 +154,7 @@ impl WriteTx<'_> {
         let (envelope, signature) = self.seal(&task)?;
         self.conn
             .prepare_cached("UPDATE vm SET generation = ?2 WHERE vm_id = ?1")?
-            .execute((vm.id.to_string(), generation))?;
+            .send((vm.id.to_string(), generation))?;
         // Before its first order a VM has no run, and so no guest.
         if vm.generation > 0 {
             self.end_guest_tokens(&vm.tenant_id, vm.id)?;
@@ -168,7 +168,7 @@ impl WriteTx<'_> {
                  envelope, expires_at_s, created_at)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, 'pending', ?7, ?8, ?9)",
             )?
-            .execute((
+            .send((
                 task.task_id.to_string(),
                 vm.tenant_id.as_str(),
                 vm.id.to_string(),
@@ -219,7 +219,7 @@ impl WriteTx<'_> {
                 .prepare_cached(
                     "UPDATE task SET envelope = ?2, expires_at_s = ?3 WHERE task_id = ?1",
                 )?
-                .execute((task.task_id.to_string(), envelope, task.expires_at))?;
+                .send((task.task_id.to_string(), envelope, task.expires_at))?;
         }
         Ok(())
     }

@@ -71,7 +71,7 @@ impl WriteTx<'_> {
                 "INSERT INTO token_charge (tenant_id, project_id, token_id, expires_at)
                  VALUES (?1, ?2, ?3, ?4)",
             )?
-            .execute((
+            .send((
                 tenant.as_str(),
                 project.as_str(),
                 token_id.to_string(),

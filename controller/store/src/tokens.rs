@@ -155,7 +155,7 @@ impl WriteTx<'_> {
                    expires_at, resources, requires_pop)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
             )?
-            .execute((
+            .send((
                 new.token_id.to_string(),
                 new.tenant_id.as_ref().map(TenantId::as_str),
                 json!(new.scope).to_string(),
@@ -176,7 +176,7 @@ impl WriteTx<'_> {
                 "DELETE FROM derived_token WHERE (namespace, token_id) IN
                  (SELECT namespace, token_id FROM derived_token WHERE expires_at <= ?1 LIMIT ?2)",
             )?
-            .execute((self.now, FORGOTTEN_AT_ONCE))?;
+            .send((self.now, FORGOTTEN_AT_ONCE))?;
         let new = self
             .conn
             .prepare_cached(
@@ -238,7 +238,7 @@ impl WriteTx<'_> {
                         "UPDATE token SET last_used_at = ?2 WHERE token_id = ?1
                          AND (tenant_id = ?3 OR (tenant_id IS NULL AND ?3 = '_platform'))",
                     )?
-                    .execute((&id, used.at_ms, own))?;
+                    .send((&id, used.at_ms, own))?;
             }
         }
         Ok(())
@@ -257,7 +257,7 @@ impl WriteTx<'_> {
                 "DELETE FROM pop_nonce WHERE (holder, nonce) IN
                  (SELECT holder, nonce FROM pop_nonce WHERE expires_at <= ?1 LIMIT ?2)",
             )?
-            .execute((self.now, FORGOTTEN_AT_ONCE))?;
+            .send((self.now, FORGOTTEN_AT_ONCE))?;
         let new = self
             .conn
             .prepare_cached(

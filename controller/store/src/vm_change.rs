@@ -96,11 +96,11 @@ impl WriteTx<'_> {
                 "UPDATE vm SET name = ?2, labels = ?3, audit_index = ?4, is_deleted_on_stop = ?5
                  WHERE vm_id = ?1",
             )?
-            .execute((id.to_string(), &name, &labels, index, is_deleted_on_stop))?;
+            .send((id.to_string(), &name, &labels, index, is_deleted_on_stop))?;
         if let Some(at) = expiry {
             self.conn
                 .prepare_cached("UPDATE vm SET expires_at = ?2 WHERE vm_id = ?1")?
-                .execute((id.to_string(), at))?;
+                .send((id.to_string(), at))?;
         }
         let changed = self.vm(Some(tenant), &named)?;
         Ok(changed.ok_or(ChangeVmDenied::NotFound))

@@ -460,7 +460,7 @@ impl WriteTx<'_> {
                  placement, apart_group, is_apart_required, state_deadline, size, expires_at, is_deleted_on_stop)
                  VALUES (?1, ?2, ?3, ?4, ?5, 'running', 0, ?6, ?7, ?8, ?9, ?10, ?5, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)",
             )?
-            .execute((
+            .send((
                 new.vm_id.to_string(),
                 tenant.as_str(),
                 new.name,
@@ -493,7 +493,7 @@ impl WriteTx<'_> {
     ) -> Result<(), StoreError> {
         self.conn
             .prepare_cached("UPDATE vm SET node_id = ?2 WHERE vm_id = ?1")?
-            .execute((vm_id.to_string(), node.to_string()))?;
+            .send((vm_id.to_string(), node.to_string()))?;
         let taken = self
             .conn
             .prepare_cached(

@@ -301,7 +301,7 @@ impl WriteTx<'_> {
                 "UPDATE vm SET state = ?2, reason_code = ?3, reason_message = ?4, state_since = ?5,
                  desired_state = ?6, state_deadline = ?7, is_overdue_told = 0 WHERE vm_id = ?1",
             )?
-            .execute((
+            .send((
                 stored.vm.id.to_string(),
                 state_text(next),
                 reason.map(|reason| &reason.code),
@@ -327,7 +327,7 @@ impl WriteTx<'_> {
             .prepare_cached(
                 "UPDATE vm SET state_deadline = ?2, is_overdue_told = 0 WHERE vm_id = ?1",
             )?
-            .execute((vm_id.to_string(), self.deadline(state, happening)))?;
+            .send((vm_id.to_string(), self.deadline(state, happening)))?;
         Ok(())
     }
 
@@ -415,7 +415,7 @@ impl WriteTx<'_> {
         if record.outcome() == "accepted" {
             self.conn
                 .prepare_cached("UPDATE vm SET audit_index = ?2 WHERE vm_id = ?1")?
-                .execute((stored.vm.id.to_string(), index))?;
+                .send((stored.vm.id.to_string(), index))?;
         }
         Ok(())
     }
@@ -425,7 +425,7 @@ impl WriteTx<'_> {
             .prepare_cached(
                 "UPDATE task SET state = 'withdrawn' WHERE vm_id = ?1 AND state = 'pending'",
             )?
-            .execute([vm_id.to_string()])?;
+            .send([vm_id.to_string()])?;
         let message = if event == Event::StopHard {
             "the VM is being stopped hard"
         } else {
@@ -451,7 +451,7 @@ impl WriteTx<'_> {
                     "UPDATE node SET vms = vms - 1, vcpus_used = vcpus_used - ?2,
                      memory_used_mib = memory_used_mib - ?3 WHERE node_id = ?1",
                 )?
-                .execute((node.to_string(), vm.vcpus, vm.memory_mb))?;
+                .send((node.to_string(), vm.vcpus, vm.memory_mb))?;
         }
         Ok(())
     }

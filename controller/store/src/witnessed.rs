@@ -49,7 +49,7 @@ impl WriteTx<'_> {
                     origin = excluded.origin, size = excluded.size, note = excluded.note
                  WHERE ledger_shown.origin <> excluded.origin OR ledger_shown.size <= excluded.size",
             )?
-            .execute((origin, size, note))?;
+            .send((origin, size, note))?;
         Ok(())
     }
 
@@ -60,7 +60,7 @@ impl WriteTx<'_> {
     pub fn forget_shown(&mut self) -> Result<(), StoreError> {
         self.conn
             .prepare_cached("DELETE FROM ledger_shown")?
-            .execute([])?;
+            .send([])?;
         Ok(())
     }
 
@@ -80,7 +80,7 @@ impl WriteTx<'_> {
                  VALUES (?1, ?2, ?3, ?4)
                  ON CONFLICT (origin, witness) DO UPDATE SET reason = excluded.reason",
             )?
-            .execute((origin, witness, reason, clock_ms()))?;
+            .send((origin, witness, reason, clock_ms()))?;
         Ok(())
     }
 
@@ -91,7 +91,7 @@ impl WriteTx<'_> {
     pub fn end_contradiction(&mut self, origin: &str, witness: &str) -> Result<(), StoreError> {
         self.conn
             .prepare_cached("DELETE FROM ledger_contradiction WHERE origin = ?1 AND witness = ?2")?
-            .execute((origin, witness))?;
+            .send((origin, witness))?;
         Ok(())
     }
 }

@@ -68,7 +68,11 @@ where
     D: FnOnce(Result<T, StoreError>) + Send,
 {
     fn run(&mut self, tx: &mut WriteTx<'_>) -> bool {
-        let result = self.change.take().map(|change| change(tx));
+        let result = self.change.take().map(|change| {
+            let done = change(tx)?;
+            tx.conn.settle()?;
+            Ok(done)
+        });
         let stays = matches!(result, Some(Ok(_)));
         self.result = result;
         stays
@@ -169,6 +173,8 @@ fn write_batch(
         }
     }
     tx.log.seal(conn, keys)?;
+    // What fails before the commit is known not to have happened.
+    conn.settle()?;
     conn.commit().map_err(LogError::Commit)
 }
 

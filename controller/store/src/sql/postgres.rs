@@ -1,12 +1,15 @@
 //! PostgreSQL's side of the calls: one session, driven by the thread that calls.
 //!
 //! A session has a runtime of its own, so that no call needs another thread to be woken. What begins
-//! and ends changes is sent ahead of the next statement, in the same packet: a savepoint costs no
-//! round trip.
+//! and ends changes, and every statement of whose answer nothing is asked, is sent ahead of the next one, in
+//! the same packet: they cost no round trip.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
@@ -30,11 +33,16 @@ const BOUNDS: &str = "SET statement_timeout = '30s'; SET lock_timeout = '5s';
 pub(super) struct Session {
     /// Absent only while the session is dropped.
     runtime: Option<Runtime>,
-    client: Client,
+    client: Arc<Client>,
     statements: RefCell<HashMap<String, Arc<Statement>>>,
-    /// Statements that go out with the next one.
-    ahead: RefCell<String>,
+    /// What goes out with the next statement, in this order.
+    ahead: RefCell<Vec<Ahead>>,
 }
+
+/// A statement that is sent when this is polled first.
+type Ahead = Pin<Box<dyn Future<Output = Result<(), tokio_postgres::Error>> + Send>>;
+/// Statements that are sent ahead at most; what a server answers is kept until it is asked for.
+const MOST_AHEAD: usize = 64;
 
 /// A statement that a session has prepared.
 pub(super) struct Statement {
@@ -62,7 +70,7 @@ impl Session {
         })?;
         Ok(Self {
             runtime: Some(runtime),
-            client,
+            client: Arc::new(client),
             statements: RefCell::default(),
             ahead: RefCell::default(),
         })
@@ -95,16 +103,14 @@ impl Session {
     /// Run a change; how many rows it touched.
     pub(super) fn execute(&self, statement: &Statement, values: &[ValueRef<'_>]) -> Result<usize> {
         let values = encoded(statement, values)?;
-        let lent: Vec<_> = values.iter().map(|value| &**value as _).collect();
-        let touched = self.run(self.client.execute(&statement.prepared, &lent))?;
+        let touched = self.run(self.client.execute(&statement.prepared, &lent(&values)))?;
         Ok(usize::try_from(touched).unwrap_or(usize::MAX))
     }
 
     /// Run a question; all of its rows.
     pub(super) fn query(&self, statement: &Statement, values: &[ValueRef<'_>]) -> Result<Vec<Row>> {
         let values = encoded(statement, values)?;
-        let lent: Vec<_> = values.iter().map(|value| &**value as _).collect();
-        self.run(self.client.query(&statement.prepared, &lent))
+        self.run(self.client.query(&statement.prepared, &lent(&values)))
     }
 
     /// Run statements without parameters.
@@ -112,12 +118,29 @@ impl Session {
         self.run(self.client.batch_execute(sql))
     }
 
-    /// Send this before the next statement. If it fails the transaction is lost, and what comes
-    /// after it fails too.
-    pub(super) fn send_ahead(&self, sql: &str) {
-        let mut ahead = self.ahead.borrow_mut();
-        ahead.push_str(sql);
-        ahead.push(';');
+    /// Send this before the next statement, which tells if it fails; the transaction is lost then.
+    pub(super) fn send_ahead(&self, sql: &'static str) {
+        let client = Arc::clone(&self.client);
+        let sent = async move { client.batch_execute(sql).await };
+        self.ahead.borrow_mut().push(Box::pin(sent));
+    }
+
+    /// [`Session::send_ahead`] for a prepared statement.
+    pub(super) fn send(&self, statement: &Statement, values: &[ValueRef<'_>]) -> Result<()> {
+        let values = encoded(statement, values)?;
+        let (client, prepared) = (Arc::clone(&self.client), statement.prepared.clone());
+        let sent = async move { client.execute(&prepared, &lent(&values)).await.map(drop) };
+        self.ahead.borrow_mut().push(Box::pin(sent));
+        let is_enough = self.ahead.borrow().len() >= MOST_AHEAD;
+        if is_enough { self.settle() } else { Ok(()) }
+    }
+
+    /// Wait for the answers to all that was sent ahead.
+    pub(super) fn settle(&self) -> Result<()> {
+        if self.ahead.borrow().is_empty() {
+            return Ok(());
+        }
+        self.run(async { Ok(()) })
     }
 
     /// Undo the open transaction; whether the session is good for another.
@@ -137,7 +160,7 @@ impl Session {
                 return work.await;
             }
             // Requests go out in the order of their first polls.
-            let (before, answer) = tokio::join!(biased; self.client.batch_execute(&ahead), work);
+            let (before, answer) = tokio::join!(biased; all(ahead), work);
             before.and(answer)
         })?)
     }
@@ -150,6 +173,23 @@ impl Drop for Session {
             runtime.shutdown_background();
         }
     }
+}
+
+/// Send all, one after the other, and wait for their answers; the first failure in their order.
+async fn all(ahead: Vec<Ahead>) -> Result<(), tokio_postgres::Error> {
+    let mut answers: Vec<_> = ahead.into_iter().map(|sent| (sent, None)).collect();
+    poll_fn(|context| {
+        for (sent, answer) in answers.iter_mut().filter(|(_, answer)| answer.is_none()) {
+            if let Poll::Ready(ready) = sent.as_mut().poll(context) {
+                *answer = Some(ready);
+            }
+        }
+        if answers.iter().any(|(_, answer)| answer.is_none()) {
+            return Poll::Pending;
+        }
+        Poll::Ready(answers.drain(..).filter_map(|(_, answer)| answer).collect())
+    })
+    .await
 }
 
 /// A column's value; `None` if it is of a kind that we never store.
@@ -180,10 +220,15 @@ pub(super) fn position(row: &Row, name: &str) -> Option<usize> {
         .position(|column| column.name().eq_ignore_ascii_case(name))
 }
 
-type Parameter<'a> = Box<dyn ToSql + Sync + 'a>;
+/// A value that a statement can take along when it is sent later.
+type Parameter = Box<dyn ToSql + Sync + Send>;
+
+fn lent(values: &[Parameter]) -> Vec<&(dyn ToSql + Sync)> {
+    values.iter().map(|value| &**value as _).collect()
+}
 
 /// What the server is sent for these values, in the types that it wants.
-fn encoded<'a>(statement: &Statement, values: &[ValueRef<'a>]) -> Result<Vec<Parameter<'a>>> {
+fn encoded(statement: &Statement, values: &[ValueRef<'_>]) -> Result<Vec<Parameter>> {
     if statement.takes != values.len() {
         return Err(SqlError::ParameterCount {
             found: values.len(),
@@ -205,20 +250,20 @@ fn encoded<'a>(statement: &Statement, values: &[ValueRef<'a>]) -> Result<Vec<Par
         .collect()
 }
 
-fn parameter<'a>(value: ValueRef<'a>, wanted: &Type) -> Result<Parameter<'a>> {
+fn parameter(value: ValueRef<'_>, wanted: &Type) -> Result<Parameter> {
     Ok(match (value, wanted) {
         (ValueRef::Null, &Type::INT4) => Box::new(None::<i32>),
         (ValueRef::Null, &Type::BOOL) => Box::new(None::<bool>),
-        (ValueRef::Null, &Type::BYTEA) => Box::new(None::<&[u8]>),
-        (ValueRef::Null, &Type::TEXT) => Box::new(None::<&str>),
+        (ValueRef::Null, &Type::BYTEA) => Box::new(None::<Vec<u8>>),
+        (ValueRef::Null, &Type::TEXT) => Box::new(None::<String>),
         (ValueRef::Null, _) => Box::new(None::<i64>),
         (ValueRef::Integer(number), &Type::INT4) => {
             Box::new(i32::try_from(number).map_err(|_| SqlError::TooLarge)?)
         }
         (ValueRef::Integer(number), &Type::BOOL) => Box::new(number != 0),
         (ValueRef::Integer(number), _) => Box::new(number),
-        (ValueRef::Text(text), _) => Box::new(text),
-        (ValueRef::Blob(bytes), _) => Box::new(bytes),
+        (ValueRef::Text(text), _) => Box::new(text.to_owned()),
+        (ValueRef::Blob(bytes), _) => Box::new(bytes.to_owned()),
     })
 }
 
