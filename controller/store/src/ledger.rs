@@ -247,11 +247,20 @@ impl WriteTx<'_> {
                 entry.nonce.0.as_slice(),
                 &entry.leaf,
             ))?;
+        // An entry has its type and its outcome at least.
+        let mut sql = "INSERT INTO ledger_term (epoch, idx, term) VALUES".to_owned();
+        let mut values = vec![
+            SqlValue::Integer(storable(epoch)),
+            SqlValue::Integer(storable(entry.index)),
+        ];
         for term in terms {
-            self.conn
-                .prepare_cached("INSERT INTO ledger_term (epoch, term, idx) VALUES (?1, ?2, ?3)")?
-                .send((epoch, term, entry.index))?;
+            values.push(SqlValue::Text(term.clone()));
+            let comma = if values.len() > 3 { "," } else { "" };
+            sql.push_str(&format!("{comma} (?1, ?2, ?{})", values.len()));
         }
+        self.conn
+            .prepare_cached(&sql)?
+            .send(params_from_iter(values))?;
         self.conn.settle()
     }
 }

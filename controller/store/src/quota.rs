@@ -13,21 +13,22 @@ use berth_controller_core::quota::{
 use serde_json::json;
 
 use crate::error::StoreError;
+use crate::ledger::storable;
 use crate::ledger::{Cause, NewEvent};
 use crate::rows::rfc3339;
+use crate::sql::{Value, params_from_iter};
 use crate::store::Db;
 use crate::tenants::object;
 use crate::writer::WriteTx;
 
 const MS_PER_DAY: i64 = 86_400_000;
 
-/// What `?1` is charged in scope `''` and in scope `?2`. What is not counted by day has day 0.
-const CHARGE: &str = "UPDATE quota
-    SET used = CASE WHEN day = ?5 THEN used ELSE 0 END + ?4, day = ?5
-    WHERE tenant_id = ?1 AND scope IN ('', ?2) AND resource = ?3
-    AND CASE WHEN day = ?5 THEN used ELSE 0 END + ?4 <= COALESCE(
-      CASE WHEN override_until > ?6 THEN override_ceiling ELSE ceiling END, 9223372036854775807)
-    RETURNING scope, used, CASE WHEN override_until > ?6 THEN override_ceiling ELSE ceiling END";
+/// What can be charged in scope `''` and in scope `?2`: what is charged now, and the ceiling. What is counted
+/// by day starts anew each day; `?4` is today.
+const CHARGEABLE: &str = "SELECT scope, resource,
+    CASE WHEN resource = 'creates_per_day' AND day <> ?4 THEN 0 ELSE used END,
+    CASE WHEN override_until > ?3 THEN override_ceiling ELSE ceiling END
+    FROM quota WHERE tenant_id = ?1 AND scope IN ('', ?2)";
 
 const COUNTERS: &str = "SELECT resource,
     CASE WHEN override_until > ?3 THEN override_ceiling ELSE ceiling END,
@@ -74,8 +75,8 @@ pub(crate) struct Mark {
     limit: u64,
 }
 
-/// A row of [`CHARGE`]: the scope, what is charged there now, and the ceiling.
-type Charged = (String, u64, Option<u64>);
+/// What is charged for a resource in a scope now, and the ceiling; by scope and the resource's name.
+type Chargeable = BTreeMap<(String, String), (u64, Option<u64>)>;
 
 impl Db<'_> {
     /// Ceilings and charges of a tenant or of a project, in the order of [`Resource`]: a class of
@@ -277,30 +278,31 @@ impl WriteTx<'_> {
         project: &ProjectId,
         amounts: &Amounts,
     ) -> Result<Result<Vec<Mark>, QuotaDenied>, StoreError> {
-        let mut done = Amounts::new();
+        let chargeable = self.chargeable(tenant, project)?;
         let mut marks = Vec::new();
         for (resource, amount) in amounts.iter().filter(|(_, amount)| **amount > 0) {
-            let charged = self.charge_one(tenant, project, resource, *amount)?;
-            if charged.len() < 2 {
-                for (scope, _, _) in &charged {
-                    self.uncharge_in(tenant, &[scope], resource, *amount)?;
-                }
-                self.uncharge(tenant, project, &done)?;
-                return self.why_denied(tenant, project, resource, *amount).map(Err);
-            }
-            done.insert(resource.clone(), *amount);
-            marks.extend(charged.into_iter().filter_map(|(scope, used, limit)| {
-                let limit = limit?;
-                let percent = crossed(limit, used.saturating_sub(*amount), used)?;
-                Some(Mark {
-                    project: (!scope.is_empty()).then_some(scope),
+            for scope in ["", project.as_str()] {
+                let key = (scope.to_owned(), resource.name());
+                let after = chargeable.get(&key).and_then(|(used, limit)| {
+                    let after = used.checked_add(*amount)?;
+                    limit
+                        .is_none_or(|limit| after <= limit)
+                        .then_some((*used, after, *limit))
+                });
+                let Some((used, after, limit)) = after else {
+                    return self.why_denied(tenant, project, resource, *amount).map(Err);
+                };
+                let reached = limit.and_then(|limit| Some((limit, crossed(limit, used, after)?)));
+                marks.extend(reached.map(|(limit, percent)| Mark {
+                    project: (!scope.is_empty()).then(|| scope.to_owned()),
                     resource: resource.name(),
                     percent,
-                    used,
+                    used: after,
                     limit,
-                })
-            }));
+                }));
+            }
         }
+        self.add_charges(tenant, project, amounts)?;
         Ok(Ok(marks))
     }
 
@@ -332,31 +334,57 @@ impl WriteTx<'_> {
         Ok(())
     }
 
-    fn charge_one(
+    fn chargeable(&self, tenant: &TenantId, project: &ProjectId) -> Result<Chargeable, StoreError> {
+        let asked = (tenant.as_str(), project.as_str(), self.now, self.today());
+        Ok(self
+            .conn
+            .prepare_cached(CHARGEABLE)?
+            .query_map(asked, |row| {
+                Ok(((row.get(0)?, row.get(1)?), (row.get(2)?, row.get(3)?)))
+            })?
+            .collect::<Result<_, _>>()?)
+    }
+
+    /// Charge what was found to fit, in one statement: nobody else writes in between.
+    fn add_charges(
         &mut self,
         tenant: &TenantId,
         project: &ProjectId,
-        resource: &Resource,
-        amount: u64,
-    ) -> Result<Vec<Charged>, StoreError> {
-        let day = if *resource == Resource::CreatesPerDay {
-            self.today()
-        } else {
-            0
-        };
-        let mut update = self.conn.prepare_cached(CHARGE)?;
-        let rows = update.query_map(
-            (
-                tenant.as_str(),
-                project.as_str(),
-                resource.name(),
-                amount,
-                day,
-                self.now,
-            ),
-            |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
-        )?;
-        Ok(rows.collect::<Result<_, _>>()?)
+        amounts: &Amounts,
+    ) -> Result<(), StoreError> {
+        let mut values = vec![
+            Value::Text(tenant.to_string()),
+            Value::Text(project.to_string()),
+            Value::Integer(self.today()),
+        ];
+        let (mut sums, mut resources) = (String::new(), String::new());
+        for (resource, amount) in amounts.iter().filter(|(_, amount)| **amount > 0) {
+            let is_by_day = *resource == Resource::CreatesPerDay;
+            let used = if is_by_day {
+                "CASE WHEN day = ?3 THEN used ELSE 0 END"
+            } else {
+                "used"
+            };
+            let comma = if resources.is_empty() { "" } else { ", " };
+            values.push(Value::Text(resource.name()));
+            let name = values.len();
+            values.push(Value::Integer(storable(*amount)));
+            let amount = values.len();
+            sums.push_str(&format!(" WHEN ?{name} THEN {used} + ?{amount}"));
+            resources.push_str(&format!("{comma}?{name}"));
+        }
+        if resources.is_empty() {
+            return Ok(());
+        }
+        let sql = format!(
+            "UPDATE quota SET used = CASE resource{sums} END,
+             day = CASE WHEN resource = 'creates_per_day' THEN ?3 ELSE day END
+             WHERE tenant_id = ?1 AND scope IN ('', ?2) AND resource IN ({resources})"
+        );
+        self.conn
+            .prepare_cached(&sql)?
+            .send(params_from_iter(values))?;
+        Ok(())
     }
 
     fn why_denied(
@@ -414,23 +442,29 @@ impl WriteTx<'_> {
         vm_id: VmId,
         amounts: &Amounts,
     ) -> Result<(), StoreError> {
+        let mut sql =
+            "INSERT INTO charge (tenant_id, project_id, vm_id, resource, amount) VALUES".to_owned();
+        let mut values = vec![
+            Value::Text(tenant.to_string()),
+            Value::Text(project.to_string()),
+            Value::Text(vm_id.to_string()),
+        ];
+        let fixed = values.len();
         for (resource, amount) in amounts {
             // Slots are counted by their claims, creates by the VMs themselves.
             if matches!(resource, Resource::Slots(_) | Resource::CreatesPerDay) {
                 continue;
             }
+            let comma = if values.len() > fixed { "," } else { "" };
+            values.push(Value::Text(resource.name()));
+            values.push(Value::Integer(storable(*amount)));
+            let last = values.len();
+            sql.push_str(&format!("{comma} (?1, ?2, ?3, ?{}, ?{last})", last - 1));
+        }
+        if values.len() > fixed {
             self.conn
-                .prepare_cached(
-                    "INSERT INTO charge (tenant_id, project_id, vm_id, resource, amount)
-                     VALUES (?1, ?2, ?3, ?4, ?5)",
-                )?
-                .send((
-                    tenant.as_str(),
-                    project.as_str(),
-                    vm_id.to_string(),
-                    resource.name(),
-                    amount,
-                ))?;
+                .prepare_cached(&sql)?
+                .send(params_from_iter(values))?;
         }
         Ok(())
     }

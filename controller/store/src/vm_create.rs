@@ -20,7 +20,6 @@ use crate::seeds::{fingerprints, user_data_hash};
 use crate::store::Db;
 use crate::tenants::object;
 use crate::vm_events::due_ms;
-use crate::vms::VmRef;
 use crate::writer::WriteTx;
 
 /// Why a VM was not accepted.
@@ -201,9 +200,7 @@ impl Db<'_> {
             return Ok(Err(CreateVmDenied::NoProject(shape.project.clone())));
         }
         if let Some(name) = &shape.name
-            && self
-                .find_vm(Some(tenant), &VmRef::Name(name.clone()))?
-                .is_some()
+            && self.is_name_taken(tenant, name)?
         {
             return Ok(Err(CreateVmDenied::NameTaken { name: name.clone() }));
         }
@@ -420,7 +417,7 @@ impl WriteTx<'_> {
             expires_at,
             audit_index,
         };
-        self.insert_vm(tenant, shape, &row)?;
+        self.insert_vm(tenant, shape, node, &row)?;
         let holder = cause.actor.subject_key.as_deref();
         let holder = holder.filter(|_| shape.guest_token);
         self.keep_seed(tenant, vm_id, shape, wanted, holder)?;
@@ -428,7 +425,7 @@ impl WriteTx<'_> {
         self.claim_slots(tenant, &shape.project, vm_id, &slots, cause)?;
         self.begin_operation(tenant, vm_id, TaskKind::Create, "placing")?;
         if let Some(node) = node {
-            self.put_on_node(vm_id, node, cause)?;
+            self.take_room(vm_id, node, cause)?;
         }
         let mut vm = self
             .stored_vm(vm_id)?
@@ -442,6 +439,7 @@ impl WriteTx<'_> {
         &mut self,
         tenant: &TenantId,
         shape: &Shape,
+        node: Option<NodeId>,
         new: &NewVmRow<'_>,
     ) -> Result<(), StoreError> {
         let labels = serde_json::to_string(&shape.labels)
@@ -457,8 +455,10 @@ impl WriteTx<'_> {
             .prepare_cached(
                 "INSERT INTO vm (vm_id, tenant_id, name, state, state_since, desired_state, generation,
                  vcpus, memory_mb, disk_gb, image, labels, created_at, audit_index, project_id,
-                 placement, apart_group, is_apart_required, state_deadline, size, expires_at, is_deleted_on_stop)
-                 VALUES (?1, ?2, ?3, ?4, ?5, 'running', 0, ?6, ?7, ?8, ?9, ?10, ?5, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)",
+                 placement, apart_group, is_apart_required, state_deadline, size, expires_at, is_deleted_on_stop,
+                 node_id)
+                 VALUES (?1, ?2, ?3, ?4, ?5, 'running', 0, ?6, ?7, ?8, ?9, ?10, ?5, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19,
+                 ?20)",
             )?
             .send((
                 new.vm_id.to_string(),
@@ -480,20 +480,13 @@ impl WriteTx<'_> {
                 shape.size.as_ref(),
                 new.expires_at,
                 shape.is_deleted_on_stop,
+                node.map(|node| node.to_string()),
             ))?;
         Ok(())
     }
 
-    /// Promise a node's room to a pending VM and order its making.
-    pub(crate) fn put_on_node(
-        &mut self,
-        vm_id: VmId,
-        node: NodeId,
-        cause: &Cause,
-    ) -> Result<(), StoreError> {
-        self.conn
-            .prepare_cached("UPDATE vm SET node_id = ?2 WHERE vm_id = ?1")?
-            .send((vm_id.to_string(), node.to_string()))?;
+    /// Promise a node's room to a VM that is pending for it and order its making.
+    fn take_room(&mut self, vm_id: VmId, node: NodeId, cause: &Cause) -> Result<(), StoreError> {
         let taken = self
             .conn
             .prepare_cached(
@@ -546,8 +539,12 @@ impl WriteTx<'_> {
             };
             let decision = self.decide_placement(&stored.vm.image, &demand)?;
             if let Decision::Chosen(placement) = decision {
-                self.put_on_node(vm_id, placement.node_id, &Cause::controller())?;
-                woken.push(placement.node_id);
+                let node = placement.node_id;
+                self.conn
+                    .prepare_cached("UPDATE vm SET node_id = ?2 WHERE vm_id = ?1")?
+                    .send((vm_id.to_string(), node.to_string()))?;
+                self.take_room(vm_id, node, &Cause::controller())?;
+                woken.push(node);
             }
         }
         Ok(woken)

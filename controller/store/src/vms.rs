@@ -92,6 +92,17 @@ impl Db<'_> {
         Ok(self.find_vm(None, &VmRef::Id(id))?.map(|(row, _)| row))
     }
 
+    /// Whether a live VM of the tenant has this name.
+    pub(crate) fn is_name_taken(&self, tenant: &TenantId, name: &str) -> Result<bool, StoreError> {
+        Ok(self
+            .conn
+            .prepare_cached(
+                "SELECT EXISTS (SELECT 1 FROM vm
+                   WHERE tenant_id = ?1 AND name = ?2 AND state <> 'deleted')",
+            )?
+            .query_row((tenant.as_str(), name), |row| row.get(0))?)
+    }
+
     pub(crate) fn find_vm(
         &self,
         tenant: Option<&TenantId>,

@@ -19,7 +19,10 @@ use crate::store::{Db, KeySet};
 /// outlive a panic of this thread.
 pub const WRITER_THREAD: &str = "store-writer";
 /// Most changes that share one commit.
-const MAX_BATCH: usize = 256;
+const MAX_BATCH: usize = 512;
+/// The same for PostgreSQL, which keeps every version of a row until the transaction ends that made it, and
+/// passes them all at the next change: counters change with each of ours.
+const MAX_BATCH_POSTGRES: usize = 32;
 /// Most changes that wait. What cannot be recorded soon is refused at once, and does not happen.
 const MAX_WAITING: usize = 4096;
 
@@ -102,10 +105,14 @@ impl Writer {
         keys: KeySet,
     ) -> std::io::Result<Self> {
         let (jobs, waiting) = sync_channel(MAX_WAITING);
+        let most = match database {
+            Database::File(_) => MAX_BATCH,
+            Database::Postgres(_) => MAX_BATCH_POSTGRES,
+        };
         let link = WriterLink::new(database.clone(), conn, seen)?;
         std::thread::Builder::new()
             .name(WRITER_THREAD.to_owned())
-            .spawn(move || write_until_closed(link, &keys, &waiting))?;
+            .spawn(move || write_until_closed(link, &keys, &waiting, most))?;
         Ok(Self { jobs })
     }
 
@@ -127,10 +134,15 @@ impl Writer {
     }
 }
 
-fn write_until_closed(mut link: WriterLink, keys: &KeySet, waiting: &Receiver<Box<dyn Job>>) {
+fn write_until_closed(
+    mut link: WriterLink,
+    keys: &KeySet,
+    waiting: &Receiver<Box<dyn Job>>,
+    most: usize,
+) {
     while let Ok(first) = waiting.recv() {
         let mut batch = vec![first];
-        batch.extend(waiting.try_iter().take(MAX_BATCH - 1));
+        batch.extend(waiting.try_iter().take(most - 1));
         let commit = write_batch(&mut link, keys, &mut batch);
         match &commit {
             Ok(()) => link.committed(),

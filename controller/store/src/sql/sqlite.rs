@@ -26,7 +26,6 @@ pub(super) fn open_writer(path: &Path) -> Result<Connection> {
     conn.pragma_update(None, "synchronous", "FULL")?;
     conn.pragma_update(None, "foreign_keys", true)?;
     conn.pragma_update(None, "cache_size", WRITER_CACHE)?;
-    conn.pragma_update(None, "temp_store", "MEMORY")?;
     keep_prepared(&conn)?;
     Ok(conn)
 }
