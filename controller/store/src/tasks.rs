@@ -242,6 +242,7 @@ impl WriteTx<'_> {
             TaskAction::VmCreate { .. }
             | TaskAction::VmStart {}
             | TaskAction::VmDelete {}
+            | TaskAction::VmEjectSeed {}
             | TaskAction::VmConsoleRead { .. } => None,
         }))
     }
