@@ -252,6 +252,25 @@ impl Block {
 
     /// Answers every request that is complete, and takes more where that makes room.
     fn collect(&mut self, queues: &mut Queues, memory: &Memory) -> Result<(), QueueBroken> {
+        let answered = self.answer_completed(queues, memory);
+        self.close_when_ejected();
+        answered?;
+        for index in 0..queues.count() {
+            if let Some(queue) = queues.get(index)
+                && queue.is_quiet()
+                && self.is_ready_for(index)
+            {
+                queue.serve_again();
+            }
+        }
+        Ok(())
+    }
+
+    fn answer_completed(
+        &mut self,
+        queues: &mut Queues,
+        memory: &Memory,
+    ) -> Result<(), QueueBroken> {
         while let Some(Completion { id, result }) = self.backend.next_completed() {
             if result.is_ok() && self.settle(id, memory) {
                 continue;
@@ -262,15 +281,6 @@ impl Block {
             let result = result.map_err(|error| host_failed(&error));
             if let Some(queue) = queues.get(pending.queue) {
                 self.answer(pending, result, queue, memory)?;
-            }
-        }
-        self.close_when_ejected();
-        for index in 0..queues.count() {
-            if let Some(queue) = queues.get(index)
-                && queue.is_quiet()
-                && self.is_ready_for(index)
-            {
-                queue.serve_again();
             }
         }
         Ok(())
