@@ -10,8 +10,8 @@
 //! change of the capacity. Either alone would do to hide the content. Without the failures a driver
 //! that does not look at the capacity would have no answer; without the capacity, whatever looks
 //! through all disks, as udev and blkid do, would fill the guest's log with failures of a device that
-//! is well. Linux takes a disk of no sectors for an empty drive: it reads nothing of it, and takes
-//! away the names that it gave its content.
+//! is well. Linux takes a disk of no sectors for an empty drive and reads nothing of it, not even what
+//! it has cached. It sends no uevent for that, so names by label stay until udev looks again.
 
 pub mod backend;
 mod features;
