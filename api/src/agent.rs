@@ -352,6 +352,11 @@ pub enum TaskAction {
     /// Ensure that nothing of the VM is left but a tombstone.
     #[serde(rename = "vm.delete")]
     VmDelete {},
+    /// Ensure that the guest of this generation's run, which is set up, cannot read any more what it was
+    /// given, and that the host keeps nothing of it. The VM runs on, so the generation is its present
+    /// one.
+    #[serde(rename = "vm.eject_seed")]
+    VmEjectSeed {},
     /// Read the newest console output. Changes nothing, so its generation may repeat.
     #[serde(rename = "vm.console_read")]
     VmConsoleRead {

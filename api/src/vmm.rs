@@ -359,6 +359,12 @@ pub enum Request {
         /// The balloon's wanted size in MiB.
         target_mib: u64,
     },
+    /// Take the medium out of a read-only disk for good: its descriptor is closed, and the guest reads
+    /// nothing of it any more. Answered with [`Event::DiskEjected`], also if it is out already.
+    EjectDisk {
+        /// The disk's [`Disk::serial`].
+        serial: String,
+    },
     /// Answer with [`Event::Statistics`].
     Statistics,
 }
@@ -373,6 +379,7 @@ impl Request {
             Self::Pause => "pause",
             Self::Resume => "resume",
             Self::Balloon { .. } => "balloon",
+            Self::EjectDisk { .. } => "eject_disk",
             Self::Statistics => "statistics",
         }
     }
@@ -465,6 +472,11 @@ pub enum Event {
     Paused,
     /// The vCPUs run the guest again.
     Resumed,
+    /// The guest reads nothing of this disk any more.
+    DiskEjected {
+        /// The disk's [`Disk::serial`].
+        serial: String,
+    },
     /// A [`Request`] was not done.
     Denied {
         /// The request's name in the contract, as `pause`; empty if it could not be read.
@@ -583,6 +595,9 @@ mod tests {
             Request::Pause,
             Request::Resume,
             Request::Balloon { target_mib: 1 },
+            Request::EjectDisk {
+                serial: "seed".to_owned(),
+            },
             Request::Statistics,
         ] {
             let message = serde_json::to_value(&request).unwrap();

@@ -10,6 +10,7 @@ use std::path::Path;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use berth_api::agent::{JOIN_TOKEN_PREFIX, TASK_PAYLOAD_TYPE};
+use berth_fuzz::disk::DECISIONS;
 use berth_fuzz::ledger_seeds;
 use berth_fuzz::seed_values::{
     HOLDER_SEEDS, NODE_EPOCH, NOW, ROOT_KEY_SEED, TASK_KEY_SEED, controller_id, holder, node_id,
@@ -122,6 +123,13 @@ fn block_queue() -> Vec<Vec<u8>> {
         let memory = queue_memory(descriptors, header);
         [&[options][..], &queue_header(features), &memory].concat()
     };
+    // The first two times that somebody asks nothing is complete. Decisions are taken from the end.
+    let late = |options: u8, descriptors: &[_], header: &[u8]| {
+        let mut decisions = [0; DECISIONS];
+        decisions[DECISIONS - 2..].fill(0x80);
+        let memory = queue_memory(descriptors, header);
+        [&[options][..], &decisions, &queue_header(1), &memory].concat()
+    };
     let indirect = [
         (0x110, 48, 4, 0),
         (0, 16, 1, 1),
@@ -141,6 +149,9 @@ fn block_queue() -> Vec<Vec<u8>> {
         ),
         seed(0, 1, &indirect, &request(0, 15)),
         seed(0, 0, &data(2), &request(0, 16)),
+        // The medium goes before the second call.
+        seed(1 | 2 << 2, 1, &data(2), &request(0, 1)),
+        late(1 | 2 | 2 << 2, &data(2), &request(0, 1)),
     ]
 }
 
@@ -630,6 +641,9 @@ fn token_chain() -> Vec<Vec<u8>> {
         with(0, &[root_token(), root_token()].join("~")),
         with(1, &chain),
         with(1, &limited),
-        with(1, &[claims(1, ""), claims(2, r#""ten":"acme","#)].join("\n")),
+        with(
+            1,
+            &[claims(1, ""), claims(2, r#""ten":"acme","#)].join("\n"),
+        ),
     ]
 }

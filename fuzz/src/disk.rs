@@ -60,6 +60,12 @@ impl DiskView {
         !self.lock().held.is_empty()
     }
 
+    /// Whether the device still has the disk.
+    #[must_use]
+    pub fn is_in_use(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().expect("no device panics")
     }

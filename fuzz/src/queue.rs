@@ -21,7 +21,7 @@ const LOW_BYTES: usize = 0x8000;
 const HIGH_START: u64 = 0x1_0000;
 const HIGH_BYTES: usize = 0x4000;
 /// Calls of the device; between two of them the guest changes a word of memory.
-const CALLS: usize = 4;
+pub const CALLS: usize = 4;
 const EVENT_IDX: u64 = 1 << 29;
 
 /// Lets `device` serve the queue that `input` describes; `after_each` looks at the device's
@@ -34,15 +34,43 @@ pub fn serve_device(device: Box<dyn VirtioDevice>, input: &mut Input<'_>, after_
     serve_queue(device, 0, input, after_each);
 }
 
+/// The same with a medium that is taken out before call number `ejected_at`, counted from 0, if there
+/// are so many.
+///
+/// # Panics
+/// As [`serve_device`].
+pub fn serve_medium(
+    device: Box<dyn VirtioDevice>,
+    ejected_at: usize,
+    input: &mut Input<'_>,
+    after_each: impl Fn(),
+) {
+    serve_between(device, 0, input, after_each, |call, active| {
+        if call == ejected_at {
+            active.eject();
+        }
+    });
+}
+
 /// The same with the queue being number `index` of the device.
 ///
 /// # Panics
 /// As [`serve_device`].
 pub fn serve_queue(
+    device: Box<dyn VirtioDevice>,
+    index: u16,
+    input: &mut Input<'_>,
+    after_each: impl Fn(),
+) {
+    serve_between(device, index, input, after_each, |_, _| ());
+}
+
+fn serve_between(
     mut device: Box<dyn VirtioDevice>,
     index: u16,
     input: &mut Input<'_>,
     after_each: impl Fn(),
+    before_each: impl Fn(usize, &mut ActiveDevice),
 ) {
     let ranges = [
         (GuestAddress(0), LOW_BYTES),
@@ -77,7 +105,8 @@ pub fn serve_queue(
     queues.push(Some(queue));
     let mut active = ActiveDevice::new(device, queues, memory.clone(), interrupt, errors);
     let mut is_broken = false;
-    for (address, value) in writes {
+    for (call, (address, value)) in writes.into_iter().enumerate() {
+        before_each(call, &mut active);
         let before = is_broken.then(|| snapshot(&memory));
         let mut served = active.serve(index);
         for source in 0..active.source_count() {

@@ -99,7 +99,10 @@ fn task(input: &mut Input<'_>) {
     assert!(task.not_before <= NOW + CLOCK_SKEW_SECONDS);
     assert!(task.expires_at > NOW - CLOCK_SKEW_SECONDS);
     if let Some(known) = known {
-        let repeats = matches!(task.action, TaskAction::VmConsoleRead { .. });
+        let repeats = matches!(
+            task.action,
+            TaskAction::VmConsoleRead { .. } | TaskAction::VmEjectSeed {}
+        );
         assert_eq!(task.tenant_id, known.tenant_id);
         assert!(
             task.generation > known.generation || repeats && task.generation == known.generation

@@ -2,13 +2,18 @@
 //!
 //! Requests complete at once, or late and in the order that the input says.
 //!
-//! Holds: a read-only disk stays as it is, nothing passes the disk's end, and without a negotiated
-//! cache every write is durable when the device has answered.
+//! Bits 2 to 4 of the options say before which call the medium is taken out; 0 for never.
+//!
+//! Holds: a read-only disk stays as it is, nothing passes the disk's end, without a negotiated
+//! cache every write is durable when the device has answered, and a medium that was taken out is let
+//! go as soon as nothing of it is in progress.
 #![no_main]
+
+use std::cell::Cell;
 
 use berth_fuzz::disk::{CheckedDisk, completion_order};
 use berth_fuzz::input::Input;
-use berth_fuzz::queue::serve_device;
+use berth_fuzz::queue::{CALLS, serve_medium};
 use berth_vmm_devices::virtio::block::{Block, BlockOptions};
 use libfuzzer_sys::fuzz_target;
 
@@ -28,9 +33,23 @@ fuzz_target!(|bytes: &[u8]| {
         },
     );
     let before = view.content();
-    serve_device(Box::new(block), &mut input, || {
-        assert!(!read_only || view.content() == before);
-        let is_settled = !view.is_dirty() || view.is_busy();
-        assert!(has_cache || is_settled, "a write is not durable");
-    });
+    let ejected_at = usize::from(options >> 2 & 7).checked_sub(1);
+    let ejected_at = ejected_at.filter(|call| *call < CALLS);
+    let calls = Cell::new(0);
+    serve_medium(
+        Box::new(block),
+        ejected_at.unwrap_or(CALLS),
+        &mut input,
+        || {
+            let is_ejected = ejected_at.is_some_and(|call| call <= calls.get());
+            calls.set(calls.get() + 1);
+            assert!(
+                !is_ejected || view.is_busy() || !view.is_in_use(),
+                "the host's side is still open"
+            );
+            assert!(!read_only || view.content() == before);
+            let is_settled = !view.is_dirty() || view.is_busy();
+            assert!(has_cache || is_settled, "a write is not durable");
+        },
+    );
 });

@@ -114,8 +114,12 @@ pub struct SimulatedAgent {
     pub tell_creates: Option<UnboundedSender<(VmId, Instant)>>,
     /// What it says that it has seen of the ledger.
     pub log: LogReport,
-    /// What the guests on its host were given at their last start.
+    /// What the guests on its host were given at their last start, and can still read.
     pub seeds: BTreeMap<VmId, Seed>,
+    /// Which media it was told to take away: the run of which VM.
+    pub ejections: Vec<(VmId, u64)>,
+    /// It does not know how to take a medium away.
+    pub is_old: bool,
     /// What it was shown of the ledger last.
     pub shown: Option<CheckpointOffer>,
 }
@@ -200,6 +204,8 @@ impl SimulatedAgent {
             tell_creates: None,
             log: LogReport::default(),
             seeds: BTreeMap::new(),
+            ejections: Vec::new(),
+            is_old: false,
             shown: None,
         })
     }
@@ -381,7 +387,7 @@ impl SimulatedAgent {
 
     /// Whether a graceful stop is at work: that one itself, or one that the task cannot overtake.
     fn has_to_wait(&self, task: &Task) -> bool {
-        let reads = matches!(task.action, TaskAction::VmConsoleRead { .. });
+        let reads = changes_nothing(task);
         self.at_work
             .get(&task.vm_id)
             .is_some_and(|(at_work, _)| *at_work == task.task_id || !(reads || overtakes(task)))
@@ -419,7 +425,7 @@ impl SimulatedAgent {
         if known.tenant_id != task.tenant_id {
             return Some((RefusalCode::WrongOwner, "of another tenant"));
         }
-        let reads = matches!(task.action, TaskAction::VmConsoleRead { .. });
+        let reads = changes_nothing(task);
         (!reads && task.generation <= known.generation)
             .then_some((RefusalCode::OldGeneration, "seen before"))
     }
@@ -427,6 +433,7 @@ impl SimulatedAgent {
     fn act(&mut self, task: &Task) -> TaskOutcome {
         let state = match &task.action {
             TaskAction::VmConsoleRead { tail_bytes } => return self.read_console(*tail_bytes),
+            TaskAction::VmEjectSeed {} => return self.eject_seed(task),
             TaskAction::VmStart {} if !self.vms.contains_key(&task.vm_id) => {
                 return TaskOutcome::Failed {
                     code: FailureCode::VmUnknown,
@@ -470,6 +477,20 @@ impl SimulatedAgent {
             )),
             None => drop(self.vms.remove(&task.vm_id)),
         }
+        TaskOutcome::Done {
+            evidence: BTreeMap::new(),
+        }
+    }
+
+    fn eject_seed(&mut self, task: &Task) -> TaskOutcome {
+        self.ejections.push((task.vm_id, task.generation));
+        if self.is_old {
+            return TaskOutcome::Refused {
+                code: RefusalCode::Unsupported,
+                message: "no task of this contract".to_owned(),
+            };
+        }
+        self.seeds.remove(&task.vm_id);
         TaskOutcome::Done {
             evidence: BTreeMap::new(),
         }
@@ -522,6 +543,14 @@ impl RunningAgent {
 
 fn is_stop(task: &Task, wanted: StopMode) -> bool {
     matches!(task.action, TaskAction::VmStop { mode, .. } if mode == wanted)
+}
+
+/// Whether the VM is as before, so that the task's generation may repeat.
+fn changes_nothing(task: &Task) -> bool {
+    matches!(
+        task.action,
+        TaskAction::VmConsoleRead { .. } | TaskAction::VmEjectSeed {}
+    )
 }
 
 fn overtakes(task: &Task) -> bool {

@@ -122,6 +122,7 @@ impl Trust {
                 format!("tail_bytes is {tail_bytes}, at most {MAX_CONSOLE_BYTES} are sent"),
             ),
             TaskAction::VmConsoleRead { .. }
+            | TaskAction::VmEjectSeed {}
             | TaskAction::VmStop { .. }
             | TaskAction::VmStart {}
             | TaskAction::VmDelete {} => Ok(()),
@@ -231,7 +232,10 @@ fn check_history(task: &Task, known: &KnownVm) -> Result<(), TaskRefused> {
             "the VM belongs to another tenant on this host",
         );
     }
-    let repeats = matches!(task.action, TaskAction::VmConsoleRead { .. });
+    let repeats = matches!(
+        task.action,
+        TaskAction::VmConsoleRead { .. } | TaskAction::VmEjectSeed {}
+    );
     if task.generation < known.generation || (task.generation == known.generation && !repeats) {
         return refuse(
             RefusalCode::OldGeneration,

@@ -325,7 +325,7 @@ fn event_of(action: &TaskAction, now: i64) -> Option<Event> {
             ..
         } => Some(Event::StopHard),
         TaskAction::VmDelete {} => Some(Event::Delete),
-        TaskAction::VmConsoleRead { .. } => None,
+        TaskAction::VmConsoleRead { .. } | TaskAction::VmEjectSeed {} => None,
     }
 }
 

@@ -286,7 +286,9 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> Agent<U, F, S> {
             TaskAction::VmConsoleRead { tail_bytes } if is_here => {
                 return self.read_console(&task, *tail_bytes, now);
             }
+            TaskAction::VmEjectSeed {} if is_here => return self.registry.eject_seed(&task),
             TaskAction::VmConsoleRead { .. }
+            | TaskAction::VmEjectSeed {}
             | TaskAction::VmStart {}
             | TaskAction::VmStop { .. }
                 if !is_here =>
@@ -299,6 +301,7 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> Agent<U, F, S> {
                 return true;
             }
             TaskAction::VmConsoleRead { .. }
+            | TaskAction::VmEjectSeed {}
             | TaskAction::VmCreate { .. }
             | TaskAction::VmStart {}
             | TaskAction::VmStop { .. }

@@ -34,6 +34,13 @@ pub(crate) struct Order {
 pub(crate) enum Message {
     /// Do this; it was checked.
     Task(Box<Order>),
+    /// The guest of the run of this generation needs its medium no more.
+    EjectSeed {
+        /// Which task says so.
+        task_id: TaskId,
+        /// The run.
+        generation: u64,
+    },
     /// The controller stored the result of this task.
     Acknowledged(TaskId),
     /// The controller asks for the result of this task again.
@@ -164,6 +171,18 @@ impl Registry {
         let handed_over = entry.mailbox.messages.send(message).is_ok();
         entry.pending = handed_over.then_some(task_id);
         handed_over
+    }
+
+    /// Tell a VM's task that its guest needs its medium no more. Whatever is at work on the VM, this
+    /// need not wait for it. Returns whether there is somebody to tell.
+    pub(crate) fn eject_seed(&self, task: &Task) -> bool {
+        let message = Message::EjectSeed {
+            task_id: task.task_id,
+            generation: task.generation,
+        };
+        let state = self.state();
+        let entry = state.vms.get(&task.vm_id);
+        entry.is_some_and(|entry| entry.mailbox.messages.send(message).is_ok())
     }
 
     /// Forget a tombstone whose last result is with the controller: its record on the disk is all

@@ -12,13 +12,15 @@ use std::time::Duration;
 
 use berth_agent_core::phase::{Effect, End, Event, Phase};
 use berth_agent_core::plan::{Observed, SlotPresence, Step, UnitPresence, Want, plan};
+use berth_agent_core::seed::SERIAL;
 use berth_agent_core::vm_record::VmRecord;
 use berth_agent_host::service_manager::DescriptorStore;
 use berth_agent_host::vm_files::{VmFiles, VmFilesError};
 use berth_agent_host::vmm_socket::{TalkError, VmmSocket};
 use berth_agent_host::vmm_unit::{UnitState, VmmUnits, unit_name};
 use berth_api::agent::{FailureCode, Task, TaskAction, TaskOutcome};
-use berth_api::vmm;
+use berth_api::ids::TaskId;
+use berth_api::vmm::{self, Denial};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
@@ -36,6 +38,8 @@ const LAUNCH_TIMEOUT: Duration = Duration::from_secs(30);
 const PERSIST_RETRY: Duration = Duration::from_secs(1);
 /// Longest message of a VMM that is repeated, in characters.
 const MAX_VMM_WORDS: usize = 1000;
+/// What [`vmm::Request::EjectDisk`] is called where it is denied.
+const EJECT_DISK: &str = "eject_disk";
 
 pub(crate) struct VmActor<U, F, S> {
     host: Arc<Host<U, F, S>>,
@@ -45,6 +49,8 @@ pub(crate) struct VmActor<U, F, S> {
     socket: Option<VmmSocket>,
     /// What the guest of this run is given. Kept by the service manager too, and on no disk.
     seed: Option<File>,
+    /// The task by which the VMM was asked to take the medium out of the guest's drive.
+    ejecting: Option<TaskId>,
     /// When a launch or a graceful stop has taken too long.
     deadline: Option<Instant>,
 }
@@ -79,6 +85,7 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> VmActor<U, F, S> {
             record,
             socket: left.socket,
             seed: left.seed,
+            ejecting: None,
             deadline: None,
         }
     }
@@ -147,6 +154,10 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> VmActor<U, F, S> {
     async fn on_message(&mut self, message: Message) {
         match message {
             Message::Task(order) => self.on_task(*order).await,
+            Message::EjectSeed {
+                task_id,
+                generation,
+            } => self.on_eject_seed(task_id, generation).await,
             Message::Acknowledged(task_id) => {
                 if self.record.acknowledge(task_id) {
                     self.persist().await;
@@ -219,6 +230,86 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> VmActor<U, F, S> {
         }
     }
 
+    /// The guest of a run is set up: see to it that nobody reads any more what it was given. What cannot
+    /// be done now is not answered: the task comes again until it is, and each step can be repeated.
+    async fn on_eject_seed(&mut self, task_id: TaskId, generation: u64) {
+        // The start of that run comes before it, and its medium with it.
+        if generation > self.record.generation {
+            return;
+        }
+        if generation < self.record.generation {
+            return self.answer_ejection(task_id, Ok(()));
+        }
+        // First what this host has, so that no reset from here on gives the guest a medium. The service
+        // manager may have one whose agent died while it forgot it.
+        self.seed = None;
+        if let Err(error) = launch::forget_seed(&self.host, self.record.vm_id).await {
+            self.log_failure("the guest's seed stays in memory", &error);
+            return;
+        }
+        if !self.record.phase.may_launch() {
+            return self.answer_ejection(task_id, Ok(()));
+        }
+        let Some(socket) = &self.socket else {
+            let why = "no agent has the VMM's control socket any more";
+            return self.answer_ejection(task_id, Err((FailureCode::Internal, why)));
+        };
+        let serial = SERIAL.to_owned();
+        match socket.send(&vmm::Request::EjectDisk { serial }) {
+            Ok(()) => self.ejecting = Some(task_id),
+            Err(error) => self.log_failure("could not ask the VMM to take the seed away", &error),
+        }
+    }
+
+    /// What the VMM says of the guest's drive.
+    fn on_ejection(&mut self, result: Result<(), Denial>) {
+        let Some(task_id) = self.ejecting.take() else {
+            return;
+        };
+        let result = match result {
+            // Without a drive there is nothing to read either: the guest has reset itself meanwhile.
+            Ok(()) | Err(Denial::NoDevice) => Ok(()),
+            // The task comes again, and finds the guest running, or gone.
+            Err(Denial::Preparing | Denial::Ending) => return,
+            Err(Denial::Malformed) => Err("the VMM is of a release that does not know how"),
+            Err(
+                Denial::AlreadyPaused | Denial::NotPaused | Denial::OutOfRange | Denial::TimedOut,
+            ) => Err("the VMM would not"),
+        };
+        self.answer_ejection(
+            task_id,
+            result.map_err(|why| (FailureCode::VmmRefused, why)),
+        );
+    }
+
+    fn answer_ejection(&self, task_id: TaskId, result: Result<(), (FailureCode, &str)>) {
+        let outcome = match result {
+            Ok(()) => {
+                tracing::info!(
+                    VM_ID = %self.record.vm_id, TENANT_ID = %self.record.tenant_id,
+                    TASK_ID = %task_id, GENERATION = self.record.generation,
+                    "nothing is left of what the guest was given"
+                );
+                TaskOutcome::Done {
+                    evidence: BTreeMap::new(),
+                }
+            }
+            Err((code, why)) => {
+                tracing::warn!(
+                    VM_ID = %self.record.vm_id, TENANT_ID = %self.record.tenant_id,
+                    TASK_ID = %task_id, GENERATION = self.record.generation,
+                    "the guest keeps what it was given until its run ends: {why}"
+                );
+                TaskOutcome::Failed {
+                    code,
+                    message: why.to_owned(),
+                }
+            }
+        };
+        let now = clock::now();
+        self.registry.add_loose(task_id, outcome, now, now);
+    }
+
     async fn on_word(&mut self, word: Result<Option<vmm::Event>, TalkError>) {
         match word {
             Ok(Some(vmm::Event::Running { pid })) => self.on_running(pid).await,
@@ -244,8 +335,22 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> VmActor<U, F, S> {
                     self.deadline = Some(Instant::now() + LAUNCH_TIMEOUT);
                 }
             }
+            Ok(Some(vmm::Event::DiskEjected { serial })) if serial == SERIAL => {
+                self.on_ejection(Ok(()));
+            }
+            // A VMM of an earlier release does not know by which name it was asked.
+            Ok(Some(vmm::Event::Denied {
+                request, reason, ..
+            })) if request == EJECT_DISK || reason == Denial::Malformed => {
+                self.on_ejection(Err(reason));
+            }
             // The guest runs, and nobody here asks for what these answer.
-            Ok(Some(vmm::Event::Paused | vmm::Event::Resumed | vmm::Event::Denied { .. })) => {}
+            Ok(Some(
+                vmm::Event::Paused
+                | vmm::Event::Resumed
+                | vmm::Event::DiskEjected { .. }
+                | vmm::Event::Denied { .. },
+            )) => {}
             Ok(Some(vmm::Event::Warning { about })) => {
                 tracing::warn!(vm_id = %self.record.vm_id, ?about, "the VMM warns");
             }

@@ -424,7 +424,7 @@ const NEW_GUEST_TOKEN: Says = Says(
 );
 const METADATA: Says = Says("What a guest may know of the VM that it runs in", &[]);
 const BOOTED: Says = Says(
-    "Say that the guest is set up: from then on it is given no user data, and none is kept",
+    "Say that the guest is set up: what it was given is taken away, and it is given no user data again",
     &[],
 );
 const CLEANUP: Says = Says(

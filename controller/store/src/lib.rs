@@ -37,6 +37,7 @@ mod receipts;
 mod revocations;
 mod rows;
 mod schema;
+mod seed_ejections;
 mod seeds;
 mod seen_changes;
 mod slot_orders;

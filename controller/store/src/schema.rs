@@ -28,6 +28,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0020_pending_by_tenant.sql"),
     include_str!("../migrations/0021_persons.sql"),
     include_str!("../migrations/0022_seeds.sql"),
+    include_str!("../migrations/0023_seed_ejections.sql"),
 ];
 
 /// The newest schema that this program knows.

@@ -217,13 +217,19 @@ impl WriteTx<'_> {
         Ok(())
     }
 
-    /// A guest says that it is set up. Its VM's user data is needed no more, and is gone from here.
-    /// Repeatable: the first report counts, and no other is an event.
-    pub fn report_boot(&mut self, vm: &Vm, cause: &Cause) -> Result<(), StoreError> {
-        if vm.booted_at.is_some() {
-            return Ok(());
+    /// The guest of a VM's present run says that it is set up. Its VM's user data is needed no more, and is
+    /// gone from here; what the guest has of it and all else that it was given is to go from its host.
+    /// Repeatable: the first report of a run counts, and no other is an event. Returns the node that has
+    /// work now.
+    pub fn report_boot(&mut self, vm: &Vm, cause: &Cause) -> Result<Option<NodeId>, StoreError> {
+        let is_first = vm.booted_at.is_none();
+        let has_data = is_first && vm.user_data_sha256.is_some();
+        let has_medium = has_data || vm.guest_token || !vm.ssh_keys.is_empty();
+        let ejects = has_medium && !self.has_ejection(vm)?;
+        if !is_first && !ejects {
+            return Ok(None);
         }
-        self.append(
+        let index = self.append(
             NewEvent {
                 event_type: "VM_BOOT_REPORTED",
                 tenant_id: Some(vm.tenant_id.clone()),
@@ -235,10 +241,17 @@ impl WriteTx<'_> {
             },
             cause,
         )?;
-        self.conn
-            .prepare_cached("UPDATE vm SET booted_at = ?2 WHERE vm_id = ?1")?
-            .send((vm.id.to_string(), self.now))?;
-        self.forget_user_data(vm)
+        if is_first {
+            self.conn
+                .prepare_cached("UPDATE vm SET booted_at = ?2 WHERE vm_id = ?1")?
+                .send((vm.id.to_string(), self.now))?;
+            self.forget_user_data(vm)?;
+        }
+        if !ejects {
+            return Ok(None);
+        }
+        self.eject_seed(vm, index)?;
+        Ok(vm.node_id)
     }
 
     /// Nothing of a VM's user data is needed any more. Part of the change that says so.

@@ -244,6 +244,9 @@ impl WriteTx<'_> {
         cause: &Cause,
     ) -> Result<(), StoreError> {
         let Some(task) = self.stored_task(node, result.task_id)? else {
+            if self.take_ejection_result(node, result, cause)? {
+                return Ok(());
+            }
             return self.take_slot_result(node, result, cause);
         };
         if task.state != "pending" {

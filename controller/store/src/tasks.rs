@@ -158,6 +158,7 @@ impl WriteTx<'_> {
         // Before its first order a VM has no run, and so no guest.
         if vm.generation > 0 {
             self.end_guest_tokens(&vm.tenant_id, vm.id)?;
+            self.forget_ejection(vm.id)?;
         }
         if let (TaskKind::Create | TaskKind::Start, Some(holder)) = (kind, &stored.guest_holder) {
             self.give_guest_token(vm, generation, holder, cause)?;
@@ -242,6 +243,7 @@ impl WriteTx<'_> {
             TaskAction::VmCreate { .. }
             | TaskAction::VmStart {}
             | TaskAction::VmDelete {}
+            | TaskAction::VmEjectSeed {}
             | TaskAction::VmConsoleRead { .. } => None,
         }))
     }

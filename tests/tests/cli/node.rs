@@ -186,6 +186,7 @@ impl State {
                 reason: StoppedReason::Requested,
             }),
             TaskAction::VmDelete {} => None,
+            TaskAction::VmEjectSeed {} => self.vms.get(&task.vm_id).map(|vm| vm.state.clone()),
             TaskAction::VmConsoleRead { .. } => {
                 outcome = TaskOutcome::Console {
                     offset: 0,

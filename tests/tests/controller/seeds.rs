@@ -1,7 +1,9 @@
 //! What tenants give their guests: keys, user data, and tokens that end with their run.
 
+use std::time::{Duration, Instant};
+
 use berth_api::agent::{Seed, SyncReply};
-use berth_api::ids::AgentInstanceId;
+use berth_api::ids::{AgentInstanceId, VmId};
 use berth_tests::simulated_agent::SimulatedAgent;
 use serde_json::{Value, json};
 
@@ -272,7 +274,6 @@ fn a_guests_token_is_within_its_tenants_ceiling_or_nothing_is_made() {
 
 #[test]
 fn a_guest_that_is_set_up_says_so_and_is_given_no_user_data_again() {
-    const REPORT: &str = "/v1/vms/web/boot-report";
     let controller = Controller::start();
     let mut agent = controller.agent("node-1", 4096);
     let tenant = controller.tenant("acme", 3);
@@ -310,6 +311,162 @@ fn a_guest_that_is_set_up_says_so_and_is_given_no_user_data_again() {
         .get(METADATA)
         .expect(200);
     controller.assert_sound();
+}
+
+const REPORT: &str = "/v1/vms/web/boot-report";
+
+/// The id of the tenant's only VM.
+fn web(tenant: &Client) -> VmId {
+    let vm = tenant.get("/v1/vms/web").expect(200).json();
+    vm["id"].as_str().unwrap().parse().unwrap()
+}
+
+#[test]
+fn the_node_of_a_guest_that_is_set_up_takes_the_medium_of_that_run_away() {
+    let controller = Controller::start();
+    let mut agent = controller.agent("node-1", 4096);
+    let mut other = controller.agent("node-2", 1024);
+    let tenant = controller.tenant("acme", 3);
+    tenant.post("/v1/vms", &given()).expect(201);
+    let mut plain = vm_body("plain");
+    plain["memory_mb"] = json!(1024);
+    tenant.post("/v1/vms", &plain).expect(201);
+    agent.settle().unwrap();
+    other.settle().unwrap();
+    let vm = web(&tenant);
+    assert_eq!(agent.ejections, [], "nobody has said anything");
+    let guest = controller.with_token(&token(&agent));
+    guest.post(REPORT, &json!({})).expect(204);
+    guest.post(REPORT, &json!({})).expect(204);
+    let before = tenant.get("/v1/vms/web").expect(200).json();
+    agent.settle().unwrap();
+    other.settle().unwrap();
+    assert_eq!(agent.ejections, [(vm, 1)], "once for both reports");
+    assert_eq!(other.ejections, []);
+    assert!(agent.seeds.is_empty());
+    let told = audit_bodies(&tenant, "event_type=VM_SEED_EJECTED");
+    assert_eq!((told.len(), &told[0]["outcome"]), (1, &json!("completed")));
+    assert_eq!(told[0]["detail"]["generation"], 1);
+    assert_eq!(told[0]["actor"]["kind"], "node");
+    let after = tenant.get("/v1/vms/web").expect(200).json();
+    assert_eq!(before, after, "the VM is as it was");
+    guest.get(METADATA).expect(200);
+
+    // The next run has a medium of its own, for as long as its guest needs it.
+    tenant.post("/v1/vms/web/stop", &json!({})).expect(202);
+    agent.settle().unwrap();
+    tenant.post("/v1/vms/web/start", &json!({})).expect(202);
+    agent.settle().unwrap();
+    guest.post(REPORT, &json!({})).refused(401, "token_revoked");
+    agent.settle().unwrap();
+    assert_eq!(agent.ejections, [(vm, 1)]);
+    let guest = controller.with_token(&token(&agent));
+    guest.post(REPORT, &json!({})).expect(204);
+    agent.settle().unwrap();
+    assert_eq!(agent.ejections, [(vm, 1), (vm, 3)]);
+    let told = audit_bodies(&tenant, "event_type=VM_BOOT_REPORTED");
+    let runs: Vec<_> = told.iter().map(|it| &it["detail"]["generation"]).collect();
+    assert_eq!(runs, [&json!(1), &json!(3)]);
+    assert_eq!(
+        audit_bodies(&tenant, "event_type=VM_BOOT_REPORTED")[0]["actor"]["kind"],
+        "guest"
+    );
+    tenant.delete("/v1/vms/web").expect(202);
+    agent.settle().unwrap();
+    let left = controller
+        .database()
+        .value("SELECT COUNT(*) FROM seed_ejection");
+    assert_eq!(left, "0");
+    controller.assert_sound();
+}
+
+#[test]
+fn a_node_is_told_to_take_a_medium_away_until_it_answers_and_not_after_its_run() {
+    let mut controller = Controller::start();
+    let mut agent = controller.agent("node-1", 4096);
+    let tenant = controller.tenant("acme", 3);
+    tenant.post("/v1/vms", &given()).expect(201);
+    agent.settle().unwrap();
+    let vm = web(&tenant);
+    let report = |controller: &Controller, agent: &SimulatedAgent| {
+        let guest = controller.with_token(&token(agent));
+        guest.post(REPORT, &json!({})).expect(204);
+    };
+    report(&controller, &agent);
+    // The answers that carry it are lost, and so is the controller; each agent is told anew.
+    let tasks = |agent: &mut SimulatedAgent| {
+        agent.instance = AgentInstanceId::generate();
+        let request = agent.next_sync(0);
+        let (status, body) = agent.send(&agent.seal(&request).unwrap()).unwrap();
+        assert_eq!(status, 200, "{body}");
+        let reply: SyncReply = serde_json::from_str(&body).unwrap();
+        reply.tasks.len()
+    };
+    assert_eq!(tasks(&mut agent), 1);
+    controller.kill_and_restart();
+    assert_eq!(tasks(&mut agent), 1);
+    // What it does about it is lost as well.
+    agent.instance = AgentInstanceId::generate();
+    agent.sync(0).unwrap();
+    agent.results.clear();
+    agent.instance = AgentInstanceId::generate();
+    agent.settle().unwrap();
+    assert_eq!(agent.ejections, [(vm, 1); 2]);
+    assert_eq!(tasks(&mut agent), 0);
+    assert_eq!(audit_bodies(&tenant, "event_type=VM_SEED_EJECTED").len(), 1);
+
+    tenant.post("/v1/vms/web/stop", &json!({})).expect(202);
+    agent.settle().unwrap();
+    tenant.post("/v1/vms/web/start", &json!({})).expect(202);
+    agent.settle().unwrap();
+    report(&controller, &agent);
+    tenant.post("/v1/vms/web/stop", &json!({})).expect(202);
+    agent.settle().unwrap();
+    assert_eq!(agent.ejections.len(), 2, "the order ended the run");
+    controller.assert_sound();
+}
+
+#[test]
+fn a_node_that_cannot_take_a_medium_away_says_so_once_and_all_goes_on() {
+    let controller = Controller::start();
+    let mut agent = controller.agent("node-1", 4096);
+    agent.is_old = true;
+    let tenant = controller.tenant("acme", 3);
+    tenant.post("/v1/vms", &given()).expect(201);
+    agent.settle().unwrap();
+    let guest = controller.with_token(&token(&agent));
+    guest.post(REPORT, &json!({})).expect(204);
+    agent.settle().unwrap();
+    agent.instance = AgentInstanceId::generate();
+    agent.settle().unwrap();
+    assert_eq!(agent.ejections.len(), 1);
+    let told = audit_bodies(&tenant, "event_type=VM_SEED_EJECTED");
+    assert_eq!((told.len(), &told[0]["outcome"]), (1, &json!("failed")));
+    assert_eq!(told[0]["code"], "unsupported");
+    let vm = tenant.get("/v1/vms/web").expect(200).json();
+    assert_eq!(vm["state"], "running");
+    guest.get(METADATA).expect(200);
+    controller.assert_sound();
+}
+
+#[test]
+fn a_long_poll_is_answered_when_a_guest_is_set_up() {
+    let controller = Controller::start();
+    let mut agent = controller.agent("node-1", 4096);
+    let tenant = controller.tenant("acme", 3);
+    tenant.post("/v1/vms", &given()).expect(201);
+    agent.settle().unwrap();
+    let guest = controller.with_token(&token(&agent));
+    let polling = std::thread::spawn(move || {
+        agent.sync(20).unwrap();
+        agent
+    });
+    std::thread::sleep(Duration::from_millis(300));
+    let begun = Instant::now();
+    guest.post(REPORT, &json!({})).expect(204);
+    let agent = polling.join().unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(10));
+    assert_eq!(agent.ejections.len(), 1);
 }
 
 #[test]

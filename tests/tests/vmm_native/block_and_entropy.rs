@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read as _;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 
-use berth_api::vmm::{Disk, Event, Exit, RateLimit, Request};
+use berth_api::vmm::{Denial, Disk, Event, Exit, RateLimit, Request};
 use berth_tests::tiny_guest::{Code, Width, read_only_file};
 use berth_vmm_machine::layout::COM1_PORT;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
@@ -499,4 +500,118 @@ fn the_entropy_device_gives_bytes_that_differ_every_time() {
     assert_eq!([&first[..4], &second[..4]], [[32, 0, 0, 0]; 2]);
     assert_ne!(first[4..], second[4..]);
     assert_ne!(first[4..], [0; 32]);
+}
+
+/// What `pid` has open, by the names that the kernel has for it.
+fn open_files(pid: u32) -> Vec<String> {
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    open.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
+        .map(|path| path.to_string_lossy().into_owned())
+        .collect()
+}
+
+/// A guest that reads its disk, waits until that has no sectors, and reads it again.
+fn reads_until_the_medium_is_gone(guest: &mut Code, function: Function) {
+    request(guest, function, READ_REQUEST, 5, 1);
+    // again: pause; cmp dword [esi], 0; jne again
+    guest
+        .set_esi(function.device)
+        .raw(&[0xf3, 0x90, 0x83, 0x3e, 0x00, 0x75, 0xf9]);
+    for kind in [READ_REQUEST, FLUSH_REQUEST] {
+        put(guest, DATA, 0x5555_5555);
+        let count = 2 + u32::from(kind == FLUSH_REQUEST);
+        request(guest, function, kind, 5, count);
+    }
+    print_memory(guest, DATA, 4);
+    request(guest, function, IDENTITY_REQUEST, 0, 4);
+    print_memory(guest, DATA, 4);
+}
+
+#[test]
+fn a_medium_that_is_taken_out_is_closed_and_the_guest_goes_on_without_it() {
+    let memory = memfd_create("given-to-a-guest", MemfdFlags::CLOEXEC).unwrap();
+    let disk = File::from(memory);
+    disk.write_all_at(&pattern(), 0).unwrap();
+    let read_only = std::fs::File::open(format!("/proc/self/fd/{}", disk.as_raw_fd())).unwrap();
+    let Some(found) = functions(|guest| machine_with(guest, &read_only, true), 1) else {
+        return;
+    };
+    let mut guest = Code::new();
+    start(&mut guest, found[0]);
+    reads_until_the_medium_is_gone(&mut guest, found[0]);
+    guest.halt();
+    let Some(setup) = machine_with(&guest, &read_only, true) else {
+        return;
+    };
+    let (mut machine, mut log) = setup.launch_with_console_and_log();
+    machine.expect_running();
+    assert_eq!(machine.read_output(1), [OK]);
+    let has_medium = |machine: &Machine| {
+        let open = open_files(machine.vmm.pid());
+        open.iter().any(|name| name.contains("given-to-a-guest"))
+    };
+    assert!(has_medium(&machine));
+    // No other disk than the one that is named.
+    let eject = |serial: &str| Request::EjectDisk {
+        serial: serial.to_owned(),
+    };
+    machine.vmm.send(&eject("another")).unwrap();
+    let denied = machine.event();
+    let Event::Denied {
+        request, reason, ..
+    } = denied
+    else {
+        panic!("{denied:?} instead of a denial");
+    };
+    assert_eq!((request.as_str(), reason), ("eject_disk", Denial::NoDevice));
+    assert!(has_medium(&machine));
+    let serial = "a-serial-number".to_owned();
+    for _ in 0..2 {
+        machine.vmm.send(&eject(&serial)).unwrap();
+        let serial = serial.clone();
+        assert_eq!(machine.event(), Event::DiskEjected { serial });
+        assert!(!has_medium(&machine));
+    }
+    let rings = open_files(machine.vmm.pid());
+    assert!(
+        rings.iter().all(|name| !name.contains("io_uring")),
+        "{rings:?}"
+    );
+    let mut expected = vec![FAILED, FAILED, 0x55, 0x55, 0x55, 0x55, OK];
+    expected.extend(b"a-se");
+    assert_eq!(machine.read_output(expected.len()), expected);
+    assert_eq!(disk_counters(&machine)["errors"], 2);
+    machine.vmm.send(&Request::Stop).unwrap();
+    machine.expect_end(Exit::Stopped);
+    let mut lines = String::new();
+    log.read_to_string(&mut lines).unwrap();
+    assert!(lines.contains("event=disk_ejected"), "{lines}");
+    assert!(!lines.contains("event=disk_failed"), "{lines}");
+}
+
+#[test]
+fn a_disk_that_the_guest_writes_keeps_its_medium() {
+    let disk = writable_disk();
+    let mut guest = Code::new();
+    guest.halt();
+    let Some(setup) = machine_with(&guest, &disk, false) else {
+        return;
+    };
+    let mut machine = setup.launch();
+    machine.expect_running();
+    let serial = "a-serial-number".to_owned();
+    machine.vmm.send(&Request::EjectDisk { serial }).unwrap();
+    let denied = machine.event();
+    assert!(
+        matches!(
+            denied,
+            Event::Denied {
+                reason: Denial::NoDevice,
+                ..
+            }
+        ),
+        "{denied:?}"
+    );
+    machine.vmm.send(&Request::Stop).unwrap();
+    machine.expect_end(Exit::Stopped);
 }

@@ -91,6 +91,17 @@ pub struct DeviceSet {
     pub high_window: Range<u64>,
     /// The balloon's size.
     pub balloon: Option<Arc<BalloonSize>>,
+    /// The disks whose medium can be taken out.
+    pub media: Vec<Medium>,
+}
+
+/// A disk whose medium can be taken out: one that the guest can only read, so that nothing is lost.
+#[derive(Debug)]
+pub struct Medium {
+    /// Its serial number.
+    pub serial: String,
+    /// The disk.
+    pub disk: Arc<VirtioPci>,
 }
 
 /// Interrupts of emulated devices: a message to KVM, no routing table.
@@ -136,7 +147,7 @@ fn virtio_devices(
             memory,
         )
         .map_err(host("prepare a disk"))?;
-        devices.push((format!("disk{position}"), Box::new(disk)));
+        devices.push((disk_name(position), Box::new(disk)));
     }
     for (position, network) in input.networks.into_iter().enumerate() {
         let name = format!("network{position}");
@@ -185,6 +196,9 @@ struct Builder<'a> {
     host_events: HostEvents,
     high_window: Range<u64>,
     kicks: Kicks,
+    /// By the disks' names: the serial numbers of those that can only be read.
+    read_only: BTreeMap<String, String>,
+    media: Vec<Medium>,
 }
 
 /// Builds all devices.
@@ -213,6 +227,8 @@ pub fn build(
         host_events: HostEvents::default(),
         high_window: 0..0,
         kicks: Kicks::new(),
+        read_only: read_only_disks(&input.disks),
+        media: Vec::new(),
     };
     let ioapic = builder.ioapic();
     let power_button = builder.power(&ioapic, ending);
@@ -249,7 +265,20 @@ pub fn build(
         host_events: builder.host_events,
         high_window: builder.high_window,
         balloon: balloon_size,
+        media: builder.media,
     })
+}
+
+fn read_only_disks(disks: &[DiskSpec]) -> BTreeMap<String, String> {
+    let named = disks.iter().enumerate();
+    named
+        .filter(|(_, disk)| disk.read_only)
+        .map(|(position, disk)| (disk_name(position), disk.serial.clone()))
+        .collect()
+}
+
+fn disk_name(position: usize) -> String {
+    format!("disk{position}")
 }
 
 impl Builder<'_> {
@@ -322,11 +351,15 @@ impl Builder<'_> {
         let mut kicks_by_slot = BTreeMap::new();
         for (slot, (name, device)) in (1..).filter_map(DeviceSlot::new).zip(devices) {
             kicks_by_slot.insert(slot, self.kicks.remove(&name).unwrap_or_default());
+            let serial = self.read_only.remove(&name);
             self.counters
                 .extend(device.counters().map(|counters| (name, counters)));
             self.sources(slot, device.as_ref())
                 .map_err(host("watch a device's descriptor"))?;
-            functions.push((slot, Arc::new(self.virtio(slot, device))));
+            let disk = Arc::new(self.virtio(slot, device));
+            functions.push((slot, Arc::clone(&disk)));
+            self.media
+                .extend(serial.map(|serial| Medium { serial, disk }));
         }
         let mut on_bus: Vec<_> = functions
             .iter()

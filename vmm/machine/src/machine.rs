@@ -22,7 +22,7 @@ use crate::acpi::{self, AcpiInput};
 use crate::balloon::BalloonControl;
 use crate::boot::{self, BootInput, EntryState};
 use crate::console::DroppedBytes;
-use crate::device_set::{self, DeviceInput, DeviceSet};
+use crate::device_set::{self, DeviceInput, DeviceSet, Medium};
 use crate::disk_failures::{DiskFailure, DiskFailures};
 use crate::ending::{Ended, Ending};
 use crate::host_facts::HostFacts;
@@ -61,6 +61,7 @@ pub struct Machine {
     counters: Vec<(String, Arc<Counters>)>,
     host_events: HostEvents,
     balloon: Option<BalloonControl>,
+    media: Vec<Medium>,
 }
 
 /// A machine whose vCPUs run.
@@ -76,6 +77,7 @@ pub struct RunningMachine {
     counters: Vec<(String, Arc<Counters>)>,
     host_events: HostEvents,
     balloon: Option<BalloonControl>,
+    media: Vec<Medium>,
 }
 
 /// What [`RunningMachine::wait`] waits for.
@@ -169,6 +171,7 @@ impl Machine {
             host_events,
             high_window,
             balloon,
+            media,
         } = devices;
         acpi.high_window = high_window;
         write_acpi(&vm, &acpi)?;
@@ -191,6 +194,7 @@ impl Machine {
             counters,
             host_events,
             balloon: balloon.map(|size| BalloonControl::new(size, spec.memory_bytes)),
+            media,
         })
     }
 
@@ -224,6 +228,7 @@ impl Machine {
             counters: self.counters,
             host_events: self.host_events,
             balloon: self.balloon,
+            media: self.media,
         })
     }
 }
@@ -306,6 +311,18 @@ impl RunningMachine {
         if let Some(balloon) = &self.balloon {
             balloon.set_target(target_mib);
         }
+    }
+
+    /// Takes the medium out of each read-only disk with this serial number, for good. False if there is
+    /// no such disk.
+    #[must_use]
+    pub fn eject_disk(&self, serial: &str) -> bool {
+        let mut is_there = false;
+        for medium in self.media.iter().filter(|medium| medium.serial == serial) {
+            medium.disk.eject();
+            is_there = true;
+        }
+        is_there
     }
 
     /// Ends the machine without asking the guest; [`RunningMachine::wait`] reports it.

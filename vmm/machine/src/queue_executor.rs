@@ -98,6 +98,15 @@ impl QueueExecutor for SharedExecutor {
             self.ask_for(slot, 1 << queue_index, 0);
         }
     }
+
+    fn eject(&self, slot: DeviceSlot) {
+        let Some(place) = self.place(slot) else {
+            return;
+        };
+        if let Some(device) = place.lock().as_mut() {
+            device.eject();
+        }
+    }
 }
 
 /// The loop's own side. Used by one thread.
@@ -160,8 +169,7 @@ impl IoLoop {
             .ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
-    /// Watches a descriptor of the device in `slot`, which the device names `source`. It must stay
-    /// open for as long as this loop runs.
+    /// Watches a descriptor of the device in `slot`, which the device names `source`, until it is closed.
     ///
     /// # Errors
     /// If the descriptor cannot be watched.

@@ -204,6 +204,7 @@ impl Guest<'_> {
                 self.log.event("balloon", &[("target_mib", &target_mib)]);
                 self.machine.set_balloon(target_mib);
             }
+            Action::EjectDisk { serial } => self.eject_disk(serial)?,
             Action::TellStatistics => self.socket.send(&self.machine.statistics()),
         }
         Ok(())
@@ -217,6 +218,16 @@ impl Guest<'_> {
         })?;
         self.log.event("paused", &[]);
         self.socket.send(&Event::Paused);
+        Ok(())
+    }
+
+    fn eject_disk(&self, serial: String) -> Result<(), Denied> {
+        if !self.machine.eject_disk(&serial) {
+            let remedy = "name the serial number of a disk that the guest can only read";
+            return Err(Denied::new(Denial::NoDevice, remedy));
+        }
+        self.log.event("disk_ejected", &[("disk", &serial)]);
+        self.socket.send(&Event::DiskEjected { serial });
         Ok(())
     }
 

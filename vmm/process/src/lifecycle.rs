@@ -25,7 +25,7 @@ pub(crate) enum State {
 }
 
 /// What a request comes to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Action {
     /// Press the ACPI power button. A paused guest sees it when it goes on.
     PressPowerButton,
@@ -39,6 +39,11 @@ pub(crate) enum Action {
     SetBalloon {
         /// The size.
         target_mib: u64,
+    },
+    /// Take the medium out of a disk. A paused guest sees it when it goes on.
+    EjectDisk {
+        /// The disk's serial number.
+        serial: String,
     },
     /// Tell the counters.
     TellStatistics,
@@ -81,6 +86,7 @@ pub(crate) fn decide(
             | Request::Pause
             | Request::Resume
             | Request::Balloon { .. }
+            | Request::EjectDisk { .. }
             | Request::Statistics,
         ) => Err(Denied::new(
             Denial::Ending,
@@ -92,6 +98,7 @@ pub(crate) fn decide(
             | Request::Pause
             | Request::Resume
             | Request::Balloon { .. }
+            | Request::EjectDisk { .. }
             | Request::Statistics,
         ) => Err(Denied::new(
             Denial::Preparing,
@@ -118,6 +125,10 @@ pub(crate) fn decide(
         (State::Running | State::Paused, &Request::Balloon { target_mib }) => {
             check_balloon(target_mib, most_balloon_mib)?;
             Ok((state, Action::SetBalloon { target_mib }))
+        }
+        (State::Running | State::Paused, Request::EjectDisk { serial }) => {
+            let serial = serial.clone();
+            Ok((state, Action::EjectDisk { serial }))
         }
     }
 }
@@ -150,7 +161,13 @@ mod tests {
     ];
     const MOST: u64 = 96;
 
-    fn requests() -> [Request; 7] {
+    fn eject() -> Request {
+        Request::EjectDisk {
+            serial: "seed".to_owned(),
+        }
+    }
+
+    fn requests() -> [Request; 8] {
         [
             Request::PowerButton,
             Request::Stop,
@@ -160,6 +177,7 @@ mod tests {
             Request::Balloon {
                 target_mib: MOST + 1,
             },
+            eject(),
             Request::Statistics,
         ]
     }
@@ -185,6 +203,7 @@ mod tests {
                 "NotPaused",
                 &format!("{inflate} -> Running"),
                 "OutOfRange",
+                "EjectDisk { serial: \"seed\" } -> Running",
                 "TellStatistics -> Running",
             ]
         );
@@ -197,11 +216,12 @@ mod tests {
                 "Resume -> Running",
                 &format!("{inflate} -> Paused"),
                 "OutOfRange",
+                "EjectDisk { serial: \"seed\" } -> Paused",
                 "TellStatistics -> Paused",
             ]
         );
-        assert_eq!(table[2], ["Ending"; 7]);
-        let mut preparing = ["Preparing"; 7];
+        assert_eq!(table[2], ["Ending"; 8]);
+        let mut preparing = ["Preparing"; 8];
         preparing[1] = "End -> Ending";
         assert_eq!(table[3], preparing);
     }
@@ -222,6 +242,7 @@ mod tests {
             Just(Request::Resume),
             any::<u64>().prop_map(|target_mib| Request::Balloon { target_mib }),
             (0..=MOST).prop_map(|target_mib| Request::Balloon { target_mib }),
+            Just(eject()),
             Just(Request::Statistics),
         ]
     }
@@ -248,7 +269,9 @@ mod tests {
                             Action::SetBalloon { target_mib } => {
                                 prop_assert!(has_balloon && target_mib <= MOST);
                             }
-                            Action::PressPowerButton | Action::TellStatistics => {
+                            Action::PressPowerButton
+                            | Action::EjectDisk { .. }
+                            | Action::TellStatistics => {
                                 prop_assert_eq!(before, after);
                             }
                         }

@@ -117,6 +117,7 @@ fn a_ledger_that_went_back_freezes_what_destroys_until_it_is_whole_again() {
     frozen.check_slot(&quarantine).unwrap();
     let read = TaskAction::VmConsoleRead { tail_bytes: 1 };
     frozen.check(&read).unwrap();
+    frozen.check(&TaskAction::VmEjectSeed {}).unwrap();
     // The newer database is found and restored.
     grow(&mut log, 2, "more");
     let whole = sync(&frozen, &log);

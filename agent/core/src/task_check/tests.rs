@@ -139,16 +139,19 @@ fn a_stranger_never_gets_a_known_vm() {
 }
 
 #[test]
-fn a_generation_seen_before_is_refused_except_for_reading() {
+fn a_generation_seen_before_is_refused_except_for_reading_and_for_the_seed_of_its_run() {
     refused(RefusalCode::OldGeneration, Some(&known(5)), |_| {});
     refused(RefusalCode::OldGeneration, Some(&known(6)), |_| {});
-    let mut read = task();
-    read.action = TaskAction::VmConsoleRead { tail_bytes: 10 };
-    assert_eq!(trust().check(&read, Some(&known(5)), NOW), Ok(()));
-    assert_eq!(
-        trust().check(&read, Some(&known(6)), NOW).unwrap_err().code,
-        RefusalCode::OldGeneration
-    );
+    let read = TaskAction::VmConsoleRead { tail_bytes: 10 };
+    for action in [read, TaskAction::VmEjectSeed {}] {
+        let mut task = task();
+        task.action = action;
+        assert_eq!(trust().check(&task, Some(&known(5)), NOW), Ok(()));
+        assert_eq!(
+            trust().check(&task, Some(&known(6)), NOW).unwrap_err().code,
+            RefusalCode::OldGeneration
+        );
+    }
 }
 
 #[test]

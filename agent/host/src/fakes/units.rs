@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use berth_agent_core::process_end::ProcessEnd;
 use berth_api::ids::VmId;
-use berth_api::vmm::{Disk, Event, Exit, Request};
+use berth_api::vmm::{Denial, Disk, Event, Exit, Request};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use tokio::sync::broadcast;
 
@@ -31,6 +31,10 @@ pub enum GuestBehaviour {
     Resets,
     /// Its VMM crashes as soon as the guest runs.
     Crashes,
+    /// As [`GuestBehaviour::Obedient`], under a VMM from before drives could be ejected.
+    UnderOldVmm,
+    /// Runs, under a VMM that has been asked for nothing that it answers.
+    UnderSilentVmm,
 }
 
 #[derive(Debug)]
@@ -38,9 +42,11 @@ struct Unit {
     state: UnitState,
     launch: u32,
     /// What its process has open. Closed when that ends, as a kernel does.
-    descriptors: Vec<OwnedFd>,
+    descriptors: Vec<Option<OwnedFd>>,
     /// The drives that it was told of.
     disks: Vec<Disk>,
+    /// How often it was asked to take a medium out.
+    ejections: u32,
 }
 
 #[derive(Debug)]
@@ -100,14 +106,32 @@ impl FakeUnits {
     /// none.
     #[must_use]
     pub fn drive(&self, vm_id: VmId, serial: &str) -> Option<(Disk, Vec<u8>)> {
+        let (disk, file) = self.open_drive(vm_id, serial)?;
+        let mut bytes = vec![0; usize::try_from(disk.expected_bytes).ok()?];
+        file.read_exact_at(&mut bytes, 0).ok()?;
+        Some((disk, bytes))
+    }
+
+    /// Which file is behind the drive with this serial number of a running VM.
+    #[must_use]
+    pub fn medium(&self, vm_id: VmId, serial: &str) -> Option<std::fs::Metadata> {
+        self.open_drive(vm_id, serial)?.1.metadata().ok()
+    }
+
+    fn open_drive(&self, vm_id: VmId, serial: &str) -> Option<(Disk, File)> {
         let units = lock(&self.shared.units);
         let unit = units.get(&vm_id)?;
         let disk = unit.disks.iter().find(|disk| disk.serial == serial)?;
-        let index = usize::try_from(disk.fd.0).ok()?;
-        let file = File::from(unit.descriptors.get(index)?.try_clone().ok()?);
-        let mut bytes = vec![0; usize::try_from(disk.expected_bytes).ok()?];
-        file.read_exact_at(&mut bytes, 0).ok()?;
-        Some((disk.clone(), bytes))
+        let open = unit.descriptors.get(usize::try_from(disk.fd.0).ok()?)?;
+        let copy = open.as_ref()?.try_clone().ok()?;
+        Some((disk.clone(), File::from(copy)))
+    }
+
+    /// How often the VMM of a running VM was asked to take a medium out.
+    #[must_use]
+    pub fn ejections(&self, vm_id: VmId) -> u32 {
+        let units = lock(&self.shared.units);
+        units.get(&vm_id).map_or(0, |unit| unit.ejections)
     }
 
     /// A unit that nobody's record knows.
@@ -123,6 +147,7 @@ impl FakeUnits {
                 launch: 0,
                 descriptors: Vec::new(),
                 disks: Vec::new(),
+                ejections: 0,
             },
         );
     }
@@ -180,9 +205,29 @@ impl Shared {
             unit.launch == launch && matches!(unit.state, UnitState::Running { .. })
         });
         if let Some(unit) = running {
-            unit.descriptors = heard.descriptors;
+            unit.descriptors = heard.descriptors.into_iter().map(Some).collect();
             unit.disks = heard.start.disks;
         }
+    }
+
+    /// Closes what is behind a drive, and says how that went.
+    fn eject(&self, vm_id: VmId, serial: String, behaviour: GuestBehaviour) -> Option<Event> {
+        let mut units = lock(&self.units);
+        let unit = units.get_mut(&vm_id)?;
+        unit.ejections = unit.ejections.saturating_add(1);
+        if behaviour == GuestBehaviour::UnderSilentVmm {
+            return None;
+        }
+        if behaviour == GuestBehaviour::UnderOldVmm {
+            return Some(denied("", Denial::Malformed));
+        }
+        let disk = unit.disks.iter().find(|disk| disk.serial == serial);
+        let index = disk.and_then(|disk| usize::try_from(disk.fd.0).ok());
+        let Some(open) = index.and_then(|index| unit.descriptors.get_mut(index)) else {
+            return Some(denied("eject_disk", Denial::NoDevice));
+        };
+        *open = None;
+        Some(Event::DiskEjected { serial })
     }
 
     fn is_current(&self, vm_id: VmId, launch: u32) -> bool {
@@ -209,6 +254,14 @@ fn say(stdin: &OwnedFd, event: &Event) {
     let message = serde_json::to_vec(event).unwrap_or_default();
     if let Err(errno) = send(stdin, &message, SendFlags::NOSIGNAL) {
         tracing::debug!(%errno, "no agent hears the fake VMM");
+    }
+}
+
+fn denied(request: &str, reason: Denial) -> Event {
+    Event::Denied {
+        request: request.to_owned(),
+        reason,
+        remedy: "ask for something else".to_owned(),
     }
 }
 
@@ -253,13 +306,27 @@ fn play_vmm(shared: &Shared, vm_id: VmId, launch: u32, stdin: &OwnedFd) {
         GuestBehaviour::PowersOff => exit(Exit::PowerOff),
         GuestBehaviour::Resets => exit(Exit::Reset),
         GuestBehaviour::Crashes => shared.end(vm_id, launch, ProcessEnd::Killed(11), "core-dump"),
-        GuestBehaviour::Obedient | GuestBehaviour::Deaf | GuestBehaviour::Refused => {
+        GuestBehaviour::Obedient
+        | GuestBehaviour::Deaf
+        | GuestBehaviour::Refused
+        | GuestBehaviour::UnderOldVmm
+        | GuestBehaviour::UnderSilentVmm => {
             let mut buffer = vec![0; 1024];
             while let Ok((length, _)) = recv(stdin, &mut buffer[..], RecvFlags::empty()) {
                 let request = serde_json::from_slice::<Request>(&buffer[..length]);
                 match request {
-                    Ok(Request::PowerButton) if behaviour == GuestBehaviour::Obedient => {
+                    Ok(Request::PowerButton)
+                        if matches!(
+                            behaviour,
+                            GuestBehaviour::Obedient | GuestBehaviour::UnderOldVmm
+                        ) =>
+                    {
                         return exit(Exit::PowerOff);
+                    }
+                    Ok(Request::EjectDisk { serial }) => {
+                        if let Some(answer) = shared.eject(vm_id, serial, behaviour) {
+                            say(stdin, &answer);
+                        }
                     }
                     Ok(Request::Stop) => return exit(Exit::Stopped),
                     Ok(Request::Statistics) => say(stdin, &no_statistics()),
@@ -305,6 +372,7 @@ impl VmmUnits for FakeUnits {
                     launch,
                     descriptors: Vec::new(),
                     disks: Vec::new(),
+                    ejections: 0,
                 },
             );
             let shared = Arc::clone(&self.shared);

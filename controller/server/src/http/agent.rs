@@ -7,13 +7,13 @@ use axum::Json;
 use axum::extract::State;
 use berth_api::agent::{
     CheckpointOffer, ENROLL_PAYLOAD_TYPE, EnrollReply, EnrollRequest, LONG_POLL_SECONDS,
-    PROTOCOL_VERSION, SYNC_PAYLOAD_TYPE, SignedEnvelope, SyncReply, SyncRequest,
+    PROTOCOL_VERSION, SYNC_PAYLOAD_TYPE, SignedEnvelope, SyncReply, SyncRequest, TASK_PAYLOAD_TYPE,
 };
 use berth_api::ids::NodeId;
 use berth_api::rest::ErrorCode;
 use berth_api::slot::SLOT_TASK_PAYLOAD_TYPE;
 use berth_controller_store::{Cause, EnrollDenied, SyncDenied};
-use berth_ledger::envelope::{OpenError, open_self_signed};
+use berth_ledger::envelope::{OpenError, open_self_signed, seal};
 use berth_ledger::keys::PublicKey;
 use serde::de::DeserializeOwned;
 
@@ -190,13 +190,17 @@ async fn unanswered(
     app: &App,
     node: NodeId,
 ) -> Result<Vec<(berth_api::ids::TaskId, SignedEnvelope)>, ApiError> {
-    let mut tasks = app
+    let (mut tasks, ejections) = app
         .read(move |db| {
             let mut tasks = db.pending_tasks(node)?;
             tasks.extend(db.pending_slot_tasks(node)?);
-            Ok(tasks)
+            Ok((tasks, db.pending_ejections(node)?))
         })
         .await?;
+    for task in ejections {
+        let sealed = seal(&app.task_key, TASK_PAYLOAD_TYPE, &task);
+        tasks.push((task.task_id, sealed.map_err(|_| ApiError::internal())?));
+    }
     tasks.extend(app.console.waiting(node));
     Ok(tasks)
 }

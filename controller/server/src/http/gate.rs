@@ -33,7 +33,7 @@ use crate::app::App;
 use crate::http::body;
 use crate::http::frame::ThisRequest;
 
-pub(crate) use authenticate::{check as check_token, still_good};
+pub(crate) use authenticate::{check as check_token, revoked, still_good};
 pub(crate) use guests::alive as check_guest;
 
 /// Longest user agent that is written down, in characters.

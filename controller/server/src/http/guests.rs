@@ -7,14 +7,14 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use berth_api::ids::{TenantId, TokenId};
 use berth_api::rest::{ErrorCode, GuestMetadata, IssueGuestToken, IssuedToken, Operation, Vm};
-use berth_controller_store::{GuestTokenDenied, NewTokenRecord, VmRef};
+use berth_controller_store::{GuestTokenDenied, NewTokenRecord};
 use berth_token::{NewLink, Resources, Scope, ScopeSet, SubjectKey};
 
 use crate::api_error::ApiError;
 use crate::app::App;
 use crate::http::answer::{Accepted, Created, NoContent, Shown};
 use crate::http::body::{NoBody, OptionalJson};
-use crate::http::gate::Scoped;
+use crate::http::gate::{Scoped, revoked};
 use crate::http::once::{Idempotency, once};
 use crate::http::owned::Owned;
 use crate::http::tokens::{begin_for, checked_text, expiry_for, mint, not_recorded, rfc3339_s};
@@ -165,7 +165,7 @@ pub(crate) async fn metadata(vm: Owned<Vm>) -> Shown<GuestMetadata> {
     })
 }
 
-/// `POST /v1/vms/{vm}/boot-report`: the guest is set up, and needs its user data no more.
+/// `POST /v1/vms/{vm}/boot-report`: the guest is set up, and needs what it was given no more.
 pub(crate) async fn boot_report(
     State(app): State<Arc<App>>,
     caller: Scoped,
@@ -173,12 +173,20 @@ pub(crate) async fn boot_report(
     _: NoBody,
 ) -> Result<NoContent, ApiError> {
     let (tenant, id, cause) = (caller.tenant()?.clone(), vm.id, caller.cause());
-    app.write(move |tx| {
-        let vm = tx.vm(Some(&tenant), &VmRef::Id(id))?;
-        vm.map(|vm| tx.report_boot(&vm, &cause)).transpose()
-    })
-    .await?
-    .ok_or_else(ApiError::not_found)?;
+    let token = *caller.grant.token_ids.last().ok_or_else(revoked)?;
+    let node = app
+        .write(move |tx| {
+            // An order may have come in between: then this run is over, and the next one's guest has
+            // said nothing.
+            let vm = tx.vm_of_guest_token(&tenant, token)?;
+            let vm = vm.filter(|vm| vm.id == id);
+            vm.map(|vm| tx.report_boot(&vm, &cause)).transpose()
+        })
+        .await?
+        .ok_or_else(revoked)?;
+    if let Some(node) = node {
+        app.links.wake(node);
+    }
     Ok(NoContent)
 }
 

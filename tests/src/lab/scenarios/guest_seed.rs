@@ -1,4 +1,5 @@
-//! `guest-seed`: a Debian guest reads what its tenant gave it, and cannot change it.
+//! `guest-seed`: a Debian guest reads what its tenant gave it, and cannot change it; once it is set up,
+//! nobody reads it any more.
 
 use std::time::Duration;
 
@@ -18,10 +19,15 @@ const KEY: &str =
 /// Its last line is nowhere else: neither in the guest's script nor in what that prints.
 const USER_DATA: &str = "#!/bin/sh\ntouch /given-by-the-tenant\n# for this guest alone\n";
 
-/// What the guest does: the kernel of the lab's guest has no FAT, so it reads the drive's bytes.
+/// What the guest does: the kernel of the lab's guest has no FAT, so it reads the drive's bytes. It has no
+/// network either, so the report is made for it.
 const SCRIPT: &str = r#"
 udevadm settle
 seed=/dev/disk/by-id/virtio-berth-seed
+if [ -e /was-reset ]; then
+    [ -e $seed ] || echo "no drive after a reset"
+    exit 0
+fi
 echo "label $(blkid -o value -s LABEL $seed)"
 has() { grep -aqF -e "$1" $seed && echo "has $1"; }
 has '"local-hostname":"seeded"'
@@ -31,6 +37,21 @@ has 'v4.public.'
 grep -aoE 'vm_[0-9a-z]{26}' $seed | sort -u | sed 's/^/names /'
 echo "read-only $(blockdev --getro $seed)"
 if echo x 2>/dev/null >$seed; then echo written; else echo "cannot be written"; fi
+device=$(readlink -f $seed)
+bytes() { dd if=$device bs=4096 count=1 iflag=direct 2>/dev/null | wc -c; }
+echo "reads $(bytes) bytes"
+until [ "$(bytes)" = 0 ]; do sleep 1; done
+udevadm settle
+echo 3 >/proc/sys/vm/drop_caches
+if grep -aqF -e '"local-hostname"' $device; then echo "still there"; else echo "cannot be read"; fi
+echo "sectors $(blockdev --getsz $device)"
+dmesg | grep -F "${device#/dev/}" || true
+touch /was-reset
+sync
+[ -e /was-reset ] && echo "goes on"
+sleep 30
+reboot -f
+sleep 60
 "#;
 
 /// Runs the scenario.
@@ -58,8 +79,8 @@ fn run_on(site: &Site<impl Host>, say: fn(&str)) -> Result<()> {
     });
     let vm = site.expect(201, &token, "POST", "/v1/vms", Some(&wish))?;
     let id = text(&vm, "id")?;
-    let console = site.wait_console(&token, "seeded", "BERTH-END", GUEST)?;
-    for line in [
+    let console = site.wait_console(&token, "seeded", "reads 4096 bytes", GUEST)?;
+    let read = [
         "label CIDATA",
         "has \"local-hostname\":\"seeded\"",
         "has touch /given-by-the-tenant",
@@ -68,14 +89,37 @@ fn run_on(site: &Site<impl Host>, say: fn(&str)) -> Result<()> {
         &format!("names {id}"),
         "read-only 1",
         "cannot be written",
-        "BERTH-END status=0",
-    ] {
-        ensure!(
-            console.contains(line),
-            "the guest did not say {line:?}:\n{console}"
-        );
-        say(&format!("  the guest says: {line}"));
-    }
+    ];
+    heard(&console, &read, say)?;
+    let held = holders(site)?;
+    ensure!(
+        held == 3,
+        "{held} processes have the medium instead of three"
+    );
+    say("  on the host systemd, the agent and the VMM have the medium");
+
+    say("the guest is set up: it reads nothing of the drive any more, and goes on");
+    let made = site.expect(201, &token, "POST", "/v1/vms/seeded/guest-tokens", None)?;
+    let guest = text(&made, "token")?;
+    site.expect(204, &guest, "POST", "/v1/vms/seeded/boot-report", None)?;
+    let console = site.wait_console(&token, "seeded", "goes on", GUEST)?;
+    heard(&console, &["cannot be read", "sectors 0"], say)?;
+    let held = holders(site)?;
+    ensure!(held == 0, "{held} processes still have the medium");
+    say("  on the host nobody has the medium");
+    let entries = "/v1/audit/entries?event_type=VM_SEED_EJECTED";
+    let told = site.expect(200, &token, "GET", entries, None)?.to_string();
+    // The body is text with JSON in it.
+    ensure!(told.contains("completed"), "not in the ledger: {told}");
+
+    say("a reset under another agent brings nothing back");
+    site.node.check("systemctl restart berth-agent")?;
+    let console = site.wait_console(&token, "seeded", "BERTH-END", GUEST)?;
+    heard(
+        &console,
+        &["no drive after a reset", "BERTH-END status=0"],
+        say,
+    )?;
     site.wait_vm(&token, "seeded", "stopped", GUEST)?;
 
     say("on the host: in no file, and not in the log");
@@ -95,4 +139,26 @@ fn run_on(site: &Site<impl Host>, say: fn(&str)) -> Result<()> {
         "a guest that was given nothing has a seed:\n{console}"
     );
     Ok(())
+}
+
+/// The guest has to have said these lines.
+fn heard(console: &str, lines: &[&str], say: fn(&str)) -> Result<()> {
+    for line in lines {
+        ensure!(
+            console.contains(line),
+            "the guest did not say {line:?}:\n{console}"
+        );
+        say(&format!("  the guest says: {line}"));
+    }
+    Ok(())
+}
+
+/// How many processes of the host have a guest's medium open.
+fn holders(site: &Site<impl Host>) -> Result<usize> {
+    let found = site.node.check(
+        "for process in /proc/[0-9]*; do \
+           if ls -l $process/fd 2>/dev/null | grep -q memfd:berth-seed; then echo $process; fi; \
+         done",
+    )?;
+    Ok(found.lines().count())
 }

@@ -43,8 +43,9 @@ pub trait VirtioDevice: Send {
         None
     }
 
-    /// The host's descriptors that wake the device, at most [`MAX_SOURCES`]: always the same ones.
-    /// They are watched edge-triggered for input from before the first activation to the end.
+    /// The host's descriptors that wake the device, at most [`MAX_SOURCES`]: always the same ones, of
+    /// which [`Self::eject`] may close the last. They are watched edge-triggered for input from before
+    /// the first activation to the end.
     fn sources(&self) -> Vec<BorrowedFd<'_>> {
         Vec::new()
     }
@@ -92,6 +93,10 @@ pub trait VirtioDevice: Send {
         let _ = (source, queues, memory);
         Ok(Served::Idle)
     }
+
+    /// Gives up the host's side of what the guest reads here, for good; the driver is told. What is in
+    /// progress ends first, and may end later. A device without a medium has nothing to give up.
+    fn eject(&mut self) {}
 
     /// Forgets the driver. On return nothing that the device started may touch guest memory, and
     /// no chain that it took is kept.

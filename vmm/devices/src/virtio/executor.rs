@@ -70,6 +70,15 @@ impl ActiveDevice {
         })
     }
 
+    /// Has the device give up what the guest reads here. A device that waits for its reset answers
+    /// nothing any more, so that what it has in progress ends now.
+    pub fn eject(&mut self) {
+        self.device.eject();
+        if self.interrupt.needs_reset() {
+            self.device.reset();
+        }
+    }
+
     /// Number of queues of the device, enabled or not.
     #[must_use]
     pub fn queue_count(&self) -> u16 {
@@ -205,8 +214,8 @@ pub struct ActivateError {
 }
 
 /// Runs active devices. The machine implements it with its I/O thread; [`InlineExecutor`] is for
-/// tests and fuzzers. All calls come from vCPU threads with the device's transport locked, so the
-/// executor must never call back into a transport.
+/// tests and fuzzers. All calls come with the device's transport locked, and all but
+/// [`QueueExecutor::eject`] from vCPU threads, so the executor must never call back into a transport.
 pub trait QueueExecutor: Send + Sync {
     /// Takes over `device`. Returns after the executor owns it: a notification that follows must
     /// find it. The executor serves every queue once on arrival, as a driver may fill a queue
@@ -223,6 +232,10 @@ pub trait QueueExecutor: Send + Sync {
     /// The driver notified `queue_index` by a write that reached the transport (with ioeventfds
     /// that is only the `PCI_CFG` window). Need not wait for the queue to be served.
     fn notify(&self, slot: DeviceSlot, queue_index: u16);
+
+    /// Has the device at `slot` give up what the guest reads there, if it is here. Called from the I/O
+    /// thread as well, which then holds no device.
+    fn eject(&self, slot: DeviceSlot);
 }
 
 /// Serves on the thread that notifies. For tests and fuzzers: a real machine would stall a vCPU.
@@ -254,6 +267,12 @@ impl QueueExecutor for InlineExecutor {
 
     fn notify(&self, slot: DeviceSlot, queue_index: u16) {
         self.serve_rounds(slot, |device| device.serve(queue_index));
+    }
+
+    fn eject(&self, slot: DeviceSlot) {
+        if let Some(device) = lock(&self.devices).get_mut(&slot) {
+            device.eject();
+        }
     }
 }
 

@@ -151,7 +151,7 @@ fn expired() -> ApiError {
 }
 
 /// The token was revoked, or its tenant is gone.
-pub(super) fn revoked() -> ApiError {
+pub(crate) fn revoked() -> ApiError {
     ApiError::new(
         ErrorCode::TokenRevoked,
         "the token was revoked",

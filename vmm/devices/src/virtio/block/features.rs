@@ -12,7 +12,8 @@ use super::request::{MAX_DATA_BYTES, SECTOR_BYTES};
 /// `struct virtio_blk_config` up to the zoned fields, which belong to a feature of their own.
 pub(super) const CONFIG_BYTES: usize = 60;
 
-const CAPACITY: usize = 0;
+/// Number of sectors, a `u64`.
+pub(super) const CAPACITY: usize = 0;
 const SEGMENTS: usize = 12;
 const BLOCK_SIZE: usize = 20;
 /// Physical block as a power of two of logical ones (a byte), alignment (a byte), and the least

@@ -4,10 +4,19 @@
 //! ([`backend`]), answered when it is complete. Requests are in progress side by side and complete in
 //! any order. Where a queue's share of places is used up, or the disk is over its limits, what the
 //! driver submits waits in its ring.
+//!
+//! The medium can be taken out, for good. What a driver asks for from then on fails, as it does on a
+//! drive that is broken, and the disk has no sectors any more, of which the driver is told as of any
+//! change of the capacity. Either alone would do to hide the content. Without the failures a driver
+//! that does not look at the capacity would have no answer; without the capacity, whatever looks
+//! through all disks, as udev and blkid do, would fill the guest's log with failures of a device that
+//! is well. Linux takes a disk of no sectors for an empty drive and reads nothing of it, not even what
+//! it has cached. It sends no uevent for that, so names by label stay until udev looks again.
 
 pub mod backend;
 mod features;
 mod in_flight;
+mod no_medium;
 pub mod request;
 #[cfg(test)]
 mod tests;
@@ -26,6 +35,7 @@ use vm_memory::{Bytes, GuestAddress, Permissions};
 use self::backend::{BlockBackend, Completion, NotMemory, Operation, slices};
 pub use self::in_flight::REQUESTS_PER_QUEUE;
 use self::in_flight::{InFlight, Pending};
+use self::no_medium::NoMedium;
 use self::request::{DiskShape, Refusal, SECTOR_BYTES, SERIAL_BYTES, Task};
 use super::config::DeviceConfig;
 use super::device::{Served, VirtioDevice};
@@ -80,6 +90,8 @@ pub struct Block {
     backend: Box<dyn BlockBackend>,
     /// Whether the backend has no requests in progress.
     is_synchronous: bool,
+    /// Whether the medium was taken out. The backend stays until nothing is in flight.
+    is_ejected: bool,
     in_flight: InFlight,
     throttle: Option<Throttle>,
     /// Whether requests have been kept waiting since the last one was taken.
@@ -111,6 +123,7 @@ impl Block {
         Self {
             is_synchronous: backend.descriptor().is_none(),
             backend,
+            is_ejected: false,
             in_flight: InFlight::new(queues),
             throttle: None,
             is_throttled: false,
@@ -167,6 +180,7 @@ impl Block {
             settles: false,
         };
         let result = match request.task {
+            Ok(Task::Operate(_)) if self.is_ejected => Err(Refusal::HostFailed),
             Ok(Task::Operate(operation)) => match self.start(pending, &operation, memory) {
                 Ok(()) => return Ok(()),
                 Err((given_back, refusal)) => {
@@ -238,6 +252,25 @@ impl Block {
 
     /// Answers every request that is complete, and takes more where that makes room.
     fn collect(&mut self, queues: &mut Queues, memory: &Memory) -> Result<(), QueueBroken> {
+        let answered = self.answer_completed(queues, memory);
+        self.close_when_ejected();
+        answered?;
+        for index in 0..queues.count() {
+            if let Some(queue) = queues.get(index)
+                && queue.is_quiet()
+                && self.is_ready_for(index)
+            {
+                queue.serve_again();
+            }
+        }
+        Ok(())
+    }
+
+    fn answer_completed(
+        &mut self,
+        queues: &mut Queues,
+        memory: &Memory,
+    ) -> Result<(), QueueBroken> {
         while let Some(Completion { id, result }) = self.backend.next_completed() {
             if result.is_ok() && self.settle(id, memory) {
                 continue;
@@ -250,15 +283,15 @@ impl Block {
                 self.answer(pending, result, queue, memory)?;
             }
         }
-        for index in 0..queues.count() {
-            if let Some(queue) = queues.get(index)
-                && queue.is_quiet()
-                && self.is_ready_for(index)
-            {
-                queue.serve_again();
-            }
-        }
         Ok(())
+    }
+
+    /// Closes what is on the host, once the medium is out and nothing of it is in flight.
+    fn close_when_ejected(&mut self) {
+        if self.is_ejected && self.in_flight.is_empty() {
+            self.backend = Box::new(NoMedium);
+            self.is_synchronous = true;
+        }
     }
 
     /// Goes on to make request `id` durable, if that is left to do.
@@ -348,8 +381,9 @@ impl VirtioDevice for Block {
     }
 
     fn sources(&self) -> Vec<BorrowedFd<'_>> {
+        // The backend's is the last: it is closed with the medium, and the timer keeps its number.
         let timer = self.throttle.as_ref().map(Throttle::descriptor);
-        self.backend.descriptor().into_iter().chain(timer).collect()
+        timer.into_iter().chain(self.backend.descriptor()).collect()
     }
 
     fn activate(&mut self, features: u64) {
@@ -397,6 +431,15 @@ impl VirtioDevice for Block {
         Ok(Served::Idle)
     }
 
+    fn eject(&mut self) {
+        if self.is_ejected {
+            return;
+        }
+        self.is_ejected = true;
+        self.close_when_ejected();
+        self.config.update(features::CAPACITY, &[0; 8]);
+    }
+
     fn reset(&mut self) {
         while !self.in_flight.is_empty() {
             match self.backend.next_completed() {
@@ -406,5 +449,6 @@ impl VirtioDevice for Block {
             }
         }
         self.is_throttled = false;
+        self.close_when_ejected();
     }
 }

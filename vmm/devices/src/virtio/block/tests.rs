@@ -1,5 +1,6 @@
 //! The disk as a driver meets it: requests that work, and all that may be wrong with one.
 
+mod ejected;
 mod late;
 
 use std::io::{self, Read, Seek, SeekFrom, Write as _};

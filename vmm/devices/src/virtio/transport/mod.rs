@@ -129,6 +129,12 @@ impl VirtioPci {
         self.queue_count
     }
 
+    /// Takes the medium out of the device for good, whatever its driver does at the moment. Not to be
+    /// called while the caller serves a device.
+    pub fn eject(&self) {
+        lock(&self.state).registers.eject();
+    }
+
     /// Guest physical address whose write (of 2 bytes, value irrelevant) notifies `queue_index`:
     /// register an ioeventfd of length 0 or 2 there. `None` before the BAR has its address and for
     /// queues that are not there.

@@ -195,6 +195,15 @@ impl Registers {
         }
     }
 
+    /// Has the device give up what the guest reads here, wherever it is.
+    pub(super) fn eject(&mut self) {
+        match &mut self.phase {
+            Phase::Configuring(device) | Phase::Failed(Some(device)) => device.eject(),
+            Phase::Active => self.around.executor.eject(self.around.slot),
+            Phase::Failed(None) => (),
+        }
+    }
+
     fn shown_status(&self) -> u8 {
         if self.around.interrupt.needs_reset() {
             self.status | status::NEEDS_RESET

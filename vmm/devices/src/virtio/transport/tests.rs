@@ -649,6 +649,9 @@ impl QueueExecutor for Unreliable {
     fn notify(&self, slot: DeviceSlot, queue_index: u16) {
         self.inner.notify(slot, queue_index);
     }
+    fn eject(&self, slot: DeviceSlot) {
+        self.inner.eject(slot);
+    }
 }
 
 #[test]
@@ -725,6 +728,9 @@ impl QueueExecutor for ThreadExecutor {
     }
     fn notify(&self, _: DeviceSlot, queue: u16) {
         lock(&self.0).send(Command::Notify(queue)).unwrap();
+    }
+    fn eject(&self, _: DeviceSlot) {
+        unreachable!("its device has no medium");
     }
 }
 

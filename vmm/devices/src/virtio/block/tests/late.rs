@@ -17,7 +17,7 @@ const F_MQ: u64 = 1 << 12;
 
 /// A disk whose operations lie still until they are finished. They move bytes only then.
 #[derive(Clone)]
-struct LateDisk {
+pub(super) struct LateDisk {
     disk: MemoryDisk,
     state: Arc<Mutex<State>>,
     /// Nobody reads it.
@@ -42,12 +42,12 @@ impl LateDisk {
         }
     }
 
-    fn held(&self) -> usize {
+    pub(super) fn held(&self) -> usize {
         lock(&self.state).held.len()
     }
 
     /// Finishes the operation that was started as number `index` of those that are held.
-    fn finish(&self, index: usize) {
+    pub(super) fn finish(&self, index: usize) {
         let mut state = lock(&self.state);
         let (id, operation) = state.held.remove(index);
         let memory = state.memory.clone().unwrap();
@@ -88,15 +88,15 @@ impl BlockBackend for LateDisk {
 }
 
 /// A machine with one disk whose sources the test wakes.
-struct Late {
-    guest: TestGuest,
-    disk: LateDisk,
+pub(super) struct Late {
+    pub(super) guest: TestGuest,
+    pub(super) disk: LateDisk,
     executor: Arc<InlineExecutor>,
     counters: Arc<Counters>,
 }
 
 impl Late {
-    fn new(queues: u16, throttle: Option<Throttle>) -> Self {
+    pub(super) fn new(queues: u16, throttle: Option<Throttle>) -> Self {
         let disk = LateDisk::new();
         let options = BlockOptions {
             queues,
@@ -116,13 +116,13 @@ impl Late {
         }
     }
 
-    fn wake(&self, source: u16) {
+    pub(super) fn wake(&self, source: u16) {
         self.executor
             .source_ready(DeviceSlot::new(3).unwrap(), source);
     }
 
     /// Submits a read of `sector` into its own part of memory; returns the head.
-    fn read(&self, ring: &mut Ring, sector: u64) -> u16 {
+    pub(super) fn read(&self, ring: &mut Ring, sector: u64) -> u16 {
         let header = HEADER + 0x1_0000 + sector * 0x20;
         self.guest
             .memory
@@ -135,13 +135,18 @@ impl Late {
         ring.submit(&[(header, 16, 0), (data(sector), 513, WRITE)])
     }
 
+    /// Whether the device still has its backend.
+    pub(super) fn has_backend(&self) -> bool {
+        Arc::strong_count(&self.disk.descriptor) > 1
+    }
+
     fn count(&self, name: &str) -> u64 {
         self.counters.iter().find(|it| it.0 == name).unwrap().1
     }
 }
 
 /// Where [`Late::read`] reads to.
-fn data(sector: u64) -> u64 {
+pub(super) fn data(sector: u64) -> u64 {
     DATA + 0x2_0000 + sector * 0x400
 }
 
