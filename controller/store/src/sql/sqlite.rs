@@ -26,6 +26,8 @@ pub(super) fn open_writer(path: &Path) -> Result<Connection> {
     conn.pragma_update(None, "synchronous", "FULL")?;
     conn.pragma_update(None, "foreign_keys", true)?;
     conn.pragma_update(None, "cache_size", WRITER_CACHE)?;
+    // A savepoint's log that was to go on from memory in a file, after a mebibyte, told of a full disk.
+    conn.pragma_update(None, "temp_store", "MEMORY")?;
     keep_prepared(&conn)?;
     Ok(conn)
 }
