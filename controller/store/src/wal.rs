@@ -65,7 +65,11 @@ impl State {
 
     fn committed(&mut self, in_log: u32, limits: Limits) -> AfterCommit {
         if in_log < self.in_log {
-            *self = Self::new(limits);
+            // It began again.
+            *self = Self {
+                is_over: self.is_over,
+                ..Self::new(limits)
+            };
         }
         self.in_log = in_log;
         let rest = in_log.saturating_sub(self.copied);
