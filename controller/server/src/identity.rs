@@ -7,15 +7,14 @@ mod jwt;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use serde::Deserialize;
-use tokio::sync::Mutex;
 use ureq::http::Uri;
-use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, TlsProvider, parse_pem};
 
+use crate::https_client::client;
 use jwt::{Expected, ProviderKeys, UnverifiedToken};
 
 pub(crate) use jwt::JwtError;
@@ -78,6 +77,8 @@ pub(crate) struct IdentityProvider {
     audience: String,
     source: Arc<KeySource>,
     known: Mutex<Known>,
+    /// Held by the one who asks the provider.
+    asking: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -104,7 +105,7 @@ impl IdentityProvider {
                 must_be_https("jwks_url", url)?;
                 KeySource::Url {
                     url: url.clone(),
-                    http: client(config)?,
+                    http: client(url, config.ca.as_deref(), PATIENCE)?,
                 }
             }
             (None, Some(path)) => KeySource::File(path.clone()),
@@ -123,6 +124,7 @@ impl IdentityProvider {
             audience: config.audience.clone(),
             source: Arc::new(source),
             known: Mutex::new(known),
+            asking: tokio::sync::Mutex::default(),
         })
     }
 
@@ -142,30 +144,51 @@ impl IdentityProvider {
         Ok(token.subject(&keys, &expected)?)
     }
 
-    /// The keys to verify a token with. One asks the provider at a time, and the others wait for that.
+    /// The keys to verify a token with. One asks the provider at a time; who cannot do without the answer waits
+    /// for it, and nobody else does.
     async fn keys_for(&self, token: &UnverifiedToken<'_>) -> Result<ProviderKeys, IdentityError> {
-        let mut known = self.known.lock().await;
-        let is_enough = known.is_younger_than(FRESH) && known.keys.has(token);
-        if !is_enough && known.may_ask() {
-            known.asked_at = Some(Instant::now());
+        if let Some(keys) = self.known().keys_of(token, FRESH) {
+            return Ok(keys);
+        }
+        let _turn = match self.asking.try_lock() {
+            Ok(turn) => turn,
+            Err(_) => {
+                if let Some(keys) = self.known().keys_of(token, USABLE) {
+                    return Ok(keys);
+                }
+                self.asking.lock().await
+            }
+        };
+        if let Some(keys) = self.known().keys_of(token, FRESH) {
+            return Ok(keys);
+        }
+        if self.known().begins_to_ask() {
             let source = Arc::clone(&self.source);
             match tokio::task::spawn_blocking(move || source.read()).await {
                 Ok(Ok(keys)) => {
+                    let mut known = self.known();
                     known.keys = keys;
                     known.read_at = Some(Instant::now());
                 }
                 Ok(Err(error)) => {
+                    // Those who waited meanwhile are not to wait as long again, one after the other.
+                    self.known().asked_at = Some(Instant::now());
                     let error: &(dyn std::error::Error + 'static) = &error;
                     tracing::warn!(error, "the identity provider's keys were not read anew");
                 }
                 Err(_) => return Err(IdentityError::Unavailable),
             }
         }
+        let known = self.known();
         if known.is_younger_than(USABLE) {
             Ok(known.keys.clone())
         } else {
             Err(IdentityError::Unavailable)
         }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -174,8 +197,18 @@ impl Known {
         self.read_at.is_some_and(|read| read.elapsed() < age)
     }
 
-    fn may_ask(&self) -> bool {
-        self.asked_at.is_none_or(|asked| asked.elapsed() >= PAUSE)
+    /// The keys, if the token's is among them and they were read no longer ago than this.
+    fn keys_of(&self, token: &UnverifiedToken<'_>, age: Duration) -> Option<ProviderKeys> {
+        (self.is_younger_than(age) && self.keys.has(token)).then(|| self.keys.clone())
+    }
+
+    /// Whether it is time to ask, which is noted.
+    fn begins_to_ask(&mut self) -> bool {
+        let begins = self.asked_at.is_none_or(|asked| asked.elapsed() >= PAUSE);
+        if begins {
+            self.asked_at = Some(Instant::now());
+        }
+        begins
     }
 }
 
@@ -218,41 +251,6 @@ fn must_be_https(setting: &str, url: &str) -> anyhow::Result<()> {
         "`{setting}` must begin with https://; http is for this machine alone"
     );
     Ok(())
-}
-
-fn client(config: &IdentityProviderConfig) -> anyhow::Result<ureq::Agent> {
-    let mut roots: Vec<Certificate<'static>> = Vec::new();
-    if let Some(path) = &config.ca {
-        let pem = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
-        for item in parse_pem(&pem) {
-            if let PemItem::Certificate(certificate) = item.context("`ca` is not PEM")? {
-                roots.push(certificate);
-            }
-        }
-    }
-    let is_https = config
-        .jwks_url
-        .as_deref()
-        .is_some_and(|url| url.starts_with("https://"));
-    ensure!(
-        !is_https || !roots.is_empty(),
-        "`ca` is needed for https: the provider's own authority, or the system's bundle"
-    );
-    let tls = TlsConfig::builder()
-        .provider(TlsProvider::Rustls)
-        .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .root_certs(RootCerts::new_with_certs(&roots))
-        .build();
-    Ok(ureq::Agent::config_builder()
-        .http_status_as_error(false)
-        .max_redirects(0)
-        .max_redirects_will_error(false)
-        .proxy(None)
-        .tls_config(tls)
-        .timeout_global(Some(PATIENCE))
-        .user_agent(concat!("berth-controller/", env!("CARGO_PKG_VERSION")))
-        .build()
-        .new_agent())
 }
 
 #[cfg(test)]

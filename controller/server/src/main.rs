@@ -12,6 +12,7 @@ mod door;
 mod expiry;
 mod follow;
 mod http;
+mod https_client;
 mod identity;
 mod join_tokens;
 mod keys;

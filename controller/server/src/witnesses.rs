@@ -16,7 +16,8 @@ use berth_ledger::merkle::Hash;
 use berth_ledger::note::{KeyKind, Note, SignatureLine, Vkey};
 use berth_ledger::witness::{AddCheckpoint, Answer, ReadAnswerError, read_answer};
 use serde::Deserialize;
-use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, TlsProvider, parse_pem};
+
+use crate::https_client::client;
 
 /// How long a witness may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -201,36 +202,13 @@ impl Witness {
             vkey.kind() == KeyKind::Cosignature,
             "`key` is a log's key: give the one that `berth-witness keygen` printed"
         );
-        let is_https = setting.url.starts_with("https://");
         ensure!(
-            is_https || setting.url.starts_with("http://"),
+            ["https://", "http://"]
+                .iter()
+                .any(|scheme| setting.url.starts_with(scheme)),
             "`url` must begin with http:// or https://"
         );
-        let mut roots: Vec<Certificate<'static>> = Vec::new();
-        if let Some(path) = &setting.ca {
-            let pem = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
-            for item in parse_pem(&pem) {
-                if let PemItem::Certificate(certificate) = item.context("`ca` is not PEM")? {
-                    roots.push(certificate);
-                }
-            }
-        }
-        ensure!(!is_https || !roots.is_empty(), "`ca` is needed for https");
-        let tls = TlsConfig::builder()
-            .provider(TlsProvider::Rustls)
-            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .root_certs(RootCerts::new_with_certs(&roots))
-            .build();
-        let http = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            .proxy(None)
-            .tls_config(tls)
-            .timeout_global(Some(PATIENCE))
-            .user_agent(concat!("berth-controller/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .new_agent();
+        let http = client(&setting.url, setting.ca.as_deref(), PATIENCE)?;
         Ok(Self {
             url: format!("{}/add-checkpoint", setting.url.trim_end_matches('/')),
             vkey,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use base64::Engine as _;
@@ -19,6 +20,8 @@ const SIGN_IN: &str = "/v1/identity/token";
 struct Provider {
     url: String,
     keys: Arc<Mutex<BTreeMap<String, SigningKey>>>,
+    /// How often its keys were asked for.
+    asked: Arc<AtomicUsize>,
 }
 
 fn b64(bytes: impl AsRef<[u8]>) -> String {
@@ -42,11 +45,14 @@ impl Provider {
         let url = format!("http://{}", listener.local_addr().unwrap());
         let keys = Arc::new(Mutex::new(BTreeMap::new()));
         let shown: Arc<Mutex<BTreeMap<String, SigningKey>>> = Arc::clone(&keys);
+        let asked = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&asked);
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let Ok(mut stream) = stream else { return };
                 let head = BufReader::new(&stream).lines().map_while(Result::ok);
                 head.take_while(|line| !line.is_empty()).for_each(drop);
+                counted.fetch_add(1, Ordering::SeqCst);
                 let body = published(&shown.lock().unwrap());
                 let status = if body == r#"{"keys":[]}"# { 503 } else { 200 };
                 // Who asked may be gone.
@@ -57,7 +63,7 @@ impl Provider {
                 ));
             }
         });
-        Self { url, keys }
+        Self { url, keys, asked }
     }
 
     /// A provider with one key.
@@ -367,6 +373,42 @@ fn the_providers_keys_are_asked_for_when_they_are_needed_and_change() {
     until(&|| provider.token_of("two", &provider.claims("ada")), 201);
     let late = signed(&old, "one", &provider.claims("ada"));
     sign_in(&controller, &late).refused(401, "invalid_token");
+}
+
+/// Anybody can make up the name of a key.
+#[test]
+fn who_names_an_unknown_key_makes_nobody_else_wait_for_the_provider() {
+    let provider = Provider::with_key("one");
+    let controller = provider.controller();
+    let acme = controller.tenant("acme", 2);
+    link(&acme, "acme", "ada", &json!("vm.read")).expect(201);
+    let good = provider.token("ada");
+    sign_in(&controller, &good).expect(201);
+    let made_up = SigningKey::generate().unwrap();
+    let made_up = signed(&made_up, "made-up", &provider.claims("eve"));
+    let asked_before = provider.asked.load(Ordering::SeqCst);
+    // As long as this is held, the provider answers nobody.
+    let held = provider.keys.lock().unwrap();
+    let is_answered = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // The keys are not asked for each time.
+            while provider.asked.load(Ordering::SeqCst) == asked_before {
+                sign_in(&controller, &made_up).refused(401, "invalid_token");
+            }
+            is_answered.store(true, Ordering::SeqCst);
+        });
+        while provider.asked.load(Ordering::SeqCst) == asked_before {
+            std::thread::yield_now();
+        }
+        let waited = is_answered.load(Ordering::SeqCst);
+        sign_in(&controller, &good).expect(201);
+        assert!(
+            waited || !is_answered.load(Ordering::SeqCst),
+            "it waited as well"
+        );
+        drop(held);
+    });
 }
 
 #[test]
