@@ -12,6 +12,8 @@ mod claims;
 mod database;
 mod error;
 mod event_facts;
+#[cfg(test)]
+mod fixture;
 mod gauges;
 mod guest_tokens;
 mod idempotency;

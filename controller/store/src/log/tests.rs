@@ -2,21 +2,14 @@
 
 use berth_api::ids::TenantId;
 use berth_ledger::checkpoint::SignedCheckpoint;
-use berth_ledger::keys::SigningKey;
 use berth_ledger::merkle::{Frontier, leaf_hash, verify_consistency, verify_inclusion};
 use berth_ledger::tile::{Resource, Tile};
 
 use super::*;
 use crate::error::StoreError;
+use crate::fixture::keys;
 use crate::ledger::{Cause, EntryFilter, NewEvent};
-use crate::store::{Keys, Store};
-
-fn keys() -> Keys {
-    Keys {
-        ledger: SigningKey::from_seed(&[1; 32]).unwrap(),
-        task: SigningKey::from_seed(&[2; 32]).unwrap(),
-    }
-}
+use crate::store::Store;
 
 struct Bench {
     folder: tempfile::TempDir,

@@ -1,16 +1,13 @@
 //! What a refused unlinking leaves.
 
-use std::collections::BTreeMap;
-
 use berth_api::ids::{TenantId, TokenId};
-use berth_controller_core::quota::Ceilings;
 use berth_ledger::keys::SigningKey;
 
 use super::NewPerson;
+use crate::fixture;
 use crate::ledger::Cause;
 use crate::revocations::{MAX_REVOCATIONS, RevokeDenied};
-use crate::store::{Keys, Store};
-use crate::tenants::{NewTenant, TenantProfile};
+use crate::store::Store;
 use crate::tokens::NewTokenRecord;
 
 fn acme() -> TenantId {
@@ -18,26 +15,9 @@ fn acme() -> TenantId {
 }
 
 fn store() -> (tempfile::TempDir, Store) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("berth.db");
-    Store::init(&path).unwrap();
-    let keys = Keys {
-        ledger: SigningKey::from_seed(&[1; 32]).unwrap(),
-        task: SigningKey::from_seed(&[2; 32]).unwrap(),
-    };
-    let store = Store::open(&path, keys).unwrap();
-    let tenant = NewTenant {
-        tenant_id: acme(),
-        display_name: "Acme".to_owned(),
-        max_vms: 1,
-        storage_quota_gb: 1,
-        api_rate_limit_rpm: 1,
-        slot_limits: BTreeMap::new(),
-        ceilings: Ceilings::new(),
-        profile: TenantProfile::default(),
-    };
+    let (folder, store) = fixture::store();
     store
-        .write(|tx| tx.create_tenant(tenant, &Cause::controller()))
+        .write(|tx| tx.create_tenant(fixture::new_tenant("acme", 1), &Cause::controller()))
         .unwrap()
         .unwrap();
     (folder, store)

@@ -1,13 +1,12 @@
 //! The few that are asked first never hide the node that all together would have chosen.
 
 use berth_controller_core::placement::{Apart, Wishes};
-use berth_ledger::keys::SigningKey;
 use proptest::prelude::*;
 
 use super::*;
+use crate::fixture;
 use crate::ledger::Cause;
-use crate::store::{Keys, Store};
-use crate::tenants::{NewTenant, TenantProfile};
+use crate::store::Store;
 
 /// A node as it is put into the database.
 #[derive(Clone, Debug)]
@@ -46,29 +45,13 @@ fn node(memory: u32, used: u32, vcpus: u32) -> Given {
 }
 
 fn store(nodes: &[Given]) -> (tempfile::TempDir, Store) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("berth.db");
-    Store::init(&path).unwrap();
-    let keys = Keys {
-        ledger: SigningKey::from_seed(&[1; 32]).unwrap(),
-        task: SigningKey::from_seed(&[2; 32]).unwrap(),
-    };
-    let store = Store::open(&path, keys).unwrap();
+    let (folder, store) = fixture::store();
     let nodes = nodes.to_vec();
     store
         .write(move |tx| {
             for id in ["acme", "other"] {
-                let new = NewTenant {
-                    tenant_id: id.parse().unwrap(),
-                    display_name: id.to_owned(),
-                    max_vms: 1,
-                    storage_quota_gb: 1,
-                    api_rate_limit_rpm: 1,
-                    slot_limits: BTreeMap::new(),
-                    ceilings: BTreeMap::new(),
-                    profile: TenantProfile::default(),
-                };
-                tx.create_tenant(new, &Cause::controller())?.unwrap();
+                tx.create_tenant(fixture::new_tenant(id, 1), &Cause::controller())?
+                    .unwrap();
             }
             for (number, given) in nodes.into_iter().enumerate() {
                 insert(tx, number, &given)?;

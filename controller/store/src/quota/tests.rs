@@ -13,11 +13,12 @@ use berth_ledger::keys::SigningKey;
 use proptest::prelude::*;
 
 use super::NewOverride;
+use crate::fixture::{self, new_tenant};
 use crate::join_tokens::NewJoinToken;
 use crate::ledger::{Cause, EntryFilter};
 use crate::revocations::Revoked;
-use crate::store::{Keys, Store};
-use crate::tenants::{NewTenant, TenantChange, TenantProfile};
+use crate::store::Store;
+use crate::tenants::TenantChange;
 use crate::tokens::{NewTokenRecord, RecordTokenDenied};
 use crate::vm_create::CreateVmDenied;
 use crate::vm_events::{ActOnVmDenied, VmWish};
@@ -37,29 +38,9 @@ fn scope(project: Option<&str>) -> QuotaScope {
     }
 }
 
-fn new_tenant(id: &str, max_vms: u32) -> NewTenant {
-    NewTenant {
-        tenant_id: id.parse().unwrap(),
-        display_name: id.to_owned(),
-        max_vms,
-        storage_quota_gb: 1000,
-        api_rate_limit_rpm: 1,
-        slot_limits: BTreeMap::new(),
-        ceilings: Ceilings::new(),
-        profile: TenantProfile::default(),
-    }
-}
-
 /// A store with one large node, the tenant `acme` and its two projects.
 fn store(max_vms: u32) -> (tempfile::TempDir, Store) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("berth.db");
-    Store::init(&path).unwrap();
-    let keys = Keys {
-        ledger: SigningKey::from_seed(&[1; 32]).unwrap(),
-        task: SigningKey::from_seed(&[2; 32]).unwrap(),
-    };
-    let store = Store::open(&path, keys).unwrap();
+    let (folder, store) = fixture::store();
     let node_key = SigningKey::from_seed(&[3; 32]).unwrap().public();
     store
         .write(move |tx| {

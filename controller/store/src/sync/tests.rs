@@ -1,21 +1,19 @@
 //! What a change costs in a fleet that is large elsewhere.
 
-use std::collections::BTreeMap;
-
 use berth_api::agent::{Capacity, EnrollRequest, LogReport, PROTOCOL_VERSION, SyncRequest};
 use berth_api::ids::{AgentInstanceId, NodeId, TenantId, VmId};
-use berth_controller_core::quota::Ceilings;
 use berth_controller_core::shape::validate;
 use berth_ledger::keys::{PublicKey, SigningKey};
 use serde_json::json;
 use tempfile::TempDir;
 
 use crate::error::StoreError;
+use crate::fixture;
 use crate::join_tokens::NewJoinToken;
 use crate::ledger::Cause;
 use crate::sql::STEPS;
-use crate::store::{Keys, Store};
-use crate::tenants::{NewTenant, TenantProfile};
+use crate::store::Store;
+use crate::tenants::NewTenant;
 use crate::vm_events::VmWish;
 use crate::vms::VmRef;
 use crate::writer::WriteTx;
@@ -36,28 +34,15 @@ struct Fleet {
 
 impl Fleet {
     fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("berth.db");
-        Store::init(&path).unwrap();
+        let (folder, store) = fixture::store();
         let key = |seed| SigningKey::from_seed(&[seed; 32]).unwrap();
-        let keys = Keys {
-            ledger: key(1),
-            task: key(2),
-        };
-        let store = Store::open(&path, keys).unwrap();
         let (busy_key, idle_key) = (key(3).public(), key(4).public());
         let for_tx = idle_key;
         let idle = store
             .write(move |tx| {
                 let new = NewTenant {
-                    tenant_id: tenant(),
-                    display_name: "Acme".to_owned(),
-                    max_vms: 10_000,
                     storage_quota_gb: 100_000,
-                    api_rate_limit_rpm: 1,
-                    slot_limits: BTreeMap::new(),
-                    ceilings: Ceilings::new(),
-                    profile: TenantProfile::default(),
+                    ..fixture::new_tenant("acme", 10_000)
                 };
                 tx.create_tenant(new, &Cause::controller())?.unwrap();
                 enroll(tx, "busy", &busy_key, 1 << 30)?;

@@ -5,43 +5,15 @@ use std::sync::mpsc::channel;
 use berth_ledger::keys::SigningKey;
 
 use crate::error::StoreError;
+use crate::fixture::{keys, new_tenant, store};
 use crate::ledger::{Cause, EntryFilter, NewEvent};
 use crate::store::{Keys, Store};
-use crate::tenants::NewTenant;
-
-fn keys() -> Keys {
-    Keys {
-        ledger: SigningKey::from_seed(&[1; 32]).unwrap(),
-        task: SigningKey::from_seed(&[2; 32]).unwrap(),
-    }
-}
-
-fn store() -> (tempfile::TempDir, Store) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("berth.db");
-    Store::init(&path).unwrap();
-    let store = Store::open(&path, keys()).unwrap();
-    (folder, store)
-}
 
 fn event() -> NewEvent {
     NewEvent {
         event_type: "TENANT_CREATED",
         outcome: "completed",
         ..NewEvent::default()
-    }
-}
-
-fn tenant(id: &str) -> NewTenant {
-    NewTenant {
-        tenant_id: id.parse().unwrap(),
-        display_name: id.to_owned(),
-        max_vms: 1,
-        storage_quota_gb: 1,
-        api_rate_limit_rpm: 1,
-        slot_limits: std::collections::BTreeMap::new(),
-        ceilings: berth_controller_core::quota::Ceilings::new(),
-        profile: crate::tenants::TenantProfile::default(),
     }
 }
 
@@ -168,7 +140,7 @@ fn nothing_of_one_tenant_can_hang_on_another_tenants_vm() {
     let (folder, store) = store();
     for id in ["acme", "other"] {
         store
-            .write(move |tx| tx.create_tenant(tenant(id), &Cause::controller()))
+            .write(move |tx| tx.create_tenant(new_tenant(id, 1), &Cause::controller()))
             .unwrap()
             .unwrap();
     }
