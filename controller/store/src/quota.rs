@@ -285,9 +285,9 @@ impl WriteTx<'_> {
                 let key = (scope.to_owned(), resource.name());
                 let after = chargeable.get(&key).and_then(|(used, limit)| {
                     let after = used.checked_add(*amount)?;
-                    limit
-                        .is_none_or(|limit| after <= limit)
-                        .then_some((*used, after, *limit))
+                    // Without a ceiling the end is what the database can count.
+                    let most = limit.unwrap_or(i64::MAX.unsigned_abs());
+                    (after <= most).then_some((*used, after, *limit))
                 });
                 let Some((used, after, limit)) = after else {
                     return self.why_denied(tenant, project, resource, *amount).map(Err);

@@ -18,6 +18,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const CACHED_STATEMENTS: usize = 256;
 /// Pages of the file that the writer keeps, as SQLite takes it: below zero it is in KiB.
 const WRITER_CACHE: i64 = -16 * 1024;
+
 /// Open for changes; makes the file if it is missing.
 pub(super) fn open_writer(path: &Path) -> Result<Connection> {
     let conn = Connection::open(path)?;
@@ -26,7 +27,7 @@ pub(super) fn open_writer(path: &Path) -> Result<Connection> {
     conn.pragma_update(None, "synchronous", "FULL")?;
     conn.pragma_update(None, "foreign_keys", true)?;
     conn.pragma_update(None, "cache_size", WRITER_CACHE)?;
-    // A savepoint's log that was to go on from memory in a file, after a mebibyte, told of a full disk.
+    // Savepoints' logs as well: one that went on in a temporary file told of a full disk where there was room.
     conn.pragma_update(None, "temp_store", "MEMORY")?;
     keep_prepared(&conn)?;
     Ok(conn)
