@@ -19,10 +19,14 @@ pub struct Difference {
 const CHECKS: &[&str] = &[
     // What VMs are charged for.
     "SELECT 'quota ' || tenant_id || '/' || scope || '/' || resource, used, counted FROM (
-       SELECT q.tenant_id, q.scope, q.resource, q.used, COALESCE((SELECT SUM(amount) FROM charge c
-         WHERE c.tenant_id = q.tenant_id AND c.resource = q.resource
-         AND (q.scope = '' OR c.project_id = q.scope)), 0) AS counted
-       FROM quota q WHERE q.resource NOT IN ('tokens', 'creates_per_day')
+       SELECT q.tenant_id, q.scope, q.resource, q.used, COALESCE(c.counted, 0) AS counted
+       FROM quota q LEFT JOIN (
+         SELECT tenant_id, '' AS scope, resource, SUM(amount) AS counted FROM charge
+           GROUP BY tenant_id, resource
+         UNION ALL SELECT tenant_id, project_id, resource, SUM(amount) FROM charge
+           GROUP BY tenant_id, project_id, resource) AS c
+       ON c.tenant_id = q.tenant_id AND c.scope = q.scope AND c.resource = q.resource
+       WHERE q.resource NOT IN ('tokens', 'creates_per_day')
        AND q.resource NOT LIKE 'slots.%') AS counts
      WHERE used <> counted",
     "SELECT 'quota ' || tenant_id || '/' || scope || '/' || resource, used, counted FROM (

@@ -51,9 +51,6 @@ pub enum StoreError {
     /// The database refused a statement.
     #[error("the database refused a statement")]
     Sql(#[from] SqlError),
-    /// The ledger entry could not be written.
-    #[error("the ledger entry could not be written")]
-    Ledger(#[source] SqlError),
     /// The transaction did not commit.
     #[error("the transaction did not commit")]
     Commit(#[source] Arc<LogError>),
@@ -83,7 +80,7 @@ impl StoreError {
     #[must_use]
     pub fn is_unavailable(&self) -> bool {
         match self {
-            Self::Ledger(_) | Self::Commit(_) | Self::Busy | Self::Stopped => true,
+            Self::Commit(_) | Self::Busy | Self::Stopped => true,
             Self::Sql(cause) => cause.is_unavailable(),
             Self::Corrupt { .. } | Self::Unstorable { .. } => false,
         }

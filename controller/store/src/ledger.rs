@@ -1,7 +1,9 @@
 //! The ledger's entries: append in the transaction of the change, find, read.
 //!
 //! An entry's body is written once and given out byte for byte; what the tree commits to is its
-//! leaf. Sealing a batch of entries into the tree is [`crate::log`]'s.
+//! leaf. What a batch of changes appends is kept until its end and written at once: where it is written
+//! between the changes, each of them has copies made of the pages that the one before has just changed.
+//! Sealing a batch of entries into the tree is [`crate::log`]'s.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -15,7 +17,9 @@ use serde_json::{Map, Value};
 
 use crate::error::StoreError;
 use crate::rows::rfc3339;
-use crate::sql::{OptionalExtension as _, Row, Value as SqlValue, params_from_iter};
+use crate::sql::{
+    Connection, OptionalExtension as _, Row, Value as SqlValue, ValueRef, params_from_iter,
+};
 use crate::store::Db;
 use crate::writer::WriteTx;
 
@@ -175,11 +179,7 @@ impl WriteTx<'_> {
             nonce,
             leaf: leaf.to_bytes().to_vec(),
         };
-        // What failed before is not the ledger's failure.
-        self.conn.settle()?;
-        self.insert_entry(&entry, &terms)
-            .map_err(StoreError::Ledger)?;
-        self.log.leaves.push(leaf.to_bytes());
+        self.log.append(Appended { entry, terms });
         Ok(index)
     }
 
@@ -211,58 +211,78 @@ impl WriteTx<'_> {
         tenant: Option<&TenantId>,
     ) -> Result<(String, u64, Hash), StoreError> {
         let stream = stream_of(tenant).to_owned();
-        let last: Option<(u64, String)> = self
+        let last = match self.log.last_of(&stream) {
+            Some(entry) => Some((entry.seq, Hash::of_bytes(entry.body.as_bytes()))),
+            None => self.last_stored_of(&stream)?,
+        };
+        Ok(match last {
+            Some((seq, prev)) => (stream, seq.saturating_add(1), prev),
+            None => (stream, FIRST_SEQUENCE, NO_PREVIOUS),
+        })
+    }
+
+    fn last_stored_of(&self, stream: &str) -> Result<Option<(u64, Hash)>, StoreError> {
+        Ok(self
             .conn
             .prepare_cached(
                 "SELECT seq, body FROM ledger_entry WHERE epoch = ?1 AND stream = ?2
                  ORDER BY seq DESC LIMIT 1",
             )?
-            .query_row((self.log.head.epoch, &stream), |row| {
-                Ok((row.get(0)?, row.get(1)?))
+            .query_row((self.log.head.epoch, stream), |row| {
+                let body: String = row.get(1)?;
+                Ok((row.get(0)?, Hash::of_bytes(body.as_bytes())))
             })
-            .optional()?;
-        Ok(match last {
-            Some((seq, body)) => {
-                let prev = Hash::of_bytes(body.as_bytes());
-                (stream, seq.saturating_add(1), prev)
-            }
-            None => (stream, FIRST_SEQUENCE, NO_PREVIOUS),
-        })
+            .optional()?)
     }
+}
 
-    fn insert_entry(&self, entry: &StoredEntry, terms: &[String]) -> crate::sql::Result<()> {
-        let epoch = self.log.head.epoch;
-        self.conn
-            .prepare_cached(
-                "INSERT INTO ledger_entry (epoch, idx, stream, seq, at, body, nonce, leaf)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-            )?
-            .send((
+/// An entry of the running transaction, and what it can be found by.
+#[derive(Debug)]
+pub(crate) struct Appended {
+    pub(crate) entry: StoredEntry,
+    terms: Vec<String>,
+}
+
+/// Write down what a batch of changes appended.
+pub(crate) fn insert_entries(
+    conn: &Connection,
+    epoch: u64,
+    appended: &[Appended],
+) -> crate::sql::Result<()> {
+    let epoch = ValueRef::Integer(storable(epoch));
+    let rows: Vec<_> = appended
+        .iter()
+        .map(|Appended { entry, .. }| {
+            [
                 epoch,
-                entry.index,
-                &entry.stream,
-                entry.seq,
-                entry.at,
-                &entry.body,
-                entry.nonce.0.as_slice(),
-                &entry.leaf,
-            ))?;
-        // An entry has its type and its outcome at least.
-        let mut sql = "INSERT INTO ledger_term (epoch, idx, term) VALUES".to_owned();
-        let mut values = vec![
-            SqlValue::Integer(storable(epoch)),
-            SqlValue::Integer(storable(entry.index)),
-        ];
-        for term in terms {
-            values.push(SqlValue::Text(term.clone()));
-            let comma = if values.len() > 3 { "," } else { "" };
-            sql.push_str(&format!("{comma} (?1, ?2, ?{})", values.len()));
-        }
-        self.conn
-            .prepare_cached(&sql)?
-            .send(params_from_iter(values))?;
-        self.conn.settle()
-    }
+                ValueRef::Integer(storable(entry.index)),
+                ValueRef::Text(&entry.stream),
+                ValueRef::Integer(storable(entry.seq)),
+                ValueRef::Integer(entry.at),
+                ValueRef::Text(&entry.body),
+                ValueRef::Blob(&entry.nonce.0),
+                ValueRef::Blob(&entry.leaf),
+            ]
+        })
+        .collect();
+    conn.insert_all(
+        "INSERT INTO ledger_entry (epoch, idx, stream, seq, at, body, nonce, leaf)",
+        &rows,
+    )?;
+    let mut terms: Vec<_> = appended
+        .iter()
+        .flat_map(|Appended { entry, terms }| terms.iter().map(|term| (term.as_str(), entry.index)))
+        .collect();
+    // In the order of their table: neighbours are written one after the other.
+    terms.sort_unstable();
+    let rows: Vec<_> = terms
+        .into_iter()
+        .map(|(term, index)| {
+            let index = ValueRef::Integer(storable(index));
+            [epoch, ValueRef::Text(term), index]
+        })
+        .collect();
+    conn.insert_all("INSERT INTO ledger_term (epoch, term, idx)", &rows)
 }
 
 fn unstorable() -> StoreError {

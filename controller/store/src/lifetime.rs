@@ -3,10 +3,8 @@
 
 use berth_api::ids::{NodeId, VmId};
 use berth_api::rest::StateReason;
-use berth_controller_core::vm::Event;
 
 use crate::error::StoreError;
-use crate::ledger::Cause;
 use crate::rows::{parsed, parsed_option};
 use crate::store::Db;
 use crate::writer::WriteTx;
@@ -50,28 +48,18 @@ impl WriteTx<'_> {
         let mut ended = EndedVms::default();
         for (vm_id, node) in found {
             let vm_id = parsed(&vm_id, "VM id")?;
-            self.end_by_itself(vm_id, "ttl_expired", "its time to live is over")?;
+            let Some(mut stored) = self.stored_vm(vm_id)? else {
+                continue;
+            };
+            let reason = StateReason {
+                code: "ttl_expired".to_owned(),
+                message: "its time to live is over".to_owned(),
+            };
+            self.end_by_itself(&mut stored, reason)?;
             ended.vms.push(vm_id);
             ended.wake.extend(parsed_option::<NodeId>(node, "node id")?);
         }
         Ok(ended)
-    }
-
-    /// Order the deletion of a VM for a reason of its own.
-    pub(crate) fn end_by_itself(
-        &mut self,
-        vm_id: VmId,
-        code: &str,
-        message: &str,
-    ) -> Result<(), StoreError> {
-        let reason = StateReason {
-            code: code.to_owned(),
-            message: message.to_owned(),
-        };
-        self.apply_event(vm_id, Event::Delete, Some(reason), &Cause::controller())?
-            .map_err(|_| StoreError::Corrupt {
-                what: "VM that is to end",
-            })
     }
 }
 

@@ -5,16 +5,17 @@
 //! memory from one transaction to the next, so a commit whose outcome is not known, or another
 //! controller on the same database, needs no special care.
 
+use std::collections::HashMap;
 use std::fmt;
 
 use berth_ledger::checkpoint::{Checkpoint, OpenCheckpointError, SignedCheckpoint};
 use berth_ledger::keys::{PublicKey, SigningKey};
-use berth_ledger::leaf::{LEAF_BYTES, ViewKey};
-use berth_ledger::merkle::{Frontier, Hash, leaf_hash};
+use berth_ledger::leaf::ViewKey;
+use berth_ledger::merkle::{Frontier, Hash, Node, leaf_hash};
 use berth_ledger::note::{KeyKind, KeyName, Signer, Vkey};
 
 use crate::error::StoreError;
-use crate::ledger::{COLUMNS, StoredEntry, stored_entry};
+use crate::ledger::{Appended, COLUMNS, StoredEntry, insert_entries, stored_entry};
 use crate::log_tree::TreeNodes;
 use crate::sql::{Connection, SqlError};
 use crate::store::KeySet;
@@ -48,7 +49,9 @@ pub(crate) struct OpenLog {
     /// The time of what is appended in this transaction.
     pub(crate) at: i64,
     /// What was appended in it.
-    pub(crate) leaves: Vec<[u8; LEAF_BYTES]>,
+    appended: Vec<Appended>,
+    /// The newest of them in each stream.
+    last: HashMap<String, usize>,
 }
 
 /// What is not as it was written, found while sealing a batch or opening a database.
@@ -216,34 +219,67 @@ impl OpenLog {
         Ok(Self {
             at: now.max(head.at),
             head,
-            leaves: Vec::new(),
+            appended: Vec::new(),
+            last: HashMap::new(),
         })
     }
 
     pub(crate) fn next_index(&self) -> u64 {
-        let appended = u64::try_from(self.leaves.len()).unwrap_or(u64::MAX);
+        let appended = u64::try_from(self.appended.len()).unwrap_or(u64::MAX);
         self.head.size.saturating_add(appended)
     }
 
-    /// Put what was appended into the tree, sign it and move the head: everything but the commit.
+    /// How many entries were appended.
+    pub(crate) fn len(&self) -> usize {
+        self.appended.len()
+    }
+
+    pub(crate) fn append(&mut self, new: Appended) {
+        let stream = new.entry.stream.clone();
+        self.last.insert(stream, self.appended.len());
+        self.appended.push(new);
+    }
+
+    /// The newest entry of a stream, if it was appended here.
+    pub(crate) fn last_of(&self, stream: &str) -> Option<&StoredEntry> {
+        let last = self.appended.get(*self.last.get(stream)?)?;
+        Some(&last.entry)
+    }
+
+    /// Forget what was appended after the first `count`.
+    pub(crate) fn undo_to(&mut self, count: usize) {
+        self.appended.truncate(count);
+        let streams = self.appended.iter().map(|new| new.entry.stream.clone());
+        self.last = streams.zip(0..).collect();
+    }
+
+    /// Write down what was appended, put it into the tree, sign it and move the head: everything but the
+    /// commit.
     ///
     /// The tree is computed twice, from the leaves in memory and from the rows as they were stored
     /// (each leaf against its body, each node against what is below it). A signed root over a bit
     /// that has flipped can never be taken back.
     pub(crate) fn seal(&self, conn: &Connection, keys: &KeySet) -> Result<(), LogError> {
-        if self.leaves.is_empty() {
+        if self.appended.is_empty() {
             return Ok(());
         }
+        insert_entries(conn, self.head.epoch, &self.appended)?;
         let nodes = TreeNodes::of(conn, self.head.epoch);
         let mut tree = Frontier::load(self.head.size, |node| nodes.read(node))?;
         if tree.root() != self.head.root {
             let size = self.head.size;
             return Err(LogFault::Root { size }.into());
         }
-        for leaf in &self.leaves {
-            tree.append(leaf_hash(leaf), |node, hash| nodes.store(node, hash))?;
+        let before = tree.clone();
+        let mut new = Vec::new();
+        for Appended { entry, .. } in &self.appended {
+            tree.append(leaf_hash(&entry.leaf), |node, hash| {
+                new.push((node, hash));
+                Ok::<_, LogError>(())
+            })?;
         }
-        let root = self.root_of_stored(conn, &nodes)?;
+        nodes.store(new)?;
+        let root = self.root_of_stored(conn, before, &nodes)?;
         if root != tree.root() {
             let size = tree.size();
             return Err(LogFault::Root { size }.into());
@@ -260,15 +296,21 @@ impl OpenLog {
     }
 
     /// The new root from what the database gives back.
-    fn root_of_stored(&self, conn: &Connection, nodes: &TreeNodes<'_>) -> Result<Hash, LogError> {
-        let mut tree = Frontier::load(self.head.size, |node| nodes.read(node))?;
+    fn root_of_stored(
+        &self,
+        conn: &Connection,
+        mut tree: Frontier,
+        nodes: &TreeNodes<'_>,
+    ) -> Result<Hash, LogError> {
+        let stored = nodes.completed(self.head.size, self.next_index())?;
         let sql = format!(
             "SELECT {COLUMNS} FROM ledger_entry WHERE epoch = ?1 AND idx >= ?2 ORDER BY idx"
         );
         let mut select = conn.prepare_cached(&sql)?;
         let rows = select.query_map((self.head.epoch, self.head.size), stored_entry)?;
         for entry in rows {
-            check_entry(&mut tree, nodes, &entry?)?;
+            let stored = |node| Ok(stored.get(&node).copied().unwrap_or(NO_HASH));
+            check_entry(&mut tree, stored, &entry?)?;
         }
         if tree.size() != self.next_index() {
             return Err(LogFault::End {
@@ -285,7 +327,7 @@ impl OpenLog {
 /// completes must be the stored ones.
 pub(crate) fn check_entry(
     tree: &mut Frontier,
-    nodes: &TreeNodes<'_>,
+    stored: impl Fn(Node) -> crate::sql::Result<Hash>,
     entry: &StoredEntry,
 ) -> Result<(), LogError> {
     let index = entry.index;
@@ -297,7 +339,7 @@ pub(crate) fn check_entry(
         return Err(LogFault::Body { index }.into());
     }
     tree.append(leaf_hash(&entry.leaf), |node, hash| {
-        if nodes.read(node)? == hash {
+        if stored(node)? == hash {
             return Ok(());
         }
         let (index, level) = (node.index << node.level, node.level);

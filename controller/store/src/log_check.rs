@@ -29,7 +29,7 @@ pub(crate) fn check_end(conn: &Connection, keys: &[PublicKey]) -> Result<LogHead
     let start = head.size.saturating_sub(END_ENTRIES);
     let mut tree = Frontier::load(start, |node| nodes.read(node))?;
     walk(conn, &head, start, |entry| {
-        check_entry(&mut tree, &nodes, &entry)
+        check_entry(&mut tree, |node| nodes.read(node), &entry)
     })?;
     ends_at(&tree, &head)?;
     Ok(head)
@@ -49,7 +49,7 @@ impl Db<'_> {
         let mut tree = Frontier::new();
         let mut streams = HashMap::new();
         walk(self.conn, &head, 0, |entry| {
-            check_entry(&mut tree, &nodes, &entry)?;
+            check_entry(&mut tree, |node| nodes.read(node), &entry)?;
             self.check_body(&head, &mut streams, &entry)?;
             if entry.index % 10_000 == 0 {
                 progress(entry.index, head.size);

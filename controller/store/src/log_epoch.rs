@@ -112,7 +112,7 @@ impl WriteTx<'_> {
         reason: &str,
     ) -> Result<(), StoreError> {
         let unstorable = |_: LogFault| StoreError::Unstorable { what: "new log" };
-        if !self.log.leaves.is_empty() {
+        if self.log.len() > 0 {
             return Err(unstorable(LogFault::HeadMoved));
         }
         let old = self.log.head.clone();

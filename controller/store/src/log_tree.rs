@@ -1,5 +1,7 @@
 //! The log's tree as its readers need it: stored nodes, proofs, tiles, entries with their proofs.
 
+use std::collections::HashMap;
+
 use berth_ledger::entry::ProvenEntry;
 use berth_ledger::leaf::Leaf;
 use berth_ledger::merkle::{
@@ -10,7 +12,7 @@ use berth_ledger::tile::{Resource, encode_entry};
 use crate::error::StoreError;
 use crate::ledger::{EntryFilter, StoredEntry, storable};
 use crate::log::{LogHead, NO_HASH, stored_head};
-use crate::sql::{Connection, OptionalExtension as _, SqlError};
+use crate::sql::{Connection, OptionalExtension as _, SqlError, ValueRef};
 use crate::store::Db;
 
 /// The stored nodes of one epoch.
@@ -37,13 +39,43 @@ impl<'c> TreeNodes<'c> {
             .unwrap_or(NO_HASH))
     }
 
-    pub(crate) fn store(&self, node: Node, hash: Hash) -> crate::sql::Result<()> {
+    /// Store new nodes, in the order of their table: neighbours one after the other.
+    pub(crate) fn store(&self, mut new: Vec<(Node, Hash)>) -> crate::sql::Result<()> {
+        new.sort_unstable_by_key(|(node, _)| *node);
+        let epoch = ValueRef::Integer(storable(self.epoch));
+        let rows: Vec<_> = new
+            .iter()
+            .map(|(node, hash)| {
+                let level = ValueRef::Integer(node.level.into());
+                let index = ValueRef::Integer(storable(node.index));
+                [epoch, level, index, ValueRef::Blob(&hash.0)]
+            })
+            .collect();
         self.conn
-            .prepare_cached(
-                "INSERT INTO ledger_node (epoch, level, idx, hash) VALUES (?1, ?2, ?3, ?4)",
-            )?
-            .send((self.epoch, node.level, node.index, hash.0.as_slice()))?;
-        Ok(())
+            .insert_all("INSERT INTO ledger_node (epoch, level, idx, hash)", &rows)
+    }
+
+    /// The nodes that a tree has of `to` entries and has not of `from`, as far as they are stored.
+    pub(crate) fn completed(&self, from: u64, to: u64) -> crate::sql::Result<HashMap<Node, Hash>> {
+        let mut select = self.conn.prepare_cached(
+            "SELECT idx, hash FROM ledger_node WHERE epoch = ?1 AND level = ?2 AND idx >= ?3 AND idx < ?4",
+        )?;
+        let mut found = HashMap::new();
+        for level in 0..64_u8 {
+            let (first, end) = (from >> level, to >> level);
+            if first == end {
+                break;
+            }
+            let rows = select.query_map((self.epoch, level, first, end), |row| {
+                Ok((row.get(0)?, row.get::<_, Vec<u8>>(1)?))
+            })?;
+            for row in rows {
+                let (index, hash) = row?;
+                let hash = Hash::from_bytes(&hash).unwrap_or(NO_HASH);
+                found.insert(Node { level, index }, hash);
+            }
+        }
+        Ok(found)
     }
 
     /// The hashes of neighbours from `first` on, one after the other.

@@ -1,13 +1,14 @@
 //! Long actions that callers can wait for.
 
 use berth_api::ids::{OperationId, TenantId, VmId};
-use berth_api::rest::{Operation, StateReason};
+use berth_api::rest::{Operation, StateReason, Vm};
 use berth_controller_core::vm::TaskKind;
 
 use crate::error::StoreError;
 use crate::rows::{parsed, rfc3339};
 use crate::sql::{OptionalExtension as _, Row};
 use crate::store::Db;
+use crate::vms::StoredVm;
 use crate::writer::WriteTx;
 
 /// Which operations to read.
@@ -135,12 +136,27 @@ impl WriteTx<'_> {
     /// Begin an operation and make it the one that works on the VM.
     pub(crate) fn begin_operation(
         &mut self,
-        tenant: &TenantId,
-        vm_id: VmId,
+        stored: &mut StoredVm,
         kind: TaskKind,
         phase: &str,
-    ) -> Result<OperationId, StoreError> {
+    ) -> Result<(), StoreError> {
         let id = OperationId::generate();
+        self.insert_operation(id, &stored.vm, kind, phase)?;
+        self.conn
+            .prepare_cached("UPDATE vm SET operation_id = ?2 WHERE vm_id = ?1")?
+            .send((stored.vm.id.to_string(), id.to_string()))?;
+        stored.vm.operation = Some(id);
+        Ok(())
+    }
+
+    /// Begin the operation that the VM's row names.
+    pub(crate) fn insert_operation(
+        &mut self,
+        id: OperationId,
+        vm: &Vm,
+        kind: TaskKind,
+        phase: &str,
+    ) -> Result<(), StoreError> {
         self.conn
             .prepare_cached(
                 "INSERT INTO operation (operation_id, tenant_id, vm_id, kind, state, phase, created_at)
@@ -148,16 +164,13 @@ impl WriteTx<'_> {
             )?
             .send((
                 id.to_string(),
-                tenant.as_str(),
-                vm_id.to_string(),
+                vm.tenant_id.as_str(),
+                vm.id.to_string(),
                 kind.as_str(),
                 phase,
                 self.now,
-            ))?;
-        self.conn
-            .prepare_cached("UPDATE vm SET operation_id = ?2 WHERE vm_id = ?1")?
-            .send((vm_id.to_string(), id.to_string()))?;
-        Ok(id)
+            ))
+            .map_err(StoreError::from)
     }
 
     /// End the operation that works on the VM, if one is running.

@@ -217,8 +217,9 @@ impl Db<'_> {
             )
         } else {
             (
-                "SELECT vm.state, CAST(SUM(c.amount) AS BIGINT) FROM charge c JOIN vm ON vm.vm_id = c.vm_id
-                 WHERE c.tenant_id = ?1 AND (?2 = '' OR c.project_id = ?2) AND c.resource = ?3
+                "SELECT vm.state, CAST(SUM(c.amount) AS BIGINT) FROM vm JOIN charge c ON c.vm_id = vm.vm_id
+                 WHERE vm.tenant_id = ?1 AND vm.state <> 'deleted'
+                 AND (?2 = '' OR vm.project_id = ?2) AND c.resource = ?3
                  GROUP BY vm.state",
                 resource.name(),
             )

@@ -29,6 +29,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0021_persons.sql"),
     include_str!("../migrations/0022_seeds.sql"),
     include_str!("../migrations/0023_seed_ejections.sql"),
+    include_str!("../migrations/0024_charges.sql"),
 ];
 
 /// The newest schema that this program knows.

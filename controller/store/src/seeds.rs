@@ -6,7 +6,6 @@ use std::fmt;
 use berth_api::ids::{NodeId, TaskId, TenantId, TokenId, VmId};
 use berth_api::rest::Vm;
 use berth_controller_core::seed::key_blob;
-use berth_controller_core::shape::Shape;
 use berth_ledger::merkle::Hash;
 use serde_json::json;
 
@@ -16,7 +15,6 @@ use crate::rows::parsed;
 use crate::sql::OptionalExtension as _;
 use crate::store::Db;
 use crate::tenants::object;
-use crate::vm_create::Wanted;
 use crate::writer::WriteTx;
 
 /// What the guest of one run is given.
@@ -182,38 +180,13 @@ impl Db<'_> {
 }
 
 impl WriteTx<'_> {
-    /// Keep what the guest of a new VM is given. Part of its creation, whose event the caller appends.
-    pub(crate) fn keep_seed(
-        &mut self,
-        tenant: &TenantId,
-        vm_id: VmId,
-        shape: &Shape,
-        wanted: &Wanted,
-        holder: Option<&str>,
-    ) -> Result<(), StoreError> {
-        if wanted.ssh_keys.is_empty() && shape.user_data.is_none() && holder.is_none() {
-            return Ok(());
-        }
-        let keys = serde_json::to_string(&wanted.ssh_keys)
-            .map_err(|_| StoreError::Unstorable { what: "SSH keys" })?;
+    /// Keep the user data of a VM. Part of its creation, whose event the caller appends.
+    pub(crate) fn keep_user_data(&mut self, vm: &Vm, content: &str) -> Result<(), StoreError> {
         self.conn
             .prepare_cached(
-                "UPDATE vm SET ssh_keys = ?2, user_data_sha256 = ?3, guest_holder = ?4
-                 WHERE vm_id = ?1",
+                "INSERT INTO vm_user_data (tenant_id, vm_id, content) VALUES (?1, ?2, ?3)",
             )?
-            .send((
-                vm_id.to_string(),
-                keys,
-                shape.user_data.as_deref().map(user_data_hash),
-                holder,
-            ))?;
-        if let Some(content) = &shape.user_data {
-            self.conn
-                .prepare_cached(
-                    "INSERT INTO vm_user_data (tenant_id, vm_id, content) VALUES (?1, ?2, ?3)",
-                )?
-                .send((tenant.as_str(), vm_id.to_string(), content))?;
-        }
+            .send((vm.tenant_id.as_str(), vm.id.to_string(), content))?;
         Ok(())
     }
 

@@ -20,7 +20,7 @@ pub(crate) use error::OptionalExtension;
 pub(crate) use error::Result;
 pub use error::SqlError;
 pub use server::{DatabaseUrlError, PostgresServer};
-pub(crate) use values::{FromValue, Params, Value, params_from_iter};
+pub(crate) use values::{FromValue, Params, ToValue, Value, ValueRef, params_from_iter};
 
 /// A connection. Statements are prepared once and kept.
 pub(crate) struct Connection(Link);
@@ -73,6 +73,9 @@ enum Answer<'s> {
     Postgres(std::vec::IntoIter<tokio_postgres::Row>),
 }
 
+/// How many rows one statement inserts. Few lengths, so that each is prepared once; the last one is 1, so
+/// that there is a way for any number.
+const ROWS_AT_ONCE: [usize; 3] = [64, 8, 1];
 /// Writers of one PostgreSQL queue up at this row, so that quotas and the ledger have one order. It is
 /// the first statement of their transactions: each later one sees all that was committed before.
 const COUNT_CHANGE: &str = "UPDATE controller SET changes = changes + 1 RETURNING changes";
@@ -138,6 +141,36 @@ impl Connection {
     /// Run a change; how many rows it touched.
     pub(crate) fn execute(&self, sql: &str, params: impl Params) -> Result<usize> {
         self.prepare_cached(sql)?.execute(params)
+    }
+
+    /// Insert rows, many with one statement. `into` is the statement up to its rows. See
+    /// [`Statement::send`].
+    pub(crate) fn insert_all<const N: usize>(
+        &self,
+        into: &str,
+        mut rows: &[[ValueRef<'_>; N]],
+    ) -> Result<()> {
+        for count in ROWS_AT_ONCE {
+            if rows.len() < count {
+                continue;
+            }
+            let mut sql = format!("{into} VALUES ");
+            for row in 0..count {
+                let comma = if row > 0 { "), (" } else { "(" };
+                sql.push_str(comma);
+                for column in 1..=N {
+                    let comma = if column > 1 { ", ?" } else { "?" };
+                    sql.push_str(&format!("{comma}{}", row * N + column));
+                }
+            }
+            sql.push(')');
+            let mut insert = self.prepare_cached(&sql)?;
+            while let Some((some, rest)) = rows.split_at_checked(count) {
+                insert.send(some.as_flattened())?;
+                rows = rest;
+            }
+        }
+        Ok(())
     }
 
     /// The first row of an answer.

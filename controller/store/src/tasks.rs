@@ -124,8 +124,23 @@ impl Db<'_> {
 }
 
 impl WriteTx<'_> {
-    /// Sign an order about a placed VM under its next generation, and keep it. `stop` says how, if
-    /// it is a stop.
+    /// A VM's next order is another than those before. Their guest is over, and so is what it was given.
+    pub(crate) fn begin_generation(&mut self, stored: &mut StoredVm) -> Result<(), StoreError> {
+        let (tenant, vm_id) = (&stored.vm.tenant_id, stored.vm.id);
+        // Before its first order a VM has no run, and so no guest.
+        if stored.vm.generation > 0 {
+            self.end_guest_tokens(tenant, vm_id)?;
+            self.forget_ejection(vm_id)?;
+        }
+        stored.vm.generation = stored.vm.generation.saturating_add(1);
+        self.conn
+            .prepare_cached("UPDATE vm SET generation = ?2 WHERE vm_id = ?1")?
+            .send((vm_id.to_string(), stored.vm.generation))?;
+        Ok(())
+    }
+
+    /// Sign an order about a placed VM under its generation, and keep it. `stop` says how, if it is a
+    /// stop.
     pub(crate) fn sign_task(
         &mut self,
         stored: &StoredVm,
@@ -138,7 +153,7 @@ impl WriteTx<'_> {
             return Err(StoreError::Corrupt { what: "VM's node" });
         };
         let now_s = self.now.div_euclid(1000);
-        let generation = vm.generation.saturating_add(1);
+        let generation = vm.generation;
         let task = Task {
             task_id: TaskId::generate(),
             node_id,
@@ -152,14 +167,6 @@ impl WriteTx<'_> {
             action: action(kind, vm, self.claims_of(vm.id)?, stop),
         };
         let (envelope, signature) = self.seal(&task)?;
-        self.conn
-            .prepare_cached("UPDATE vm SET generation = ?2 WHERE vm_id = ?1")?
-            .send((vm.id.to_string(), generation))?;
-        // Before its first order a VM has no run, and so no guest.
-        if vm.generation > 0 {
-            self.end_guest_tokens(&vm.tenant_id, vm.id)?;
-            self.forget_ejection(vm.id)?;
-        }
         if let (TaskKind::Create | TaskKind::Start, Some(holder)) = (kind, &stored.guest_holder) {
             self.give_guest_token(vm, generation, holder, cause)?;
         }

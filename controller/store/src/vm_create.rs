@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use berth_api::ids::{NodeId, ProjectId, SlotId, TenantId, VmId};
+use berth_api::ids::{NodeId, OperationId, ProjectId, SlotId, TenantId, VmId};
 use berth_api::rest::{Vm, VmState};
 use berth_controller_core::placement::{Decision, Demand, Placement, Reasons, SlotWish};
 use berth_controller_core::quota::{QuotaDenied, Resource};
 use berth_controller_core::shape::{Shape, wishes_of};
 use berth_controller_core::slot::Obstacle;
-use berth_controller_core::vm::{Event, TaskKind};
+use berth_controller_core::stop::StopOrder;
+use berth_controller_core::vm::{Effect, Event, TaskKind, transition};
 use serde_json::json;
 
 use crate::error::StoreError;
@@ -17,9 +18,11 @@ use crate::lifetime::expiry_ms;
 use crate::quota::{Amounts, running_amounts};
 use crate::rows::{rfc3339, state_text};
 use crate::seeds::{fingerprints, user_data_hash};
+use crate::sql::{ToValue, params_from_iter};
 use crate::store::Db;
 use crate::tenants::object;
 use crate::vm_events::due_ms;
+use crate::vms::StoredVm;
 use crate::writer::WriteTx;
 
 /// Why a VM was not accepted.
@@ -136,15 +139,6 @@ pub struct CreatedVm {
     pub vm: Vm,
     /// The node that has work now.
     pub wake: Option<NodeId>,
-}
-
-/// What a VM's row says that its shape does not.
-struct NewVmRow<'n> {
-    vm_id: VmId,
-    name: &'n str,
-    disk_gb: u32,
-    expires_at: Option<i64>,
-    audit_index: u64,
 }
 
 /// What a request comes to, before anything is charged or placed.
@@ -380,9 +374,47 @@ impl WriteTx<'_> {
         let slots = placement
             .map(|placement| placement.slots)
             .unwrap_or_default();
+        // A VM whose node is known is written down once, as it is when it is placed.
+        let (state, order) = match (node, transition(VmState::Pending, Event::Placed)) {
+            (None, _) => (VmState::Pending, None),
+            (Some(node), Ok((state, [Effect::SignTask(kind)]))) => (state, Some((node, *kind))),
+            (Some(_), _) => return Err(StoreError::Corrupt { what: "pending VM" }),
+        };
         let vm_id = VmId::generate();
+        let operation = OperationId::generate();
         let expires_at = shape.ttl_s.map(|ttl_s| expiry_ms(self.now, ttl_s));
-        let name = shape.name.clone().unwrap_or_else(|| made_up_name(vm_id));
+        let holder = cause.actor.subject_key.clone();
+        let holder = holder.filter(|_| shape.guest_token);
+        let mut vm = Vm {
+            id: vm_id,
+            name: shape.name.clone().unwrap_or_else(|| made_up_name(vm_id)),
+            tenant_id: tenant.clone(),
+            project_id: shape.project.clone(),
+            state,
+            state_reason: None,
+            state_since: rfc3339(self.now),
+            state_deadline: due_ms(self.now, state, 0).map(rfc3339),
+            overdue: false,
+            desired_state: VmState::Running,
+            generation: u64::from(order.is_some()),
+            size: shape.size.clone(),
+            vcpus: shape.vcpus,
+            memory_mb: shape.memory_mb,
+            disk_gb: wanted.disk_gb,
+            image: shape.image.clone(),
+            node_id: node,
+            slots: Vec::new(),
+            placement: shape.placement.clone(),
+            ssh_keys: wanted.ssh_keys.clone(),
+            user_data_sha256: shape.user_data.as_deref().map(user_data_hash),
+            guest_token: holder.is_some(),
+            booted_at: None,
+            expires_at: expires_at.map(rfc3339),
+            auto_delete_on_stop: shape.is_deleted_on_stop,
+            labels: shape.labels.clone(),
+            created_at: rfc3339(self.now),
+            operation: Some(operation),
+        };
         let audit_index = self.append(
             NewEvent {
                 event_type: "VM_CREATE_ACCEPTED",
@@ -391,119 +423,99 @@ impl WriteTx<'_> {
                 node_id: node,
                 outcome: "accepted",
                 detail: object(json!({
-                    "name": name,
-                    "project_id": shape.project,
-                    "size": shape.size,
-                    "vcpus": shape.vcpus,
-                    "memory_mb": shape.memory_mb,
-                    "disk_gb": wanted.disk_gb,
-                    "image": shape.image,
+                    "name": vm.name,
+                    "project_id": vm.project_id,
+                    "size": vm.size,
+                    "vcpus": vm.vcpus,
+                    "memory_mb": vm.memory_mb,
+                    "disk_gb": vm.disk_gb,
+                    "image": vm.image,
                     "slots": slots,
-                    "placement": shape.placement,
-                    "ssh_keys": fingerprints(&wanted.ssh_keys),
-                    "user_data_sha256": shape.user_data.as_deref().map(user_data_hash),
+                    "placement": vm.placement,
+                    "ssh_keys": fingerprints(&vm.ssh_keys),
+                    "user_data_sha256": vm.user_data_sha256,
                     "guest_token": shape.guest_token,
-                    "expires_at": expires_at.map(rfc3339),
-                    "auto_delete_on_stop": shape.is_deleted_on_stop,
+                    "expires_at": vm.expires_at,
+                    "auto_delete_on_stop": vm.auto_delete_on_stop,
                 })),
                 ..NewEvent::default()
             },
             cause,
         )?;
-        let row = NewVmRow {
-            vm_id,
-            name: &name,
-            disk_gb: wanted.disk_gb,
-            expires_at,
+        let stored = StoredVm {
+            vm: vm.clone(),
             audit_index,
+            guest_holder: holder,
         };
-        self.insert_vm(tenant, shape, node, &row)?;
-        let holder = cause.actor.subject_key.as_deref();
-        let holder = holder.filter(|_| shape.guest_token);
-        self.keep_seed(tenant, vm_id, shape, wanted, holder)?;
+        self.insert_vm(&stored, expires_at)?;
+        if let Some(content) = &shape.user_data {
+            self.keep_user_data(&vm, content)?;
+        }
         self.note_charges(tenant, &shape.project, vm_id, &wanted.amounts)?;
         self.claim_slots(tenant, &shape.project, vm_id, &slots, cause)?;
-        self.begin_operation(tenant, vm_id, TaskKind::Create, "placing")?;
-        if let Some(node) = node {
-            self.take_room(vm_id, node, cause)?;
+        let phase = match order {
+            Some(_) => state_text(state),
+            None => "placing",
+        };
+        self.insert_operation(operation, &vm, TaskKind::Create, phase)?;
+        debug_assert_eq!(self.stored_vm(vm_id)?.as_ref(), Some(&stored));
+        if let Some((node, kind)) = order {
+            self.take_room(node, &vm)?;
+            self.sign_task(&stored, kind, StopOrder::default(), cause)?;
         }
-        let mut vm = self
-            .stored_vm(vm_id)?
-            .ok_or(StoreError::Corrupt { what: "new VM" })?
-            .vm;
-        vm.slots = self.vm_slots(vm_id)?;
+        if !slots.is_empty() {
+            vm.slots = self.vm_slots(vm_id)?;
+        }
         Ok(CreatedVm { vm, wake: node })
     }
 
-    fn insert_vm(
-        &mut self,
-        tenant: &TenantId,
-        shape: &Shape,
-        node: Option<NodeId>,
-        new: &NewVmRow<'_>,
-    ) -> Result<(), StoreError> {
-        let labels = serde_json::to_string(&shape.labels)
-            .map_err(|_| StoreError::Unstorable { what: "label list" })?;
-        let placement = shape
-            .placement
-            .as_ref()
-            .map(serde_json::to_string)
-            .transpose()
-            .map_err(|_| StoreError::Unstorable { what: "placement" })?;
-        let apart = shape.wishes().apart;
+    fn insert_vm(&mut self, new: &StoredVm, expires_at: Option<i64>) -> Result<(), StoreError> {
+        let vm = &new.vm;
+        let unstorable = |what| move |_| StoreError::Unstorable { what };
+        let labels = serde_json::to_string(&vm.labels).map_err(unstorable("label list"))?;
+        let ssh_keys = serde_json::to_string(&vm.ssh_keys).map_err(unstorable("SSH keys"))?;
+        let placement = vm.placement.as_ref().map(serde_json::to_string).transpose();
+        let placement = placement.map_err(unstorable("placement"))?;
+        let apart = wishes_of(vm.placement.as_ref()).apart;
+        let values: [&dyn ToValue; 27] = [
+            &vm.id.to_string(),
+            &vm.tenant_id.as_str(),
+            &vm.project_id.as_str(),
+            &vm.name,
+            &state_text(vm.state),
+            &self.now,
+            &due_ms(self.now, vm.state, 0),
+            &state_text(vm.desired_state),
+            &vm.generation,
+            &vm.size,
+            &vm.vcpus,
+            &vm.memory_mb,
+            &vm.disk_gb,
+            &vm.image,
+            &vm.node_id.map(|node| node.to_string()),
+            &placement,
+            &apart.as_ref().map(|apart| &apart.group),
+            &apart.as_ref().is_some_and(|apart| apart.is_required),
+            &ssh_keys,
+            &vm.user_data_sha256,
+            &new.guest_holder,
+            &expires_at,
+            &vm.auto_delete_on_stop,
+            &labels,
+            &self.now,
+            &new.audit_index,
+            &vm.operation.map(|operation| operation.to_string()),
+        ];
         self.conn
             .prepare_cached(
-                "INSERT INTO vm (vm_id, tenant_id, name, state, state_since, desired_state, generation,
-                 vcpus, memory_mb, disk_gb, image, labels, created_at, audit_index, project_id,
-                 placement, apart_group, is_apart_required, state_deadline, size, expires_at, is_deleted_on_stop,
-                 node_id)
-                 VALUES (?1, ?2, ?3, ?4, ?5, 'running', 0, ?6, ?7, ?8, ?9, ?10, ?5, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19,
-                 ?20)",
+                "INSERT INTO vm (vm_id, tenant_id, project_id, name, state, state_since, state_deadline,
+                 desired_state, generation, size, vcpus, memory_mb, disk_gb, image, node_id, placement,
+                 apart_group, is_apart_required, ssh_keys, user_data_sha256, guest_holder, expires_at,
+                 is_deleted_on_stop, labels, created_at, audit_index, operation_id)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18,
+                 ?19, ?20, ?21, ?22, ?23, ?24, ?25, ?26, ?27)",
             )?
-            .send((
-                new.vm_id.to_string(),
-                tenant.as_str(),
-                new.name,
-                state_text(VmState::Pending),
-                self.now,
-                shape.vcpus,
-                shape.memory_mb,
-                new.disk_gb,
-                &shape.image,
-                labels,
-                new.audit_index,
-                shape.project.as_str(),
-                placement,
-                apart.as_ref().map(|apart| &apart.group),
-                apart.as_ref().is_some_and(|apart| apart.is_required),
-                due_ms(self.now, VmState::Pending, 0),
-                shape.size.as_ref(),
-                new.expires_at,
-                shape.is_deleted_on_stop,
-                node.map(|node| node.to_string()),
-            ))?;
-        Ok(())
-    }
-
-    /// Promise a node's room to a VM that is pending for it and order its making.
-    fn take_room(&mut self, vm_id: VmId, node: NodeId, cause: &Cause) -> Result<(), StoreError> {
-        let taken = self
-            .conn
-            .prepare_cached(
-                "UPDATE node SET vms = vms + 1,
-                 vcpus_used = vcpus_used + (SELECT vcpus FROM vm WHERE vm_id = ?1),
-                 memory_used_mib = memory_used_mib + (SELECT memory_mb FROM vm WHERE vm_id = ?1)
-                 WHERE node_id = ?2 AND cordoned_at IS NULL
-                 AND memory_used_mib + (SELECT memory_mb FROM vm WHERE vm_id = ?1) <= memory_mib",
-            )?
-            .execute((vm_id.to_string(), node.to_string()))?;
-        if taken == 0 {
-            return Err(StoreError::Corrupt {
-                what: "node that was chosen",
-            });
-        }
-        self.apply_event(vm_id, Event::Placed, None, cause)?
-            .map_err(|_| StoreError::Corrupt { what: "pending VM" })?;
+            .send(params_from_iter(values))?;
         Ok(())
     }
 
@@ -525,7 +537,7 @@ impl WriteTx<'_> {
         let mut woken = Vec::new();
         for text in waiting {
             let vm_id = crate::rows::parsed(&text, "VM id")?;
-            let Some(stored) = self.stored_vm(vm_id)? else {
+            let Some(mut stored) = self.stored_vm(vm_id)? else {
                 continue;
             };
             let demand = Demand {
@@ -540,10 +552,7 @@ impl WriteTx<'_> {
             let decision = self.decide_placement(&stored.vm.image, &demand)?;
             if let Decision::Chosen(placement) = decision {
                 let node = placement.node_id;
-                self.conn
-                    .prepare_cached("UPDATE vm SET node_id = ?2 WHERE vm_id = ?1")?
-                    .send((vm_id.to_string(), node.to_string()))?;
-                self.take_room(vm_id, node, &Cause::controller())?;
+                self.place_on(&mut stored, node)?;
                 woken.push(node);
             }
         }

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::error::StoreError;
 use crate::ledger::{Cause, NewEvent};
-use crate::rows::state_text;
+use crate::rows::{rfc3339, state_text};
 use crate::tenants::object;
 use crate::vms::{StoredVm, VmRef};
 use crate::writer::WriteTx;
@@ -101,10 +101,9 @@ impl WriteTx<'_> {
         let found = self
             .find_vm(Some(tenant), vm)?
             .filter(|(row, _)| row.vm.state != VmState::Deleted);
-        let Some((row, _)) = found else {
+        let Some((mut row, _)) = found else {
             return Ok(Err(ActOnVmDenied::NotFound));
         };
-        let vm_id = row.vm.id;
         let again = self.is_under_way(&row.vm, wish)?;
         let wished = Happening {
             event: wish.event(),
@@ -116,13 +115,10 @@ impl WriteTx<'_> {
         {
             return Ok(Err(denied));
         }
-        if !again && let Err(denied) = self.apply(vm_id, &wished, cause)? {
+        if !again && let Err(denied) = self.apply(&mut row, &wished, cause)? {
             return self.denied_now(&row.vm, denied).map(Err);
         }
-        let vm = self
-            .stored_vm(vm_id)?
-            .ok_or(StoreError::Corrupt { what: "VM" })?
-            .vm;
+        let vm = row.vm;
         let operation = match vm.operation {
             None => None,
             Some(id) => self.operation(Some(tenant), id)?,
@@ -231,44 +227,86 @@ impl WriteTx<'_> {
             reason,
             stop: StopOrder::default(),
         };
-        self.apply(vm_id, &happening, cause)
+        let mut stored = self
+            .stored_vm(vm_id)?
+            .ok_or(StoreError::Corrupt { what: "VM" })?;
+        self.apply(&mut stored, &happening, cause)
     }
 
+    /// A node was found for a VM that waits for one: promise it the room there, and order its making.
+    pub(crate) fn place_on(
+        &mut self,
+        stored: &mut StoredVm,
+        node: NodeId,
+    ) -> Result<(), StoreError> {
+        self.conn
+            .prepare_cached("UPDATE vm SET node_id = ?2 WHERE vm_id = ?1")?
+            .send((stored.vm.id.to_string(), node.to_string()))?;
+        stored.vm.node_id = Some(node);
+        self.take_room(node, &stored.vm)?;
+        let placed = Happening {
+            event: Event::Placed,
+            reason: None,
+            stop: StopOrder::default(),
+        };
+        self.apply(stored, &placed, &Cause::controller())?
+            .map_err(|_| StoreError::Corrupt { what: "pending VM" })
+    }
+
+    /// See [`WriteTx::apply_event`]. `stored` is what the database has, before and after.
     fn apply(
         &mut self,
-        vm_id: VmId,
+        stored: &mut StoredVm,
         happening: &Happening,
         cause: &Cause,
     ) -> Result<Result<(), Denied>, StoreError> {
         let event = happening.event;
-        let stored = self
-            .stored_vm(vm_id)?
-            .ok_or(StoreError::Corrupt { what: "VM" })?;
+        let vm_id = stored.vm.id;
         let old = stored.vm.state;
         let (next, effects) = match transition(old, event) {
             Ok(step) => step,
             Err(denied) => return Ok(Err(denied)),
         };
         if next != old {
-            self.store_state(&stored, next, happening)?;
+            self.store_state(stored, next, happening)?;
         } else if event == Event::StopHard {
-            self.set_deadline(vm_id, next, happening)?;
+            self.set_deadline(stored, happening)?;
         }
         let work = self.work_that_ends(vm_id, effects)?;
         for effect in effects {
-            self.carry_out(vm_id, *effect, happening, work.as_ref(), cause)?;
-        }
-        if next == VmState::Stopped && old != next && stored.vm.auto_delete_on_stop {
-            let message = "it has stopped, and was to be deleted then";
-            self.end_by_itself(vm_id, "deleted_on_stop", message)?;
+            self.carry_out(stored, *effect, happening, work.as_ref(), cause)?;
         }
         // Gone without any node's help: the operation is over as it begins.
         if event == Event::Delete && next == VmState::Deleted {
-            let tenant = &stored.vm.tenant_id;
-            self.begin_operation(tenant, vm_id, TaskKind::Delete, "done")?;
+            self.begin_operation(stored, TaskKind::Delete, "done")?;
             self.end_operation(vm_id, None)?;
         }
+        debug_assert_eq!(self.stored_vm(vm_id)?.as_ref(), Some(&*stored));
+        if next == VmState::Stopped && old != next && stored.vm.auto_delete_on_stop {
+            let reason = StateReason {
+                code: "deleted_on_stop".to_owned(),
+                message: "it has stopped, and was to be deleted then".to_owned(),
+            };
+            return self.end_by_itself(stored, reason).map(Ok);
+        }
         Ok(Ok(()))
+    }
+
+    /// Order the deletion of a VM for a reason of its own.
+    pub(crate) fn end_by_itself(
+        &mut self,
+        stored: &mut StoredVm,
+        reason: StateReason,
+    ) -> Result<(), StoreError> {
+        let deletion = Happening {
+            event: Event::Delete,
+            reason: Some(reason),
+            stop: StopOrder::default(),
+        };
+        self.apply(stored, &deletion, &Cause::controller())?
+            .map_err(|_| StoreError::Corrupt {
+                what: "VM that is to end",
+            })
     }
 
     /// The operation that these effects end, and how long it took until now.
@@ -290,10 +328,11 @@ impl WriteTx<'_> {
 
     fn store_state(
         &mut self,
-        stored: &StoredVm,
+        stored: &mut StoredVm,
         next: VmState,
         happening: &Happening,
     ) -> Result<(), StoreError> {
+        let deadline = self.deadline(next, happening);
         let reason = happening.reason.as_ref();
         let desired = desired_after(happening.event).unwrap_or(stored.vm.desired_state);
         self.conn
@@ -308,8 +347,14 @@ impl WriteTx<'_> {
                 reason.map(|reason| &reason.message),
                 self.now,
                 state_text(desired),
-                self.deadline(next, happening),
+                deadline,
             ))?;
+        stored.vm.state = next;
+        stored.vm.state_reason = happening.reason.clone();
+        stored.vm.state_since = rfc3339(self.now);
+        stored.vm.desired_state = desired;
+        stored.vm.state_deadline = deadline.map(rfc3339);
+        stored.vm.overdue = false;
         if next == VmState::Deleted {
             self.forget_user_data(&stored.vm)?;
         }
@@ -319,15 +364,17 @@ impl WriteTx<'_> {
     /// A hard stop waits for nothing that the stop before it waited for.
     fn set_deadline(
         &mut self,
-        vm_id: VmId,
-        state: VmState,
+        stored: &mut StoredVm,
         happening: &Happening,
     ) -> Result<(), StoreError> {
+        let deadline = self.deadline(stored.vm.state, happening);
         self.conn
             .prepare_cached(
                 "UPDATE vm SET state_deadline = ?2, is_overdue_told = 0 WHERE vm_id = ?1",
             )?
-            .send((vm_id.to_string(), self.deadline(state, happening)))?;
+            .send((stored.vm.id.to_string(), deadline))?;
+        stored.vm.state_deadline = deadline.map(rfc3339);
+        stored.vm.overdue = false;
         Ok(())
     }
 
@@ -341,26 +388,25 @@ impl WriteTx<'_> {
 
     fn carry_out(
         &mut self,
-        vm_id: VmId,
+        stored: &mut StoredVm,
         effect: Effect,
         happening: &Happening,
         work: Option<&EndedWork>,
         cause: &Cause,
     ) -> Result<(), StoreError> {
-        let stored = self
-            .stored_vm(vm_id)?
-            .ok_or(StoreError::Corrupt { what: "VM" })?;
+        let vm_id = stored.vm.id;
         match effect {
-            Effect::Record(record) => self.record(&stored, record, happening, work, cause),
+            Effect::Record(record) => self.record(stored, record, happening, work, cause),
             Effect::WithdrawTasks => self.withdraw_tasks(vm_id, happening.event),
             Effect::SignTask(kind) => {
                 if self.has_pending_task(vm_id, Some(kind))? {
                     return Ok(());
                 }
                 if order_for(happening.event) == Some(kind) {
-                    self.begin_operation(&stored.vm.tenant_id, vm_id, kind, "scheduled")?;
+                    self.begin_operation(stored, kind, "scheduled")?;
                 }
-                self.sign_task(&stored, kind, happening.stop, cause)
+                self.begin_generation(stored)?;
+                self.sign_task(stored, kind, happening.stop, cause)
             }
             Effect::FinishOperation => self.end_operation(vm_id, None),
             Effect::FailOperation => {
@@ -371,7 +417,7 @@ impl WriteTx<'_> {
                 let reason = happening.reason.as_ref().unwrap_or(&unnamed);
                 self.end_operation(vm_id, Some(reason))
             }
-            Effect::ReleaseCharges => self.release_charges(&stored),
+            Effect::ReleaseCharges => self.release_charges(stored),
             Effect::ChargeRunning => self.charge_what_runs(&stored.vm),
             Effect::ReleaseRunning => {
                 self.end_charges(&stored.vm.tenant_id, vm_id, Some(&Resource::OF_RUNNING))
@@ -381,7 +427,7 @@ impl WriteTx<'_> {
 
     fn record(
         &mut self,
-        stored: &StoredVm,
+        stored: &mut StoredVm,
         record: Record,
         happening: &Happening,
         work: Option<&EndedWork>,
@@ -416,6 +462,7 @@ impl WriteTx<'_> {
             self.conn
                 .prepare_cached("UPDATE vm SET audit_index = ?2 WHERE vm_id = ?1")?
                 .send((stored.vm.id.to_string(), index))?;
+            stored.audit_index = index;
         }
         Ok(())
     }
@@ -442,6 +489,24 @@ impl WriteTx<'_> {
         self.end_charges(&stored.vm.tenant_id, stored.vm.id, None)?;
         self.release_slot_charges(stored.vm.id)?;
         self.release_room(stored.vm.node_id, &stored.vm)
+    }
+
+    /// Promise a VM the room that it was chosen a node for.
+    pub(crate) fn take_room(&mut self, node: NodeId, vm: &Vm) -> Result<(), StoreError> {
+        let taken = self
+            .conn
+            .prepare_cached(
+                "UPDATE node SET vms = vms + 1, vcpus_used = vcpus_used + ?2,
+                 memory_used_mib = memory_used_mib + ?3
+                 WHERE node_id = ?1 AND cordoned_at IS NULL AND memory_used_mib + ?3 <= memory_mib",
+            )?
+            .execute((node.to_string(), vm.vcpus, vm.memory_mb))?;
+        if taken == 0 {
+            return Err(StoreError::Corrupt {
+                what: "node that was chosen",
+            });
+        }
+        Ok(())
     }
 
     fn release_room(&mut self, node: Option<NodeId>, vm: &Vm) -> Result<(), StoreError> {

@@ -36,7 +36,7 @@ impl VmRef {
 }
 
 /// A VM as stored: not coloured by its node's silence, and without its slots.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct StoredVm {
     pub(crate) vm: Vm,
     pub(crate) audit_index: u64,

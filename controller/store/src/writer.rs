@@ -175,13 +175,13 @@ fn write_batch(
         log: OpenLog::begin(conn, now)?,
     };
     for job in batch {
-        let before = tx.log.leaves.len();
+        let before = tx.log.len();
         conn.begin_change()?;
         if job.run(&mut tx) {
             conn.keep_change()?;
         } else {
             conn.undo_change()?;
-            tx.log.leaves.truncate(before);
+            tx.log.undo_to(before);
         }
     }
     tx.log.seal(conn, keys)?;

@@ -168,6 +168,13 @@ impl Params for [&dyn ToValue; 0] {
     }
 }
 
+/// Values that are lent already.
+impl Params for &[ValueRef<'_>] {
+    fn with<T>(self, run: impl FnOnce(&[ValueRef<'_>]) -> Result<T>) -> Result<T> {
+        run(self)
+    }
+}
+
 macro_rules! arrays {
     ($($length:literal),*) => {$(
         impl<V: ToValue> Params for [V; $length] {
