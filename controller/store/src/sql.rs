@@ -122,6 +122,14 @@ impl Connection {
         }
     }
 
+    /// Refuse a file of SQLite that lacks a page, which otherwise nobody notices before the page is read.
+    pub(crate) fn check_whole(&self, path: &Path) -> Result<()> {
+        match &self.0 {
+            Link::Sqlite(conn) => sqlite::check_whole(conn, path),
+            Link::Postgres(_) => Ok(()),
+        }
+    }
+
     /// Which database it is.
     pub(crate) fn dialect(&self) -> Dialect {
         match &self.0 {

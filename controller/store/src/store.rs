@@ -218,6 +218,9 @@ impl fmt::Debug for Store {
 fn prepared(database: &Database) -> Result<Connection, OpenStoreError> {
     let failed = |cause| not_opened(database, cause);
     let conn = database.writer().map_err(failed)?;
+    if let Database::File(path) = database {
+        conn.check_whole(path).map_err(failed)?;
+    }
     let found = schema::version(&conn).map_err(failed)?;
     let known = schema::known_version();
     if found > known {

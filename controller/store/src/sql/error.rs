@@ -29,6 +29,14 @@ pub enum SqlError {
     /// The disk did not take what was written to SQLite's file.
     #[error("the disk did not take what was written to it")]
     Flush(#[source] std::io::Error),
+    /// SQLite's file ends too early.
+    #[error(
+        "its file ends too early: {lost} pages are neither in it nor in its log; restore it from a backup"
+    )]
+    CutOff {
+        /// How many pages of 4 KiB are nowhere.
+        lost: u64,
+    },
     /// PostgreSQL refused, or the connection broke.
     #[error("PostgreSQL refused, or cannot be reached")]
     Postgres(#[from] tokio_postgres::Error),
@@ -54,7 +62,11 @@ impl SqlError {
             Self::NoRows | Self::Column { .. } | Self::TooLarge | Self::ParameterCount { .. } => {
                 false
             }
-            Self::Unreachable | Self::ConnectTimeout | Self::Runtime(_) | Self::Flush(_) => true,
+            Self::Unreachable
+            | Self::ConnectTimeout
+            | Self::Runtime(_)
+            | Self::Flush(_)
+            | Self::CutOff { .. } => true,
             // Without a code it is the connection.
             Self::Postgres(cause) => cause.code().is_none_or(is_about_the_server),
             Self::Sqlite(cause) => matches!(
@@ -87,7 +99,8 @@ impl SqlError {
             | Self::Postgres(_)
             | Self::Unreachable
             | Self::ConnectTimeout
-            | Self::Runtime(_) => false,
+            | Self::Runtime(_)
+            | Self::CutOff { .. } => false,
         }
     }
 }
