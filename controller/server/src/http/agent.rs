@@ -25,7 +25,7 @@ use crate::http::gate::Source;
 use crate::http::nodes::is_node_name;
 use crate::http::seeds;
 use crate::join_tokens::secret_hash;
-use crate::node_links::RESEND_AFTER;
+use crate::node_links::{RESEND_AFTER, patience};
 
 const MAX_ID_CHARS: usize = 128;
 
@@ -108,8 +108,8 @@ pub(crate) async fn sync(
     let mut work = link.watch();
     app.console.answer(node, &request.results);
     app.vms_changed(accepted.wake.into_iter().filter(|woken| *woken != node));
-    let patience = Duration::from_secs(request.wait_seconds.min(LONG_POLL_SECONDS));
-    let end = tokio::time::Instant::now() + patience;
+    let asked = Duration::from_secs(request.wait_seconds.min(LONG_POLL_SECONDS));
+    let end = tokio::time::Instant::now() + patience(node, asked);
     let is_news = !accepted.acknowledged.is_empty() || !accepted.acknowledged_receipts.is_empty();
     let due = loop {
         work.mark_unchanged();

@@ -38,6 +38,8 @@ const CHECKS: usize = 20_000;
 const REVOKED: usize = 10_000;
 /// Placement decisions at each number of rows.
 const DECISIONS: usize = 2_000;
+/// Between two questions whether all tasks are answered.
+const ASK_AGAIN: Duration = Duration::from_millis(250);
 /// Creates on their way while rows are filled up.
 const FILLERS: usize = 64;
 /// So long after the last create every agent must have its task.
@@ -227,6 +229,7 @@ async fn growth(options: &Options, store: StoreKind) -> Result<Vec<Growth>> {
     for rows in &options.rows {
         say(&format!("{}: up to {rows} VMs", store.name()));
         fill(&creators, &mut fleet, rows.saturating_sub(there)).await?;
+        until_all_answered(&admin).await?;
         let lasts = Duration::from_secs(options.seconds);
         let (creates, share) = shares(&creators, &mut fleet, lasts).await?;
         there = (*rows).max(there) + usize::try_from(creates.wanted)?;
@@ -286,6 +289,26 @@ async fn fill(creators: &Creators, fleet: &mut Fleet, count: usize) -> Result<()
         known.insert(vm_id);
     }
     Ok(())
+}
+
+/// Wait until the controller has taken in what all agents did: creates that come before that would be
+/// measured behind what is left of those that filled the rows.
+async fn until_all_answered(admin: &Caller) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let page = admin.attempt(200, Method::GET, "/metrics", None).await;
+        let page = page.map_err(anyhow::Error::msg)?;
+        let is_pending =
+            |line: &str| line.starts_with("berth_pending_tasks{") && !line.ends_with(" 0");
+        if !std::str::from_utf8(&page)?.lines().any(is_pending) {
+            return Ok(());
+        }
+        ensure!(
+            Instant::now() < deadline,
+            "agents' answers are not taken in"
+        );
+        tokio::time::sleep(ASK_AGAIN).await;
+    }
 }
 
 /// Single creates, and from sending each to its agent's knowing of it.
