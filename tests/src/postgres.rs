@@ -4,8 +4,9 @@
 //! started it, however that ends: a guard waits for the end of its standard input. PostgreSQL refuses
 //! to run as root, so root's tests give it another user.
 
+use std::fs::Permissions;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::os::unix::fs::{MetadataExt as _, chown};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -13,26 +14,34 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use crate::lab::ssh::free_port;
+
 /// Makes a cluster, says so, and takes it away when its standard input ends. Texts are compared in
 /// English order by default, so that nothing can depend on the order of bytes by accident.
 const GUARD: &str = r#"
 set -eu
 trap '' INT HUP TERM
 folder=$1
+options=$2
 initdb --pgdata "$folder/data" --username berth --auth trust --encoding UTF8 \
     --locale C.UTF-8 --locale-provider icu --icu-locale en-US >"$folder/initdb.log" 2>&1
 pg_ctl --pgdata "$folder/data" --wait --log "$folder/server.log" \
-    --options "-k $folder -h ''" start >"$folder/start.log" 2>&1
+    --options "-k $folder $options" start >"$folder/start.log" 2>&1
 echo ready
 cat >"$folder/unread"
 pg_ctl --pgdata "$folder/data" --mode immediate --wait stop >"$folder/stop.log" 2>&1
 rm -rf "$folder"
 "#;
 
+/// Of a server's socket, which nobody else has in its folder.
+const PORT: u16 = 5432;
+
 /// A server that runs.
 #[derive(Debug)]
 pub struct Postgres {
     folder: PathBuf,
+    /// Of its socket, and of loopback where it answers there.
+    port: u16,
     /// Its standard input is the server's life.
     guard: Child,
     databases: AtomicU32,
@@ -54,16 +63,39 @@ impl Postgres {
     /// # Errors
     /// If PostgreSQL is not installed or does not start.
     pub fn start() -> Result<Self> {
+        Self::start_in(new_folder()?, PORT, "-h ''")
+    }
+
+    /// Start one more server that also answers on a port of `127.0.0.1`, where it can be asked for TLS if it is
+    /// given a certificate and its key, as PEM.
+    ///
+    /// # Errors
+    /// If PostgreSQL is not installed or does not start.
+    pub fn start_on_loopback(identity: Option<[&str; 2]>) -> Result<Self> {
+        let folder = new_folder()?;
+        let mut options = String::from("-h 127.0.0.1");
+        let settings = [("ssl_cert_file", "tls.pem"), ("ssl_key_file", "tls.key")];
+        for ((setting, name), content) in settings.into_iter().zip(identity.into_iter().flatten()) {
+            let path = folder.join(name);
+            std::fs::write(&path, content)?;
+            std::fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+            if is_root()? {
+                let (user, group) = owner()?;
+                chown(&path, Some(user), Some(group))?;
+            }
+            options.push_str(&format!(" -c ssl=on -c {setting}={}", path.display()));
+        }
+        Self::start_in(folder, free_port()?, &options)
+    }
+
+    fn start_in(folder: PathBuf, port: u16, options: &str) -> Result<Self> {
         let programs = programs()?;
-        let folder = tempfile::Builder::new()
-            .prefix("berth-pg-")
-            .tempdir()?
-            .keep();
         let mut guard = unprivileged(&folder)?;
         let path = std::env::var("PATH").unwrap_or_default();
         let mut guard = guard
             .args(["sh", "-c", GUARD, "guard"])
             .arg(&folder)
+            .arg(format!("-p {port} {options}"))
             .env("PATH", format!("{}:{path}", programs.display()))
             .current_dir(&folder)
             .stdin(Stdio::piped())
@@ -75,6 +107,7 @@ impl Postgres {
         BufReader::new(out).read_line(&mut said)?;
         let server = Self {
             folder,
+            port,
             guard,
             databases: AtomicU32::new(0),
         };
@@ -99,8 +132,14 @@ impl Postgres {
     }
 
     fn url(&self, database: &str) -> String {
-        let folder = self.folder.display();
-        format!("postgres:///{database}?host={folder}&user=berth")
+        let (folder, port) = (self.folder.display(), self.port);
+        format!("postgres:///{database}?host={folder}&port={port}&user=berth")
+    }
+
+    /// What comes before a database's name in its URL, where the server answers on this host's port.
+    #[must_use]
+    pub fn loopback_url(&self, host: &str) -> String {
+        format!("postgres://berth@{host}:{}", self.port)
     }
 
     /// Stop the server at once, as a crash would, and start it again: every connection is lost.
@@ -234,9 +273,18 @@ fn programs() -> Result<PathBuf> {
     Ok(path)
 }
 
+fn new_folder() -> Result<PathBuf> {
+    let folder = tempfile::Builder::new().prefix("berth-pg-").tempdir()?;
+    Ok(folder.keep())
+}
+
+fn is_root() -> Result<bool> {
+    Ok(std::fs::metadata("/proc/self")?.uid() == 0)
+}
+
 /// A command that runs what follows as somebody other than root, to whom the folder belongs.
 fn unprivileged(folder: &Path) -> Result<Command> {
-    if std::fs::metadata("/proc/self")?.uid() != 0 {
+    if !is_root()? {
         return Ok(Command::new("env"));
     }
     let (user, group) = owner()?;

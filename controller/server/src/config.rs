@@ -88,6 +88,8 @@ fn publish_every() -> u32 {
 pub(crate) struct DatabaseConfig {
     /// `postgres://…`
     pub(crate) url: String,
+    /// PEM of the authorities that vouch for a server on another machine.
+    pub(crate) ca: Option<PathBuf>,
 }
 
 impl Config {
@@ -106,11 +108,16 @@ impl Config {
     }
     /// Where the database is: PostgreSQL if the file names one, else SQLite's file.
     pub(crate) fn database(&self, file: &Path) -> anyhow::Result<Database> {
-        match &self.database {
-            None => Ok(Database::File(file.to_owned())),
-            Some(database) => PostgresServer::parse(&database.url)
-                .map(Database::Postgres)
-                .context("[database] url"),
-        }
+        let Some(database) = &self.database else {
+            return Ok(Database::File(file.to_owned()));
+        };
+        let read = |path: &PathBuf| {
+            std::fs::read(path)
+                .with_context(|| format!("[database] ca: reading {}", path.display()))
+        };
+        let ca = database.ca.as_ref().map(read).transpose()?;
+        PostgresServer::parse(&database.url, ca.as_deref())
+            .map(Database::Postgres)
+            .context("[database]")
     }
 }

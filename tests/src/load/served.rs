@@ -100,7 +100,7 @@ impl State {
     pub fn open_database(&self) -> Result<Database> {
         Ok(match &self.url {
             None => Database::File(self.folder.path().join("berth.db")),
-            Some(url) => Database::Postgres(PostgresServer::parse(url)?),
+            Some(url) => Database::Postgres(PostgresServer::parse(url, None)?),
         })
     }
 

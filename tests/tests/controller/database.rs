@@ -4,7 +4,7 @@
 //! SQLite's file.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use berth_controller_store::{Database, PostgresServer};
 use berth_tests::postgres::{self, Postgres};
@@ -18,6 +18,8 @@ pub(crate) struct TestDatabase {
     database: Database,
     /// Where PostgreSQL's is.
     url: Option<String>,
+    /// By whose certificates its server is known.
+    ca: Option<PathBuf>,
 }
 
 /// A database that nobody changes meanwhile.
@@ -42,6 +44,7 @@ impl TestDatabase {
         Self {
             database: Database::File(folder.join("berth.db")),
             url: None,
+            ca: None,
         }
     }
 
@@ -51,8 +54,19 @@ impl TestDatabase {
 
     pub(crate) fn at(url: String) -> Self {
         Self {
-            database: Database::Postgres(PostgresServer::parse(&url).unwrap()),
+            database: Database::Postgres(PostgresServer::parse(&url, None).unwrap()),
             url: Some(url),
+            ca: None,
+        }
+    }
+
+    /// A database whose server shows certificates of this authority.
+    pub(crate) fn behind_tls(url: String, ca: PathBuf) -> Self {
+        let pem = std::fs::read(&ca).unwrap();
+        Self {
+            database: Database::Postgres(PostgresServer::parse(&url, Some(&pem)).unwrap()),
+            url: Some(url),
+            ca: Some(ca),
         }
     }
 
@@ -68,9 +82,14 @@ impl TestDatabase {
 
     /// The controller's settings that name it.
     pub(crate) fn settings(&self) -> String {
-        self.url
-            .as_ref()
-            .map_or_else(String::new, |url| format!("[database]\nurl = \"{url}\"\n"))
+        let mut settings = String::new();
+        if let Some(url) = &self.url {
+            settings = format!("[database]\nurl = \"{url}\"\n");
+        }
+        if let Some(ca) = &self.ca {
+            settings.push_str(&format!("ca = {ca:?}\n"));
+        }
+        settings
     }
 
     /// Run SQL by hand, with foreign keys as they are; the database's words if it refuses.

@@ -45,7 +45,7 @@ pub(crate) fn binary() -> PathBuf {
     program_beside_test("berth-controller").unwrap()
 }
 
-fn offline(folder: &Path, arguments: &[&str]) -> Output {
+pub(crate) fn offline(folder: &Path, arguments: &[&str]) -> Output {
     Command::new(binary())
         .arg("--config")
         .arg(folder.join("controller.toml"))

@@ -24,6 +24,8 @@ mod cosigned;
 #[cfg(test)]
 mod crashes;
 #[cfg(test)]
+mod database_tls;
+#[cfg(test)]
 mod deadlines;
 #[cfg(test)]
 mod defects;

@@ -10,13 +10,13 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use crate::harness::{Controller, binary};
 
 /// An authority, and a folder with its certificate.
-struct Authority {
+pub(crate) struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     folder: tempfile::TempDir,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
@@ -25,20 +25,26 @@ impl Authority {
         Self { issuer, folder }
     }
 
-    fn certificate(&self) -> PathBuf {
+    pub(crate) fn certificate(&self) -> PathBuf {
         self.folder.path().join("ca.pem")
     }
 
-    /// Write an identity for loopback addresses into a folder.
-    fn identity(&self, folder: &Path) {
-        let names = vec!["127.0.0.1".to_owned(), "localhost".to_owned()];
+    /// A certificate for these names and its key, as PEM.
+    pub(crate) fn issue(&self, names: &[&str]) -> [String; 2] {
+        let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
         let key = KeyPair::generate().unwrap();
         let certificate = CertificateParams::new(names)
             .unwrap()
             .signed_by(&key, &self.issuer)
             .unwrap();
-        std::fs::write(folder.join("tls.pem"), certificate.pem()).unwrap();
-        std::fs::write(folder.join("tls.key"), key.serialize_pem()).unwrap();
+        [certificate.pem(), key.serialize_pem()]
+    }
+
+    /// Write an identity for loopback addresses into a folder.
+    fn identity(&self, folder: &Path) {
+        let [certificate, key] = self.issue(&["127.0.0.1", "localhost"]);
+        std::fs::write(folder.join("tls.pem"), certificate).unwrap();
+        std::fs::write(folder.join("tls.key"), key).unwrap();
     }
 }
 

@@ -13,8 +13,9 @@ use std::task::Poll;
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
+use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::types::{FromSql, ToSql, Type};
-use tokio_postgres::{Client, NoTls, Row};
+use tokio_postgres::{Client, NoTls, Row, Socket};
 
 use super::dialect::{Says, numbered};
 use super::values::ValueRef;
@@ -59,12 +60,15 @@ impl Session {
             .build()
             .map_err(SqlError::Runtime)?;
         let client = runtime.block_on(async {
-            let connecting = server.config().connect(NoTls);
-            let (client, connection) = tokio::time::timeout(CONNECT_PATIENCE, connecting)
+            let connecting = async {
+                match server.tls() {
+                    None => connected(server, NoTls).await,
+                    Some(tls) => connected(server, tls.clone()).await,
+                }
+            };
+            let client = tokio::time::timeout(CONNECT_PATIENCE, connecting)
                 .await
                 .map_err(|_| SqlError::ConnectTimeout)??;
-            // Its end is told by every later call.
-            tokio::spawn(async move { drop(connection.await) });
             client.batch_execute(BOUNDS).await?;
             Ok::<_, SqlError>(client)
         })?;
@@ -164,6 +168,16 @@ impl Session {
             before.and(answer)
         })?)
     }
+}
+
+/// A connection that is driven to its end, which every later call tells.
+async fn connected<T>(server: &PostgresServer, tls: T) -> Result<Client, tokio_postgres::Error>
+where
+    T: MakeTlsConnect<Socket, Stream: Send + 'static>,
+{
+    let (client, connection) = server.config().connect(tls).await?;
+    tokio::spawn(async move { drop(connection.await) });
+    Ok(client)
 }
 
 impl Drop for Session {
