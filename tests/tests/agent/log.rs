@@ -60,6 +60,17 @@ fn assert_frozen(outcome: &TaskOutcome) {
     assert_eq!(*code, RefusalCode::LogFrozen, "{message}");
 }
 
+/// Order something destructive until it is obeyed. A reply that was made before the controller showed
+/// another log may be read after one that was made then, and freezes once more.
+fn assert_obeyed_again(controller: &Controller) {
+    for _ in 0..10 {
+        if !matches!(delete(controller), TaskOutcome::Refused { .. }) {
+            return;
+        }
+    }
+    panic!("it is refused still");
+}
+
 fn frozen(host: &Host, controller: &Controller) -> Daemon {
     let daemon = host.daemon();
     report(controller, has_seen(3));
@@ -118,11 +129,7 @@ fn a_ledger_that_went_back_is_not_obeyed_until_its_host_says_so() {
     drop(delete(&controller));
     let told = report(&controller, |report| report.accepted.is_some());
     assert!(told.frozen.is_none() && has_seen(2)(&told), "{told:?}");
-    let outcome = delete(&controller);
-    assert!(
-        !matches!(outcome, TaskOutcome::Refused { .. }),
-        "{outcome:?}"
-    );
+    assert_obeyed_again(&controller);
 }
 
 /// One key of the log says that another comes after it.
@@ -174,14 +181,9 @@ fn the_newer_database_restored_ends_the_freeze_by_itself() {
     let (host, controller) = joined();
     let _daemon = frozen(&host, &controller);
     controller.show(Some(log_of(7)));
-    drop(delete(&controller));
-    let told = report(&controller, has_seen(7));
-    assert!(told.frozen.is_none(), "{told:?}");
-    let outcome = delete(&controller);
-    assert!(
-        !matches!(outcome, TaskOutcome::Refused { .. }),
-        "{outcome:?}"
-    );
+    assert_obeyed_again(&controller);
+    let goes_on = |report: &LogReport| has_seen(7)(report) && report.frozen.is_none();
+    report(&controller, goes_on);
 }
 
 #[test]
@@ -192,10 +194,5 @@ fn a_controller_that_shows_no_ledger_is_not_obeyed() {
     controller.show(None);
     assert_frozen(&delete(&controller));
     controller.show(Some(log_of(3)));
-    drop(delete(&controller));
-    let outcome = delete(&controller);
-    assert!(
-        !matches!(outcome, TaskOutcome::Refused { .. }),
-        "{outcome:?}"
-    );
+    assert_obeyed_again(&controller);
 }
