@@ -154,8 +154,9 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> Agent<U, F, S> {
             Arc::clone(&self.slots),
             record,
             left,
+            look,
         );
-        tokio::spawn(actor.run(beginning, inbox, look));
+        tokio::spawn(actor.run(beginning, inbox));
     }
 
     /// Hear when [`Agent::report`] has something new.

@@ -53,6 +53,8 @@ pub(crate) struct VmActor<U, F, S> {
     ejecting: Option<TaskId>,
     /// When a launch or a graceful stop has taken too long.
     deadline: Option<Instant>,
+    /// It is time to see whether the process ended.
+    look: Arc<Notify>,
 }
 
 /// What an earlier agent left of a VM that is no file.
@@ -77,6 +79,7 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> VmActor<U, F, S> {
         slots: Arc<Slots>,
         record: VmRecord,
         left: Left,
+        look: Arc<Notify>,
     ) -> Self {
         Self {
             host,
@@ -87,6 +90,7 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> VmActor<U, F, S> {
             seed: left.seed,
             ejecting: None,
             deadline: None,
+            look,
         }
     }
 
@@ -94,7 +98,6 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> VmActor<U, F, S> {
         mut self,
         beginning: Beginning,
         mut messages: mpsc::UnboundedReceiver<Message>,
-        look: Arc<Notify>,
     ) {
         match beginning {
             Beginning::Fresh => {}
@@ -111,7 +114,7 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> VmActor<U, F, S> {
                     None => return,
                 },
                 word = hear(self.socket.as_ref()) => self.on_word(word).await,
-                () = look.notified() => self.look().await,
+                () = self.look.notified() => self.look().await,
                 () = wait_until(deadline) => self.on_deadline().await,
             }
         }
@@ -382,7 +385,7 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> VmActor<U, F, S> {
         self.look().await;
     }
 
-    /// See whether the process ended.
+    /// See whether the process ended, if all that it said was heard: its last words say more of why.
     async fn look(&mut self) {
         let expects_process = match self.record.phase {
             Phase::Creating | Phase::Starting | Phase::Running { .. } | Phase::Stopping { .. } => {
@@ -400,6 +403,12 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> VmActor<U, F, S> {
         }
         let end = match self.host.units.state(self.record.vm_id).await {
             Ok(UnitState::Running { .. } | UnitState::Ending) => return,
+            Ok(UnitState::Absent | UnitState::Ended(_)) if self.has_unheard_words() => {
+                self.look.notify_one();
+                // Else this could go on before the socket was seen to be readable.
+                tokio::task::yield_now().await;
+                return;
+            }
             Ok(UnitState::Absent) => End::Stopped,
             Ok(UnitState::Ended(end)) => end.status.meaning(&end.result),
             Err(error) => {
@@ -413,6 +422,11 @@ impl<U: VmmUnits, F: VmFiles, S: DescriptorStore> VmActor<U, F, S> {
             Event::Ended(end)
         };
         self.step(event).await;
+    }
+
+    /// Nobody adds to them once the process has ended.
+    fn has_unheard_words(&self) -> bool {
+        self.socket.as_ref().is_some_and(VmmSocket::is_readable)
     }
 
     /// Whether processes end because the host does.

@@ -139,6 +139,17 @@ impl VmmSocket {
             .map_err(TalkError::Decode)
     }
 
+    /// Whether [`VmmSocket::receive`] would return at once.
+    #[must_use]
+    pub fn is_readable(&self) -> bool {
+        let mut nothing = [0_u8; 0];
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        !matches!(
+            recv(&self.socket, &mut nothing[..], flags),
+            Err(Errno::AGAIN)
+        )
+    }
+
     /// Ask the VMM for something. Does not wait: a VMM that does not read is an error.
     pub fn send(&self, request: &Request) -> Result<(), TalkError> {
         let message = serde_json::to_vec(request).map_err(TalkError::Encode)?;

@@ -458,14 +458,14 @@ fn a_long_poll_is_answered_when_a_guest_is_set_up() {
     agent.settle().unwrap();
     let guest = controller.with_token(&token(&agent));
     let polling = std::thread::spawn(move || {
-        agent.sync(20).unwrap();
+        agent.sync(25).unwrap();
         agent
     });
     std::thread::sleep(Duration::from_millis(300));
     let begun = Instant::now();
     guest.post(REPORT, &json!({})).expect(204);
     let agent = polling.join().unwrap();
-    assert!(begun.elapsed() < Duration::from_secs(10));
+    assert!(begun.elapsed() < Duration::from_secs(20));
     assert_eq!(agent.ejections.len(), 1);
 }
 

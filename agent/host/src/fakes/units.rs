@@ -23,7 +23,7 @@ pub enum GuestBehaviour {
     Obedient,
     /// Runs, and never powers off.
     Deaf,
-    /// Its VMM refuses the machine.
+    /// Its VMM refuses the machine, and has ended before anybody listens to it.
     Refused,
     /// Powers off at once.
     PowersOff,
@@ -376,7 +376,12 @@ impl VmmUnits for FakeUnits {
                 },
             );
             let shared = Arc::clone(&self.shared);
-            std::thread::spawn(move || play_vmm(&shared, vm_id, launch, &stdin));
+            drop(units);
+            let refuses = *lock(&shared.behaviour) == GuestBehaviour::Refused;
+            let vmm = std::thread::spawn(move || play_vmm(&shared, vm_id, launch, &stdin));
+            if refuses {
+                drop(vmm.join());
+            }
             Ok(())
         })
     }

@@ -21,7 +21,7 @@ use berth_ledger::receipt::{check_chain, verify};
 use super::world::{TestAgent, World, spec};
 
 /// Longest wait for anything; far more than it takes.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(super) const DRIVE: PciAddress = address(1);
 pub(super) const GPU: PciAddress = address(2);

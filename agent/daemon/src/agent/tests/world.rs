@@ -30,7 +30,7 @@ use crate::log_memory::LogMemory;
 use crate::slots::{ReadApprovals, SlotHost};
 
 /// Longest wait for anything; far more than it takes.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(super) type TestAgent = Agent<FakeUnits, FaultyVmFiles, FakeDescriptorStore>;
 
