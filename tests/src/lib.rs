@@ -13,6 +13,7 @@ pub mod ledger_speed;
 pub mod load;
 pub mod postgres;
 pub mod postgres_proxy;
+pub mod processor_time;
 pub mod progress;
 pub mod published_log;
 pub mod simulated_agent;

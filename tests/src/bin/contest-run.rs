@@ -2,7 +2,8 @@
 //!
 //! The command's output is copied to a file. When the second word has come, or the time is over, the
 //! command is ended. One JSON line on standard output has the times, in seconds since just before
-//! the command was started, and what the command's process used.
+//! the command was started, what the command's process used, and what its threads and KVM did from
+//! the first word to the first mark and from each mark to the next one.
 #![forbid(unsafe_code)]
 
 use std::fs::File;
@@ -15,17 +16,20 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use berth_tests::processor_time::{self, Moment, Stretch};
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-const USAGE: &str =
-    "usage: contest-run --first WORD --last WORD --log FILE --timeout SECONDS -- COMMAND...";
+const USAGE: &str = "usage: contest-run --first WORD --last WORD [--mark WORDS] --log FILE \
+     --timeout SECONDS -- COMMAND...\n\
+     A mark is a line that has WORDS in it; its name is the word that follows them.";
 /// How long an ended command may take before it is killed.
 const GRACE: Duration = Duration::from_secs(5);
 
 struct Arguments {
     words: [String; 2],
+    mark: Option<String>,
     log: PathBuf,
     limit: Duration,
     command: Vec<String>,
@@ -33,7 +37,8 @@ struct Arguments {
 
 fn parse(words: impl Iterator<Item = String>) -> Result<Arguments> {
     let mut words = words;
-    let (mut first, mut last, mut log, mut limit) = (None, None, None, None);
+    let (mut first, mut last, mut mark) = (None, None, None);
+    let (mut log, mut limit) = (None, None);
     while let Some(word) = words.next() {
         if word == "--" {
             break;
@@ -42,6 +47,7 @@ fn parse(words: impl Iterator<Item = String>) -> Result<Arguments> {
         match word.as_str() {
             "--first" => first = value,
             "--last" => last = value,
+            "--mark" => mark = value,
             "--log" => log = value,
             "--timeout" => limit = value,
             _ => bail!("unknown option `{word}`"),
@@ -54,6 +60,7 @@ fn parse(words: impl Iterator<Item = String>) -> Result<Arguments> {
             first.context("--first is missing")?,
             last.context("--last is missing")?,
         ],
+        mark,
         log: log.context("--log is missing")?.into(),
         limit: Duration::from_secs(limit.context("--timeout is missing")?.parse()?),
         command,
@@ -63,32 +70,66 @@ fn parse(words: impl Iterator<Item = String>) -> Result<Arguments> {
 /// What was seen, in this order.
 enum Seen {
     Word(usize, Instant),
+    Mark(String),
     End,
 }
 
-/// Copies the output and tells of each word once, the first one first.
-fn copy(mut output: std::io::PipeReader, mut log: File, words: &[String; 2], seen: &Sender<Seen>) {
-    let mut text = Vec::new();
-    let mut next = 0;
+/// Looks for the words and marks in what comes out, and tells of each: of a word once, the first one
+/// first.
+struct Looker<'a> {
+    words: &'a [String; 2],
+    mark: Option<&'a str>,
+    seen: &'a Sender<Seen>,
+    /// Which word is looked for.
+    next: usize,
+    /// What may be the beginning of that word.
+    text: Vec<u8>,
+    /// The line that has not ended yet.
+    line: Vec<u8>,
+}
+
+impl Looker<'_> {
+    fn take(&mut self, bytes: &[u8], now: Instant) {
+        self.text.extend_from_slice(bytes);
+        while let Some(word) = self.words.get(self.next) {
+            let Some(place) = find(&self.text, word.as_bytes()) else {
+                break;
+            };
+            self.text.drain(..place + word.len());
+            self.tell(Seen::Word(self.next, now));
+            self.next += 1;
+        }
+        let longest = self.words.iter().map(String::len).max().unwrap_or(0);
+        self.text.drain(..self.text.len().saturating_sub(longest));
+        let Some(mark) = self.mark else { return };
+        self.line.extend_from_slice(bytes);
+        while let Some(end) = self.line.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = self.line.drain(..=end).collect();
+            let line = String::from_utf8_lossy(&line);
+            let after = line.split_once(mark).map(|(_, after)| after);
+            if let Some(name) = after.and_then(|after| after.split_whitespace().next()) {
+                self.tell(Seen::Mark(name.to_owned()));
+            }
+        }
+    }
+
+    fn tell(&self, what: Seen) {
+        // Nobody listens once the last word has come.
+        let _heard = self.seen.send(what);
+    }
+}
+
+/// Copies the output and tells what is in it.
+fn copy(mut output: std::io::PipeReader, mut log: File, mut looker: Looker<'_>) {
     let mut buffer = [0; 4096];
     while let Ok(count @ 1..) = output.read(&mut buffer) {
         let now = Instant::now();
         let bytes = &buffer[..count];
         // The log is for people; the measurement goes on without it.
         let _logged = log.write_all(bytes);
-        text.extend_from_slice(bytes);
-        while let Some(word) = words.get(next) {
-            let Some(place) = find(&text, word.as_bytes()) else {
-                break;
-            };
-            text.drain(..place + word.len());
-            let _heard = seen.send(Seen::Word(next, now));
-            next += 1;
-        }
-        let longest = words.iter().map(String::len).max().unwrap_or(0);
-        text.drain(..text.len().saturating_sub(longest));
+        looker.take(bytes, now);
     }
-    let _heard = seen.send(Seen::End);
+    looker.tell(Seen::End);
 }
 
 fn find(text: &[u8], word: &[u8]) -> Option<usize> {
@@ -99,8 +140,18 @@ fn run(arguments: &Arguments) -> Result<serde_json::Value> {
     let log = File::create(&arguments.log).context("creating the log")?;
     let (reader, writer) = std::io::pipe().context("making a pipe")?;
     let (sender, seen) = channel();
-    let words = arguments.words.clone();
-    let copying = std::thread::spawn(move || copy(reader, log, &words, &sender));
+    let (words, mark) = (arguments.words.clone(), arguments.mark.clone());
+    let copying = std::thread::spawn(move || {
+        let looker = Looker {
+            words: &words,
+            mark: mark.as_deref(),
+            seen: &sender,
+            next: 0,
+            text: Vec::new(),
+            line: Vec::new(),
+        };
+        copy(reader, log, looker);
+    });
     let mut command = Command::new(&arguments.command[0]);
     command
         .args(&arguments.command[1..])
@@ -113,39 +164,58 @@ fn run(arguments: &Arguments) -> Result<serde_json::Value> {
     let begun = Instant::now();
     let mut child = command.spawn().context("starting the command")?;
     drop(command);
-    let mut cpu = None;
-    let times = wait(&seen, begun, arguments.limit, || cpu = group.cpu_seconds());
+    let heard = hear(&seen, begun, arguments.limit, &group);
     end(&mut child)?;
     drop(copying.join());
-    let [first, last] = times;
+    let heard = heard?;
+    let [first, last] = heard.times;
+    let stretches = heard
+        .stretches
+        .iter()
+        .map(|(mark, stretch)| serde_json::json!({ "mark": mark, "stretch": stretch }));
     Ok(serde_json::json!({
         "first_s": first.map(|time| time.as_secs_f64()),
         "last_s": last.map(|time| time.as_secs_f64()),
-        "cpu_first_s": cpu,
+        "cpu_first_s": heard.cpu_first.map(|time| time.as_secs_f64()),
+        "stretches": stretches.collect::<Vec<_>>(),
     }))
 }
 
-/// Waits for both words; `None` for what did not come.
-fn wait(
-    seen: &Receiver<Seen>,
-    begun: Instant,
-    limit: Duration,
-    mut on_first: impl FnMut(),
-) -> [Option<Duration>; 2] {
-    let mut times = [None; 2];
-    while times[1].is_none() {
+/// What came out of the command until its end, or its last word.
+#[derive(Default)]
+struct Heard {
+    /// When the words came; `None` for what did not come.
+    times: [Option<Duration>; 2],
+    /// Processor time when the first word came.
+    cpu_first: Option<Duration>,
+    /// What was done up to each mark.
+    stretches: Vec<(String, Stretch)>,
+}
+
+/// Waits for both words.
+fn hear(seen: &Receiver<Seen>, begun: Instant, limit: Duration, group: &Group) -> Result<Heard> {
+    let mut heard = Heard::default();
+    let mut before = None;
+    while heard.times[1].is_none() {
         let left = limit.saturating_sub(begun.elapsed());
         match seen.recv_timeout(left) {
             Ok(Seen::Word(number, at)) => {
-                times[number] = Some(at.duration_since(begun));
+                heard.times[number] = Some(at.duration_since(begun));
                 if number == 0 {
-                    on_first();
+                    heard.cpu_first = Some(processor_time::group_cpu(&group.0)?);
+                    before = Some(Moment::of(&group.0)?);
+                }
+            }
+            Ok(Seen::Mark(name)) => {
+                let now = Moment::of(&group.0)?;
+                if let Some(before) = before.replace(now.clone()) {
+                    heard.stretches.push((name, now.since(&before)));
                 }
             }
             Ok(Seen::End) | Err(_) => break,
         }
     }
-    times
+    Ok(heard)
 }
 
 /// A control group of this process and all that it starts.
@@ -158,15 +228,6 @@ impl Group {
         std::fs::create_dir(&path).context("making a control group")?;
         std::fs::write(path.join("cgroup.procs"), "0").context("entering the control group")?;
         Ok(Self(path))
-    }
-
-    /// The processor time that was used in the group, by the kernel on its behalf included.
-    fn cpu_seconds(&self) -> Option<f64> {
-        let text = std::fs::read_to_string(self.0.join("cpu.stat")).ok()?;
-        let line = text
-            .lines()
-            .find_map(|line| line.strip_prefix("usage_usec "))?;
-        Some(Duration::from_micros(line.parse().ok()?).as_secs_f64())
     }
 }
 

@@ -1,9 +1,10 @@
 //! VMMs side by side on one lab node: boot, disk, network, and an NVMe drive passed through.
 //!
 //! Owns the order of the measurements: nodes alike, the same kernel, initial RAM disk, root disk and
-//! script for all, contenders in turn. Peers are programs that the caller has.
+//! script for all, contenders in turn, and who begins goes round. Peers are programs that the caller has.
 
 mod contender;
+mod profile;
 mod report;
 mod work;
 
@@ -63,8 +64,8 @@ pub fn run(context: &Context, options: &Options) -> Result<ContestReport> {
         .extend(peers.map(|peer| Contender::from(peer.kind)));
     let asked = |work: &Work| options.work.contains(work);
     for work in Work::ALL.into_iter().filter(asked) {
-        for _ in 0..options.rounds {
-            contest.round(work)?;
+        for number in 0..options.rounds {
+            contest.round(work, number)?;
         }
     }
     ContestReport::new(&contest.contenders, &contest.figures, options.rounds)
@@ -81,9 +82,13 @@ struct Contest<'c> {
 impl Contest<'_> {
     /// Has everybody do `work` once. A round whose node or guest fell is done again: the emulated
     /// processor loses one now and then, whoever runs on it. How often is in the report.
-    fn round(&mut self, work: Work) -> Result<()> {
+    ///
+    /// Who is first begins on a node whose code has not been translated yet, so each is it in turn.
+    fn round(&mut self, work: Work, number: usize) -> Result<()> {
         let able = self.contenders.iter().filter(|who| who.can_do(work));
-        let able: Vec<Contender> = able.copied().collect();
+        let mut able: Vec<Contender> = able.copied().collect();
+        let first = number % able.len().max(1);
+        able.rotate_left(first);
         for _ in 0..MAX_REPEATS {
             match self.try_round(work, &able) {
                 Ok(round) => {

@@ -7,18 +7,19 @@ use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
 use super::contender::Contender;
+use super::profile::Profiles;
 use super::work::Figures;
 use crate::startup::{Spread, describe_host};
 
 /// What the figures mean, for whoever reads them later.
 const DEFINITION: &str = "\
-All in one sitting on one emulated host (QEMU with SVM and an IOMMU), contenders in turn, medians. Each boot has a host of its own that
-has just started, each round of the others has one.
+All in one sitting on one emulated host (QEMU with SVM and an IOMMU), medians. Contenders in turn, and who begins
+goes round. Each boot has a host of its own that has just started, each round of the others has one.
 Boot: from starting the VMM to the first act of init in the initial RAM disk of an unmodified Debian
 cloud kernel, 1 vCPU, 256 MiB (launcher and kernel loading included), the
 processor time of the control group, launcher and guest included, up to then, and the time to the first
 line of a script that systemd runs. Block: fio in the guest, 4 KiB random,
-libaio, depth 32, O_DIRECT, a raw disk behind the host's page cache with flushes honoured. Network:
+libaio, depth 32, O_DIRECT, a raw disk, all of it written before, behind the host's page cache with flushes honoured. Network:
 iperf3 between guest and host over one tap, TCP in Mbit/s and 64-byte UDP in packets per second. NVMe:
 the same fio on a drive that is passed through, beside the host's own on the same drive.";
 
@@ -85,6 +86,7 @@ pub struct ContestReport {
     rows: Vec<Row>,
     /// In whose runs a guest or its host fell, and how many rounds were done again for it.
     falls: Vec<(Contender, usize)>,
+    profiles: Profiles,
 }
 
 impl ContestReport {
@@ -113,6 +115,7 @@ impl ContestReport {
                 .map(|&contender| (contender, figures.falls(contender)))
                 .filter(|(_, count)| *count > 0)
                 .collect(),
+            profiles: figures.profiles().clone(),
         })
     }
 
@@ -145,6 +148,7 @@ impl ContestReport {
             "done_again": self.falls.iter().map(|(who, count)| {
                 json!({ "name": who.name(), "rounds": count })
             }).collect::<Vec<_>>(),
+            "profiles": self.profiles.to_json(),
             "broken_promises": self.broken_promises(),
         })
     }
@@ -230,7 +234,7 @@ impl fmt::Display for ContestReport {
                 "\nDone again, as the guest or its emulated host fell: {who}, {count} rounds."
             )?;
         }
-        Ok(())
+        write!(f, "\n{}", self.profiles)
     }
 }
 

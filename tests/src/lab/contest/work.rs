@@ -5,15 +5,19 @@ use std::fmt;
 use std::str::FromStr;
 
 use anyhow::{Context as _, Result, ensure};
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::contender::{Contender, Guest};
+use super::profile::Profiles;
 use crate::lab::host::Host as _;
 use crate::lab::node::Node;
+use crate::processor_time::Stretch;
 
 /// Makes the interface and finds the drive that is passed through: the one that is not the root.
 pub(super) const PREPARE_NODE: &str = "
 modprobe tun; modprobe vhost_net; modprobe vfio-pci
+mountpoint -q /sys/kernel/debug || mount -t debugfs debugfs /sys/kernel/debug
 ip tuntap add dev tap0 mode tap vnet_hdr
 ip addr add 10.9.0.1/24 dev tap0
 ip link set tap0 up
@@ -34,6 +38,9 @@ const TO_HOST: &str = "cd /sys/bus/pci/devices/$(cat /run/contest-drive) && \
     { [ ! -e driver ] || echo $(cat /run/contest-drive) >driver/unbind; } && \
     echo >driver_override && echo $(cat /run/contest-drive) >/sys/bus/pci/drivers_probe && \
     udevadm settle --timeout=30 && test -b /dev/$(cat /run/contest-disk)";
+
+/// What a guest says before the name and the value of a figure.
+const MARK: &str = "BERTH-OUT fio ";
 
 /// One random-access measurement by fio, as `fio NAME IOPS`.
 fn fio(name: &str, device: &str, mode: &str) -> String {
@@ -148,11 +155,13 @@ impl Work {
             .write(&mut script.as_bytes(), "/root/contest/script", "0644")?;
         let command = contender.command(self.guest());
         let (first_word, last_word) = self.words();
+        // Files of their own for each: a block that an earlier guest has written is there already.
         let line = node.check(&format!(
-            "cd /root/contest && truncate -s %512 script && truncate -s 256M data.raw && \
+            "cd /root/contest && truncate -s %512 script && rm -f data.raw root.raw && \
+             head -c 256M /dev/zero >data.raw && \
              cp --sparse=always /srv/guest/disk.raw root.raw && sync && \
              cat /srv/guest/vmlinux /srv/guest/initrd >/dev/null && \
-             contest-run --first '{first_word}' --last '{last_word}' --log log \
+             contest-run --first '{first_word}' --last '{last_word}' --mark '{MARK}' --log log \
              --timeout 300 -- {command}"
         ))?;
         let log = node.check("cat /root/contest/log")?;
@@ -171,6 +180,8 @@ impl Work {
             measured.add("boot_cpu_s", number("cpu_first_s").context("no CPU time")?);
         }
         measured.add_script_output(&log)?;
+        measured.stretches =
+            Vec::deserialize(&times["stretches"]).context("reading the profile")?;
         Ok(measured)
     }
 }
@@ -203,13 +214,23 @@ iperf3 --client 10.9.0.1 --omit 1 --time 5 --json --udp --length 64 --bitrate 0 
 echo "fio guest_to_host_small_packets $(awk '/"packets":/ { value = $2 } END { print value / 5 }' /run/iperf)"
 "#;
 
-/// Figures of one run by name.
+/// Figures of one run by name, and what was done for them.
 #[derive(Clone, PartialEq, Debug, Default)]
-pub(super) struct Measured(BTreeMap<String, f64>);
+pub(super) struct Measured {
+    values: BTreeMap<String, f64>,
+    stretches: Vec<MarkedStretch>,
+}
+
+/// What a VMM did up to a mark: the figure of this name.
+#[derive(Clone, PartialEq, Debug, Deserialize)]
+struct MarkedStretch {
+    mark: String,
+    stretch: Stretch,
+}
 
 impl Measured {
     fn add(&mut self, name: &str, value: f64) {
-        self.0.insert(name.to_owned(), value);
+        self.values.insert(name.to_owned(), value);
     }
 
     /// Takes the lines `fio NAME VALUE`.
@@ -236,7 +257,7 @@ impl Measured {
 
 impl fmt::Display for Measured {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (position, (name, value)) in self.0.iter().enumerate() {
+        for (position, (name, value)) in self.values.iter().enumerate() {
             let separator = if position == 0 { "" } else { ", " };
             write!(f, "{separator}{name} {value:.2}")?;
         }
@@ -249,14 +270,22 @@ impl fmt::Display for Measured {
 pub(super) struct Figures {
     values: BTreeMap<String, BTreeMap<Contender, Vec<f64>>>,
     falls: BTreeMap<Contender, usize>,
+    profiles: Profiles,
 }
 
 impl Figures {
     pub(super) fn add(&mut self, contender: Contender, measured: &Measured) {
-        for (name, &value) in &measured.0 {
+        for (name, &value) in &measured.values {
             let of_name = self.values.entry(name.clone()).or_default();
             of_name.entry(contender).or_default().push(value);
         }
+        for MarkedStretch { mark, stretch } in &measured.stretches {
+            self.profiles.add(mark, contender, stretch.clone());
+        }
+    }
+
+    pub(super) fn profiles(&self) -> &Profiles {
+        &self.profiles
     }
 
     pub(super) fn count_fall(&mut self, contender: Contender) {
