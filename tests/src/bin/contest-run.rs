@@ -90,6 +90,8 @@ struct Looker<'a> {
 
 impl Looker<'_> {
     fn take(&mut self, bytes: &[u8], now: Instant) {
+        // Before the words: the last figure and the last word often come together.
+        self.look_for_marks(bytes);
         self.text.extend_from_slice(bytes);
         while let Some(word) = self.words.get(self.next) {
             let Some(place) = find(&self.text, word.as_bytes()) else {
@@ -101,6 +103,9 @@ impl Looker<'_> {
         }
         let longest = self.words.iter().map(String::len).max().unwrap_or(0);
         self.text.drain(..self.text.len().saturating_sub(longest));
+    }
+
+    fn look_for_marks(&mut self, bytes: &[u8]) {
         let Some(mark) = self.mark else { return };
         self.line.extend_from_slice(bytes);
         while let Some(end) = self.line.iter().position(|byte| *byte == b'\n') {
@@ -265,4 +270,44 @@ fn main() -> ExitCode {
     // Nobody is left to tell if standard output is gone.
     let _told = writeln!(std::io::stdout(), "{text}");
     code
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_and_marks_are_seen_wherever_the_output_is_cut() {
+        let words = ["began".to_owned(), "END 0".to_owned()];
+        let output = b"[1] OUT began\r\n[2] OUT fio a_iops 7\r\n[3] fio b 8\nOUT fio c 9\nEND 0\n";
+        for cut in 0..output.len() {
+            let (sender, seen) = channel();
+            let mut looker = Looker {
+                words: &words,
+                mark: Some("OUT fio "),
+                seen: &sender,
+                next: 0,
+                text: Vec::new(),
+                line: Vec::new(),
+            };
+            let now = Instant::now();
+            looker.take(&output[..cut], now);
+            looker.take(&output[cut..], now);
+            drop(sender);
+            let seen: Vec<String> = seen
+                .iter()
+                .map(|what| match what {
+                    Seen::Word(number, _) => format!("word {number}"),
+                    Seen::Mark(name) => format!("mark {name}"),
+                    Seen::End => "end".to_owned(),
+                })
+                .collect();
+            assert_eq!(seen.len(), 4, "cut at {cut}: {seen:?}");
+            // Nobody listens after the last word.
+            assert_eq!(seen[3], "word 1", "cut at {cut}");
+            for what in ["word 0", "mark a_iops", "mark c", "word 1"] {
+                assert!(seen.contains(&what.to_owned()), "cut at {cut}: {seen:?}");
+            }
+        }
+    }
 }
