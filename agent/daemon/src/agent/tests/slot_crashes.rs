@@ -196,7 +196,11 @@ fn an_approval_is_stated_wherever_the_first_agent_died() {
                     _ = stands(agent, world.slot, SlotState::Free) => {}
                 }
             });
-            settled(&world);
+            world.world.with_agent(&Fuse::whole(), async |agent| {
+                stands(agent, world.slot, SlotState::Free).await;
+                // The record that says so holds the receipt; its file may have been left to this agent.
+                until(|| world.has_receipt_file(world.slot)).await;
+            });
             assert_eq!(world.told(world.slot), ["approval"]);
             !fuse.is_burnt()
         });

@@ -165,6 +165,17 @@ impl SlotWorld {
         receipts
     }
 
+    /// Whether a slot has the file of a receipt, whole.
+    pub(super) fn has_receipt_file(&self, slot_id: SlotId) -> bool {
+        let folder = self.world.path("slots").join(slot_id.bare());
+        std::fs::read_dir(folder.join("receipts")).is_ok_and(|files| {
+            files.flatten().any(|file| {
+                let path = file.path();
+                path.extension().is_some_and(|ending| ending == "json")
+            })
+        })
+    }
+
     /// The kinds of a slot's receipts, oldest first.
     #[track_caller]
     pub(super) fn told(&self, slot_id: SlotId) -> Vec<&'static str> {
